@@ -1,0 +1,1 @@
+"""What every family builds on: solutions, the loop, implicit derivatives, Krylov methods."""

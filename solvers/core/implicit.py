@@ -1,0 +1,67 @@
+"""Exact derivatives of solved points, without differentiating the iteration."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+from jax import lax
+
+
+def attach(residual: Callable[[Any, Any], Any], point: Any, data: Any, *, solve: Callable[[Callable, Any], Any]) -> Any:
+    """Return ``point`` with the derivative of the root of ``residual(point, data) = 0`` with respect to `data`.
+
+    ``d point = -(d residual / d point)^-1 (d residual / d data) d data``, forward and reverse, to any order.
+
+    Parameters
+    ----------
+    residual : callable
+        ``residual(point, data)``, a pytree like `point`; differentiable. It may close over nothing that is
+        differentiated: all such data goes through `data`.
+    point : PyTree of arrays
+        The solved point; its own derivative is ignored.
+    data : PyTree of arrays
+        What the solution depends on.
+    solve : callable
+        ``solve(jacobian, b)`` returns x with ``jacobian(x) = b`` for a linear function on pytrees like `point`. To be
+        differentiable again it must be dense linear algebra or ``lax.custom_linear_solve``; see `linear_solve`.
+
+    Notes
+    -----
+    The point is taken as exact: with a residual of size e left in it, derivatives carry an error of order e times
+    the condition of the Jacobian.
+    """
+    point = lax.stop_gradient(point)
+    return lax.custom_root(lambda x: residual(x, data), point, lambda _, x0: x0, solve)
+
+
+def linear_solve(
+    matvec: Callable[[Any], Any], b: Any, solver: Callable[[Callable, Any], Any], *, symmetric: bool = True
+) -> Any:
+    """Solve ``matvec(x) = b`` by ``solver(matvec, b)`` with exact derivatives of every order.
+
+    ``solver`` may iterate: it is never differentiated. An unsymmetric ``matvec`` is transposed automatically and the
+    same ``solver`` serves the transposed system.
+    """
+    return lax.custom_linear_solve(
+        matvec, b, solver, transpose_solve=None if symmetric else solver, symmetric=symmetric
+    )
+
+
+def envelope(objective: Callable[[Any, Any], Any], optimum: Any, data: Any) -> Any:
+    """Return ``objective(optimum, data)`` differentiated as at an optimum: its partial derivative in `data` alone.
+
+    By the envelope theorem that is the total derivative when the objective is stationary at `optimum` (on the
+    feasible set), so first derivatives need no linear solve. Second derivatives pass through `optimum`; attach it.
+    """
+
+    @jax.custom_jvp
+    def at_optimum(optimum, data):
+        return objective(optimum, data)
+
+    @at_optimum.defjvp
+    def _(primals, tangents):
+        optimum, data = primals
+        _, tangent = jax.jvp(lambda d: objective(optimum, d), (data,), (tangents[1],))
+        return at_optimum(optimum, data), tangent
+
+    return at_optimum(optimum, data)
