@@ -186,21 +186,37 @@ class ColourTransfer(eqx.Module):
         plan = np.asarray(plan, np.float64)
         return plan @ self.target_palette / np.maximum(plan.sum(1), np.finfo(float).tiny)[:, None]
 
-    def recolour(self, plan: Matrix, *, neighbours: int = 12) -> np.ndarray:
+    def recolour(self, plan: Matrix, *, neighbours: int = 12, radius: int = 10) -> np.ndarray:
         """Return the source photograph with its colours moved by ``plan``, sRGB in [0, 1] (needs SciPy).
 
-        Each pixel moves by the weighted mean shift of the palette colours nearest to its own, so that smooth
-        gradients stay smooth and details finer than the palette survive.
+        Each pixel moves by the weighted mean shift of the palette colours nearest to its own. The field of shifts is
+        then smoothed over ``radius`` pixels, except across edges of the source's lightness, so that clear skies stay
+        clear and details finer than the palette survive; 0 leaves it as it is.
         """
-        from scipy.spatial import cKDTree
+        from scipy.spatial import KDTree
 
-        pixels = to_lab(self.source).reshape(-1, 3)
-        shift = self.moved(plan) - self.source_palette
-        distance, near = cKDTree(self.source_palette).query(pixels, k=neighbours, workers=-1)
+        lab = to_lab(self.source)
+        pixels = lab.reshape(-1, 3)
+        palette_shift = self.moved(plan) - self.source_palette
+        distance, near = KDTree(self.source_palette).query(pixels, k=neighbours, workers=-1)
         weight = np.exp(-((distance / (distance[:, neighbours // 2, None] + 1.0)) ** 2))
         weight /= weight.sum(1, keepdims=True)
-        moved = pixels + np.einsum("pk,pkc->pc", weight, shift[near])
-        return from_lab(moved).reshape(self.source.shape)
+        shift = np.einsum("pk,pkc->pc", weight, palette_shift[near]).reshape(lab.shape)
+        if radius:
+            shift = _smooth_within_edges(shift, lab[..., :1], radius)
+        return from_lab(lab + shift)
+
+
+def _smooth_within_edges(field: np.ndarray, guide: np.ndarray, radius: int, contrast: float = 1.0) -> np.ndarray:
+    """Smooth an image's field by the guided filter: an affine function of the guide in every window, averaged."""
+    from scipy.ndimage import uniform_filter
+
+    def mean(x):
+        return uniform_filter(x, size=2 * radius + 1, mode="nearest", axes=(0, 1))
+
+    guide_mean, field_mean = mean(guide), mean(field)
+    slope = (mean(guide * field) - guide_mean * field_mean) / (mean(guide**2) - guide_mean**2 + contrast**2)
+    return mean(slope) * guide + mean(field_mean - slope * guide_mean)
 
 
 def colour_transfer(colours: int = 2048, *, relative: float = 1e-3, reverse: bool = False) -> ColourTransfer:
