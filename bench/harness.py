@@ -127,7 +127,7 @@ class Compiled:
 def compiled(function: Callable[..., Any], *args: Any) -> Compiled:
     """Trace and compile ``function`` for ``args``, timed apart; large arrays must be arguments, not closed over."""
     start = time.perf_counter()
-    lowered = jax.jit(function).lower(*args)
+    lowered = jax.jit(lambda *operands: function(*operands)).lower(*args)  # a new function: nothing comes from a cache
     middle = time.perf_counter()
     executable = lowered.compile()
     end = time.perf_counter()
