@@ -84,7 +84,8 @@ def large(record: Record, problem, shape, *, dtype: str, repeat: int, with_ott: 
                     "instance": problem.name, "solver": name, "dtype": dtype, "tol": tol, "ms": timing.seconds * 1e3,
                     "fastest ms": min(timing.runs) * 1e3,
                     "target": f"<= {TARGET_MS[shape]:.0f} ms" if shape in TARGET_MS and tol == 1e-9 else None,
-                    "error": float(_marginal_error(f, g, *data)), "steps": int(steps), "says converged": bool(converged),
+                    "error": float(_marginal_error(f, g, *data)), "steps": int(steps),
+                    "says converged": bool(converged),
                     "compile s": program.first_call_seconds,
                     "temporary / cost": program.temporary_bytes / data[0].nbytes, "runs": len(timing.runs),
                 })  # fmt: skip
