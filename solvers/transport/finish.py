@@ -17,24 +17,21 @@ DIRECT = 1024
 """Up to this many rows the derivative's linear system is factored, above it solved by conjugate gradients."""
 
 
-def finish(problem: Problem, run: Run, potentials, tol, linear_steps, data) -> TransportSolution:
-    """Attach derivatives to reduced potentials of the (possibly transposed) problem and fix their constant.
+def finish(problem: Problem, run: Run, tol, linear_steps, data) -> TransportSolution:
+    """Attach derivatives to the potentials of the reduced, possibly transposed problem and fix their constant.
 
     Parameters
     ----------
     problem : Problem
         What was solved.
     run : Run
-        How the loop ended.
-    potentials : pair of arrays
-        Potentials of the reduced, unit-mass problem, at the target epsilon.
+        How the loop ended; its value holds potentials of the reduced, unit-mass problem at the target epsilon.
     tol, linear_steps : scalar
         To be reported.
     data : tuple of arrays
         Cost, a, b and epsilon as the user gave them: what derivatives are taken with respect to.
     """
-    if problem.transposed:
-        potentials = potentials[::-1]
+    potentials = run.value[::-1] if problem.transposed else run.value
     cost, a, b, epsilon = data
     shift, mass = lax.stop_gradient((problem.shift, problem.mass))
     f, g = attach_potentials(potentials, (cost, a / jnp.sum(a), b / jnp.sum(b), epsilon), shift)
@@ -90,7 +87,7 @@ def _schur_solver(plan, rows, columns):
         return lambda matvec, rhs: flipped(lambda x: matvec(x[::-1])[::-1], rhs[::-1])[::-1]
     r, c = jnp.sum(plan, 1), jnp.sum(plan, 0)
     inverse_c = jnp.where(columns, 1 / jnp.where(columns, c, 1), 0)
-    half = plan * jnp.sqrt(inverse_c)
+    half = plan * jnp.sqrt(inverse_c)[None, :]
     schur = (_factored if plan.shape[0] <= DIRECT else _iterated)(half, r, rows)
 
     def once(rho, sigma):
@@ -102,13 +99,16 @@ def _schur_solver(plan, rows, columns):
         return jnp.where(rows, x - gauge, 0), jnp.where(columns, y + gauge, 0)
 
     def solver(matvec, rhs):
-        rho, sigma = jnp.where(rows, rhs[0], 0), jnp.where(columns, rhs[1], 0)
-        x = once(rho, sigma)
-        for _ in range(2):
-            ax = matvec(x)
-            dx = once(jnp.where(rows, rho - ax[0], 0), jnp.where(columns, sigma - ax[1], 0))
-            x = (x[0] + dx[0], x[1] + dx[1])
-        return x
+        rhs = jnp.where(rows, rhs[0], 0), jnp.where(columns, rhs[1], 0)
+
+        def refine(_, x):
+            rho, sigma = (
+                jnp.where(live, y - ax, 0) for live, y, ax in zip((rows, columns), rhs, matvec(x), strict=True)
+            )
+            dx, dy = once(rho, sigma)
+            return x[0] + dx, x[1] + dy
+
+        return lax.fori_loop(0, 3, refine, jax.tree.map(jnp.zeros_like, rhs))
 
     return solver
 
@@ -117,8 +117,8 @@ def _factored(half, r, rows):
     safe = jnp.where(rows, r, 1)
     scale = jnp.where(rows, jax.lax.rsqrt(safe), 1)
     shift = 50 * machine_eps(r.dtype)
-    S = jnp.diag(jnp.where(rows, r * (1 + shift), 1)) - matmul(half, half.T) + r[:, None] * r
-    factor = jnp.linalg.cholesky(S * scale[:, None] * scale, symmetrize_input=False)
+    S = jnp.diag(jnp.where(rows, r * (1 + shift), 1)) - matmul(half, half.T) + r[:, None] * r[None, :]
+    factor = jnp.linalg.cholesky(S * scale[:, None] * scale[None, :], symmetrize_input=False)
     return lambda rhs: scale * jax.scipy.linalg.cho_solve((factor, True), scale * rhs)
 
 
@@ -145,7 +145,7 @@ def _extend(f, g, cost, a, b, epsilon):
 
     def transform():
         mask = allowed(cost, jnp.ones_like(a), b)
-        exponent = jnp.where(mask, (g - jnp.where(mask, cost, 0)) / epsilon, -jnp.inf)
+        exponent = jnp.where(mask, (g[None, :] - jnp.where(mask, cost, 0)) / epsilon, -jnp.inf)
         some = jnp.any(mask, 1)
         exponent = jnp.where(some[:, None], exponent, 0)
         return jnp.where(some, -epsilon * jax.nn.logsumexp(exponent, axis=1), 0)

@@ -11,7 +11,6 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from ..core import checks
 from ..core.krylov import KrylovReason, cg
 from ..core.loop import when
 from ..core.precision import eps as machine_eps
@@ -71,7 +70,7 @@ class DenseCG(eqx.Module):
         """Solve in float32 where allowed."""
         dtype = jnp.float32 if self.single else system.r.dtype
         K, alpha, s = kernel.K.astype(dtype), kernel.alpha.astype(dtype), system.astype(dtype)
-        diagonal = s.r - alpha**2 * jnp.sum(K * K * s.w, axis=1)
+        diagonal = s.r - alpha**2 * jnp.sum(K * K * s.w[None, :], axis=1)
         result = _pcg(
             lambda x: alpha * matmul(K, s.w * matmul(alpha * x, K)),
             diagonal, s, problem.rows, self.max_steps, self.precondition,
@@ -90,12 +89,12 @@ class Cholesky(eqx.Module):
 
     def direction(self, prepared, problem: Problem, kernel: Kernel, system: System, hard) -> Direction:
         """Solve ``(S + lam D_r + r r') d = a - r``; the last term pins the constants and changes nothing else."""
-        A = (kernel.alpha[:, None] * kernel.K) * jnp.sqrt(system.w)
+        A = (kernel.alpha[:, None] * kernel.K) * jnp.sqrt(system.w)[None, :]
         live = problem.rows
         diagonal = jnp.where(live, system.r * (1 + system.lam), 1)
         scale = jnp.where(live, lax.rsqrt(jnp.where(live, system.r, 1)), 1)
-        S = jnp.diag(diagonal) - matmul(A, A.T) + system.r[:, None] * system.r
-        S = S * scale[:, None] * scale
+        S = jnp.diag(diagonal) - matmul(A, A.T) + system.r[:, None] * system.r[None, :]
+        S = S * scale[:, None] * scale[None, :]
         rhs = jnp.where(live, system.rhs, 0)
         factor = jnp.linalg.cholesky(S, symmetrize_input=False)
         d = scale * jax.scipy.linalg.cho_solve((factor, True), scale * rhs)
@@ -131,15 +130,15 @@ class Escalating(eqx.Module):
 
 Backend = DenseCG | Cholesky | Escalating
 
+HESSIANS = ("auto", "dense", "direct")
 SMALL = 128
 """Up to this many rows the Newton matrix is factored in every step."""
 LARGE = 4096
 """Beyond this many rows it never is."""
 
 
-def choose_backend(function: str, hessian: str, problem: Problem) -> Backend:
+def choose_backend(hessian: str, problem: Problem) -> Backend:
     """Return the backend that `hessian` names."""
-    checks.choice(function, "hessian", hessian, ("auto", "dense", "direct"))
     n = problem.a.shape[0]
     if hessian == "direct" or (hessian == "auto" and n <= SMALL):
         return Cholesky()

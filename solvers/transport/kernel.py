@@ -74,8 +74,8 @@ def reach(dtype) -> float:
 
 def gibbs(problem: Problem, f, g, epsilon) -> Kernel:
     """Form the kernel around potentials f, g; two sums and one exponential an entry."""
-    exponent = ((f[:, None] + g) - (problem.cost - problem.shift)) / epsilon
-    mask = problem.rows[:, None] & problem.columns
+    exponent = ((f[:, None] + g[None, :]) - (problem.cost - problem.shift)) / epsilon
+    mask = problem.rows[:, None] & problem.columns[None, :]
     return Kernel(jnp.where(mask, jnp.exp(exponent), 0), f, g, jnp.ones_like(f), jnp.ones_like(g), epsilon)
 
 
@@ -87,7 +87,7 @@ def column_update(problem: Problem, f, epsilon) -> Float[Array, " m"]:
 
 def row_update(problem: Problem, g, epsilon) -> Float[Array, " n"]:
     """Return ``f = epsilon (log a - logsumexp_j((g - C) / epsilon))``."""
-    exponent = jnp.where(problem.columns, (g - (problem.cost - problem.shift)) / epsilon, -jnp.inf)
+    exponent = jnp.where(problem.columns[None, :], (g[None, :] - (problem.cost - problem.shift)) / epsilon, -jnp.inf)
     return _against(problem.a, jax.nn.logsumexp(exponent, axis=1), epsilon)
 
 
@@ -155,19 +155,25 @@ def sweep(problem: Problem, kernel: Kernel) -> Kernel:
     return kernel.scaled(alpha, beta)
 
 
-def check_potentials(function: str, init, problem: Problem):
-    """Return row and column potentials to start from: of the reduced, possibly transposed problem."""
-    dtype = problem.cost.dtype
+def check_potentials(function: str, init, data):
+    """Return the pair of starting potentials as floating arrays, or None, or raise."""
     if init is None:
-        return jnp.zeros_like(problem.a), jnp.zeros_like(problem.b)
+        return None
+    cost = data[0]
     if not (isinstance(init, tuple | list) and len(init) == 2):
         checks.fail(function, "init", "a pair (f, g) of potentials", type(init).__name__, TypeError)
-    f, g = (checks.float_array(function, "init", x, ndim=1, dtype=dtype).astype(dtype) for x in init)
-    if problem.transposed:
-        f, g = g, f
-    if f.shape != problem.a.shape or g.shape != problem.b.shape:
-        lengths = f"lengths {len(init[0])} and {len(init[1])}"
-        checks.fail(function, "init", "potentials with the lengths of a and b", lengths)
+    f, g = (checks.float_array(function, "init", x, ndim=1, dtype=cost.dtype).astype(cost.dtype) for x in init)
+    if (len(f), len(g)) != cost.shape:
+        expected = f"potentials of lengths {cost.shape[0]} and {cost.shape[1]}"
+        checks.fail(function, "init", expected, f"lengths {len(f)} and {len(g)}")
+    return f, g
+
+
+def reduced_potentials(problem: Problem, init):
+    """Return potentials of the reduced, possibly transposed problem: those given, or zeros."""
+    if init is None:
+        return jnp.zeros_like(problem.a), jnp.zeros_like(problem.b)
+    f, g = init[::-1] if problem.transposed else init
     half = (problem.shift + problem.epsilon * jnp.log(problem.mass)) / 2
     return jnp.where(problem.rows, f - half, 0), jnp.where(problem.columns, g - half, 0)
 

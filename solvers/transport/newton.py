@@ -1,5 +1,6 @@
 """Sinkhorn-Newton-Sparse made safe: annealed, error-controlled, never worse than Sinkhorn."""
 
+from functools import partial
 from typing import Any
 
 import equinox as eqx
@@ -8,13 +9,13 @@ import jax.numpy as jnp
 from jax import lax
 
 from ..core import checks
-from ..core.loop import iterate, when
+from ..core.loop import history_length, iterate, when
 from ..core.precision import default_tol
 from ..core.precision import eps as machine_eps
 from ..core.solution import Status
 from ..core.typing import Array, Float, Int, Progress, Scalar
 from .finish import finish
-from .hessian import Backend, System, choose_backend
+from .hessian import HESSIANS, Backend, System, choose_backend
 from .kernel import (
     Kernel,
     absorb,
@@ -22,11 +23,13 @@ from .kernel import (
     column_update,
     empty,
     needs_absorbing,
+    reduced_potentials,
     row_error,
     scale_columns,
     sweep,
 )
 from .problem import Problem, check, prepare
+from .published import PublishedSNS, solve_published
 from .solution import TransportSolution
 
 START = 80
@@ -193,37 +196,138 @@ def sns_sinkhorn(
     init: tuple[Float[Array, " n"], Float[Array, " m"]] | None = None,
     hessian: str = "auto",
     anneal: bool = True,
+    published: PublishedSNS | None = None,
     history: bool | int = False,
     progress: Progress | None = None,
 ) -> TransportSolution:
-    """Solve entropic optimal transport by a safeguarded Sinkhorn-Newton-Sparse method."""
+    """Solve entropic optimal transport by a safeguarded Sinkhorn-Newton-Sparse method.
+
+    ``min <C, P> + epsilon sum P (log P - 1)`` over plans P with row sums `a` and column sums `b`.
+
+    The default choice: it needs no tuning, converges in some ten or twenty steps whatever `epsilon`, and is never worse
+    than Sinkhorn's iteration, whose guarantee it keeps (Notes). When `epsilon` is large, a tenth of the mean cost say,
+    `sinkhorn` is as good. For the unregularised problem with a few thousand points on a CPU, a network simplex
+    (``ot.emd`` of POT) is faster than any entropic method.
+
+    Parameters
+    ----------
+    cost : Float[Array, "n m"]
+        Cost of moving a unit of mass from i to j; ``inf`` forbids a pair. Only its differences matter, and only
+        relative to `epsilon`. Differentiable.
+    a, b : Float[Array, "n"], Float[Array, "m"], optional
+        Weights, non-negative, of equal sum; uniform of sum one by default. Zeros are allowed. Differentiable.
+    epsilon : scalar
+        Regularisation, in the units of `cost`; positive. Traced, differentiable.
+    tol : scalar, optional
+        Target for `error`; 1e-9 in float64, 1e-5 in float32. Traced.
+    max_steps : int
+        Largest number of outer steps, those of the annealing included. Traced.
+    init : pair of arrays, optional
+        Potentials ``(f, g)`` to start from, for instance of a similar problem; their derivative is zero.
+    hessian : {"auto", "dense", "sparse", "direct"}
+        How Newton systems are solved. Static. "dense": conjugate gradients on the kernel; "sparse": on its entries that
+        matter, with a static number a row; "direct": Cholesky of the n x n Schur complement. "auto" factors up to 128
+        rows, otherwise iterates (sparse on accelerators where the plan is sparse, else dense) and factors where that
+        takes long.
+    anneal : bool
+        Approach `epsilon` from above, except where plain Sinkhorn does well. Static.
+    published : PublishedSNS, optional
+        Run the algorithm as published [1]_, without any safeguard, instead. Static.
+    history : bool or int
+        Record the marginal error of that many steps (``True``: 256), at each step's own epsilon. Static.
+    progress : callable, optional
+        Called on the host as ``progress(step, error)``.
+
+    Returns
+    -------
+    TransportSolution
+        ``value = (f, g)`` with shapes ``(n,), (m,)``; ``error = (|P 1 - a|_1 + |P' 1 - b|_1) / sum(a)``; the plan,
+        costs and a certified duality gap follow from it. See `TransportSolution`.
+
+    Raises
+    ------
+    ValueError, TypeError
+        While tracing: if shapes do not fit, `cost` is not a real matrix, an option is unknown, or `epsilon` is a number
+        that is not positive.
+
+    Notes
+    -----
+    *Method.* Newton on the semi-dual of the shorter marginal, whose Hessian is the Laplacian of the plan: directions by
+    preconditioned conjugate gradients with a forcing term, in float32 where the data are float64; a line search; a
+    Sinkhorn sweep; epsilon divided by four whenever the marginal error is below 0.01, potentials extrapolated.
+
+    *Guarantee.* Every step ends with a Sinkhorn sweep from a point whose dual value is no lower than the step's start.
+    A sweep gains at least ``epsilon KL(a | r) >= epsilon |a - r|_1^2 / 2``, so after K steps at the target epsilon the
+    smallest error is at most ``sqrt(2 (D* - D_0) / (epsilon K))``, Sinkhorn's own bound, whatever the Hessian did. Near
+    the solution convergence is superlinear.
+
+    *Stopping.* ``error <= tol``, confirmed on freshly computed exponentials; `Status.STAGNATED` after eight steps
+    without a smaller error, which is how float32 ends when `tol` is out of its reach (about ``1e-8 max(C) / epsilon``).
+    Bad values (NaN, negative weights, unequal masses, a point that may go nowhere) are reported by status, without a
+    step; the status codes are those of `Status` and of `TransportStatus`.
+
+    *Cost.* A step is about ten products with an n x m matrix plus one a conjugate-gradient step; exponentials are
+    taken once an epsilon. Memory: three arrays of the cost's shape.
+
+    *Batches.* Under ``jax.vmap`` lanes give the same answers as alone; all wait for the slowest, and a lane whose
+    systems need factoring makes every lane pay for it in that step.
+
+    *Derivatives.* Potentials, plan and costs, to second order, forward and reverse, with respect to `cost`, `a`, `b`
+    and `epsilon`, by the implicit function theorem; `regularized_cost` needs no linear solve for the first order.
+
+    *Departures from the paper.* Entries are dropped by an error bound instead of a fixed count, the null space is
+    handled exactly, steps are safeguarded, epsilon is annealed. The paper's potentials are these plus ``epsilon / 2``.
+
+    References
+    ----------
+    .. [1] X. Tang, M. Shavlovsky, H. Rahmanian, E. Tardini, K. K. Thekumparampil, T. Xiao, L. Ying, "Accelerating
+       Sinkhorn algorithm with sparse Newton iterations", ICLR 2024, algorithm 1.
+    .. [2] J. Altschuler, J. Weed, P. Rigollet, "Near-linear time approximation algorithms for optimal transport via
+       Sinkhorn iteration", NeurIPS 2017 (the bound, and the rounding behind `duality_gap`).
+
+    Examples
+    --------
+    >>> import jax.numpy as jnp
+    >>> from solvers import sns_sinkhorn
+    >>> x = jnp.linspace(0, 1, 8)
+    >>> sol = sns_sinkhorn((x[:, None] - x) ** 2, epsilon=0.001)
+    >>> bool(sol.converged), sol.plan().shape
+    (True, (8, 8))
+    """
     name = "sns_sinkhorn"
-    cost, a, b, epsilon = data = check(name, cost, a, b, epsilon)
-    tol = default_tol(cost.dtype) if tol is None else tol
-    tol = checks.number(name, "tol", tol, dtype=cost.dtype)
+    data = check(name, cost, a, b, epsilon)
+    dtype = data[0].dtype
+    tol = checks.number(name, "tol", default_tol(dtype) if tol is None else tol, dtype=dtype)
     max_steps = checks.count(name, "max_steps", max_steps)
+    checks.choice(name, "hessian", hessian, HESSIANS)
+    init = check_potentials(name, init, data)
+    return _solve(data, init, tol, max_steps, hessian, bool(anneal), published, history_length(history), progress)
+
+
+@partial(jax.jit, static_argnums=(4, 5, 6, 7, 8))
+def _solve(data, init, tol, max_steps, hessian, anneal, published, history, progress) -> TransportSolution:
     problem = prepare(*lax.stop_gradient(data), tol)
-    f, g = check_potentials(name, init, problem)
-    solver = choose_backend(name, hessian, problem)
-    state = first_state(problem, f, g, init is not None, anneal & (max_steps > 0), tol, solver)
+    f, g = reduced_potentials(problem, lax.stop_gradient(init))
+    loop = {"tol": tol, "max_steps": max_steps, "history": history, "progress": progress}
+    if published is not None:
+        run, cg_steps = solve_published(problem, f, g, published, **loop)
+        return finish(problem, run, tol, cg_steps, data)
+    solver = choose_backend(hessian, problem)
     valid = problem.status == Status.RUNNING
 
     def error(state: State):
         annealing = state.kernel.epsilon > problem.epsilon
         beyond = 2 + state.kernel.epsilon / problem.epsilon
-        return jnp.where(valid, jnp.where(annealing, beyond, state.error), 2).astype(cost.dtype)
+        return jnp.where(valid, jnp.where(annealing, beyond, state.error), 2)
 
     run = iterate(
         lambda s: newton_step(problem, s, tol, max_steps, solver),
-        state,
+        first_state(problem, f, g, init is not None, anneal & (max_steps > 0), tol, solver),
         value=lambda s: s.kernel.potentials,
         error=error,
-        status=lambda _: problem.status,
-        tol=tol,
-        max_steps=max_steps,
-        stall=PATIENCE,
-        history=history,
-        progress=progress,
         report=lambda s: s.error,
+        status=lambda _: problem.status,
+        stall=PATIENCE,
+        **loop,
     )
-    return finish(problem, run, run.value, tol, run.state.cg_steps, data)
+    return finish(problem, run, tol, run.state.cg_steps, data)

@@ -93,7 +93,7 @@ def prepare(cost, a, b, epsilon, tol: Scalar) -> Problem:
     least = jnp.min(jnp.where(finite, cost, jnp.inf))
     most = jnp.max(jnp.where(finite, cost, -jnp.inf))
     shift = jnp.where(jnp.isfinite(least), least, 0)
-    allowed = (cost < jnp.inf) & (a > 0)[:, None] & (b > 0)
+    allowed = (cost < jnp.inf) & (a > 0)[:, None] & (b > 0)[None, :]
     stuck = jnp.any((a > 0) & ~jnp.any(allowed, 1)) | jnp.any((b > 0) & ~jnp.any(allowed, 0))
     broken = jnp.any(jnp.isnan(cost) | (cost == -jnp.inf)) | ~(jnp.isfinite(mass + mass_b + epsilon))
     slack = jnp.maximum(jnp.asarray(tol, a.dtype), 100 * machine_eps(a.dtype))
