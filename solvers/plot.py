@@ -31,7 +31,7 @@ def convergence(
     curves : Solution, array or mapping of names to these
         Histories; of a solution, ``sol.history`` (solve with ``history=True``). NaN entries are left out.
     x : mapping of names to sequences, optional
-        Abscissae, for instance seconds; steps 0, 1, 2, ... by default. Seconds are drawn on a logarithmic scale.
+        Abscissae, for instance seconds; steps 0, 1, 2, ... by default.
     tol : float, optional
         Draw a line there.
     xlabel, ylabel : str
@@ -53,8 +53,6 @@ def convergence(
         marker = "o" if good.sum() <= 60 else None
         axes.plot(abscissae[good], errors[good], label=name, color=colour, marker=marker, markersize=3.5, linewidth=1.6)
     axes.set_yscale("log")
-    if x is not None:
-        axes.set_xscale("log")
     if tol is not None:
         axes.axhline(tol, color="#888888", linewidth=0.8, linestyle="--")
         axes.annotate("tol", (1, tol), xycoords=("axes fraction", "data"), xytext=(-4, 3), textcoords="offset points",

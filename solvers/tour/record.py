@@ -17,13 +17,34 @@ from ..core.solution import Solution
 class Peer:
     """How a well-known solver did on the same instance.
 
-    ``error`` is our measure, evaluated on its answer; None where it solves another problem, then `note` says which.
+    Attributes
+    ----------
+    solver : str
+        Its name.
+    run_seconds : float
+        What it took, compilation apart.
+    solved : bool
+        Whether it reached our tolerance, or solved a neighbouring problem exactly; `note` then says which.
+    error : float or None
+        Our measure, evaluated on its answer; None for another problem.
+    note : str
+        Settings and remarks.
     """
 
     solver: str
     run_seconds: float
+    solved: bool
     error: float | None = None
     note: str = ""
+
+    def line(self, ours: float) -> str:
+        """Say how it did beside our ``ours`` seconds."""
+        note = f" ({self.note})" if self.note else ""
+        if not self.solved:
+            return f"not solved in {self.run_seconds:.2f} s: error {self.error:.1e}{note}"
+        ratio = self.run_seconds / ours
+        times = f"{ratio:.3g} times ours" if ratio >= 1 else f"{1 / ratio:.3g} times faster than ours"
+        return f"{self.run_seconds:.2f} s, {times}{note}"
 
 
 @dataclass(frozen=True)
@@ -65,12 +86,7 @@ class Record:
         )
         width = max(len(name) for name in [self.solver, *(peer.solver for peer in self.peers)])
         rows = [f"{self.solver:<{width}}  {ours}"]
-        for peer in self.peers:
-            error = "" if peer.error is None else f"error {peer.error:.1e} after "
-            ratio = peer.run_seconds / self.run_seconds
-            times = f", {ratio:.3g} times ours" if ratio >= 1 else f", {1 / ratio:.3g} times faster"
-            note = f" ({peer.note})" if peer.note else ""
-            rows.append(f"{peer.solver:<{width}}  {error}{peer.run_seconds:.2f} s{times}{note}")
+        rows += [f"{peer.solver:<{width}}  {peer.line(self.run_seconds)}" for peer in self.peers]
         return rows
 
 
