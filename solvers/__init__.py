@@ -12,3 +12,16 @@ from .transport.published import PublishedSNS as PublishedSNS
 from .transport.solution import TransportSolution as TransportSolution
 
 __version__ = "0.1.0"
+
+__all__ = [
+    "print_progress",
+    "PublishedSNS",
+    "sinkhorn",
+    "sns_sinkhorn",
+    "Solution",
+    "SolveError",
+    "Status",
+    "tqdm_progress",
+    "TransportSolution",
+    "TransportStatus",
+]
