@@ -14,14 +14,14 @@ from .transport.solution import TransportSolution as TransportSolution
 __version__ = "0.1.0"
 
 __all__ = [
-    "print_progress",
     "PublishedSNS",
-    "sinkhorn",
-    "sns_sinkhorn",
     "Solution",
     "SolveError",
     "Status",
-    "tqdm_progress",
     "TransportSolution",
     "TransportStatus",
+    "print_progress",
+    "sinkhorn",
+    "sns_sinkhorn",
+    "tqdm_progress",
 ]
