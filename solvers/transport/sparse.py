@@ -49,8 +49,8 @@ class SparseCG(eqx.Module):
         """Find the kept entries of a kernel just formed (three passes over it), unless it is still annealing."""
         n, m = kernel.K.shape
         dtype = self.dense.dtype_for(kernel.K.dtype)
-        nothing = SparseKernel(*(PaddedRows(jnp.zeros((k, self.width), jnp.int32), jnp.zeros((k, self.width), dtype))
-                                 for k in (n, m)), jnp.zeros((), bool))  # fmt: skip
+        blank = lambda k: PaddedRows(jnp.zeros((k, self.width), jnp.int32), jnp.zeros((k, self.width), dtype))  # noqa: E731
+        nothing = SparseKernel(blank(n), blank(m), jnp.zeros((), bool))
 
         def kept():
             least = DROPPED * jnp.minimum((kernel.r / m)[:, None], (problem.b / n)[None, :])
