@@ -1,0 +1,6 @@
+"""Equality-constrained optimisation by Newton's method on an exact augmented Lagrangian."""
+
+from .dense import DenseKKT as DenseKKT
+from .kkt import KKT as KKT
+from .newton import NewtonSolution as NewtonSolution
+from .newton import sketched_newton as sketched_newton
