@@ -78,46 +78,49 @@ class DenseKKT(KKT):
         first = jnp.maximum(ask.hint / 3, jnp.maximum(1e-3 * size_h, eps(dtype) ** 0.375))
         identity = jnp.eye(n, dtype=dtype)
 
-        def factored(shift, damping):
-            """Return a solver of the system and whether the system is convex."""
+        def weights(damping):
+            """Return rho, and the square root of ``1 - rho damping`` that makes the condensed system symmetric."""
             rho = jnp.where(ask.penalised, 1, jnp.minimum(penalty, 0.5 / damping))
-            half = jnp.sqrt(jnp.where(ask.penalised, 0, 1 - rho * damping))
+            return rho, jnp.sqrt(jnp.where(ask.penalised, 0, 1 - rho * damping))
+
+        def apply(factor, damping, rx, rc):
+            rho, half = weights(damping)
+            dx, w = back_substitute(factor, rx + rho * matmul(rc, G), half * rc)
+            return dx, w / jnp.where(half > 0, half, 1)
+
+        def attempt(carry):
+            shift, damping, _, _, _, _, tries = carry
+            rho, half = weights(damping)
             K = H + shift * identity + rho * matmul(G.T, G)
             factor, pivot = factorise(K, half * G, damping)
             convex = pivot > jnp.maximum(0.1 * shift, 10 * n * eps(dtype) * jnp.max(jnp.abs(K), initial=0))
 
-            def once(rx, rc):
-                dx, w = back_substitute(factor, rx + rho * matmul(rc, G), half * rc)
-                return dx, w / jnp.where(half > 0, half, 1)
-
-            def refined(rx, rc):
-                dx, dlam = once(rx, rc)
-                ex = rx - matmul(H, dx) - shift * dx - matmul(dlam, G)
-                ec = rc - matmul(G, dx) + damping * dlam
-                keep = jnp.where(ask.penalised, 0, 1)
-                cx, clam = once(keep * ex, keep * ec)
+            def refine(_, z):
+                dx, dlam = z
+                ex = ask.rx - matmul(H, dx) - shift * dx - matmul(dlam, G)
+                ec = ask.rc - matmul(G, dx) + damping * dlam
+                cx, clam = apply(factor, damping, ex, ec)
                 return dx + cx, dlam + clam
 
-            return refined, convex
-
-        def attempt(carry):
-            shift, damping, _, _, _, tries = carry
-            apply, convex = factored(shift, damping)
-            dx, dlam = apply(ask.rx, ask.rc)
+            # The first sweep solves, the second refines; the penalised system needs no refinement.
+            sweeps = jnp.where(ask.penalised, 1, 2)
+            dx, dlam = lax.fori_loop(0, sweeps, refine, (jnp.zeros(n, dtype), jnp.zeros(m, dtype)))
             tame = ask.penalised | (dot(dlam, dlam) <= ask.bound**2) | (damping > size_g)
             raised = jnp.where(shift > 0, 8 * shift, first)
             damping = jnp.where(convex & ~tame, 30 * damping, damping)
-            return jnp.where(convex, shift, raised), damping, dx, dlam, convex & tame, tries + 1
+            return jnp.where(convex, shift, raised), damping, dx, dlam, factor, convex & tame, tries + 1
 
         zero, none = jnp.zeros((), dtype), jnp.zeros((), jnp.int32)
         damping = jnp.where(ask.penalised, 1, eps(dtype) ** 0.5 / penalty)
-        start = (zero, damping, jnp.zeros(n, dtype), jnp.zeros(m, dtype), jnp.zeros((), bool), none)
-        shift, damping, dx, dlam, valid, tries = lax.while_loop(lambda s: ~s[4] & (s[5] < 40), attempt, start)
+        blank = blank_factor(n, m, dtype)
+        start = (zero, damping, jnp.zeros(n, dtype), jnp.zeros(m, dtype), blank, jnp.zeros((), bool), none)
+        shift, damping, dx, dlam, factor, valid, tries = lax.while_loop(
+            lambda s: ~s[5] & (s[6] < 40), attempt, start
+        )
 
         def power(carry):
             v, k = carry
-            apply, _ = factored(shift, damping)
-            return unit(apply(v, jnp.zeros(m, dtype))[0]), k + 1
+            return unit(apply(factor, damping, v, jnp.zeros(m, dtype))[0]), k + 1
 
         wanted = ask.explore & (shift > 0)
         v, _ = lax.while_loop(lambda s: wanted & (s[1] < 6), power, (start_vector(n, dtype), none))
@@ -165,6 +168,13 @@ def factorise(K, G, damping) -> tuple[Factor, Array]:
     smallest = jnp.min(jnp.diagonal(L)) ** 2
     S = jnp.linalg.cholesky(matmul(half.T, half) + damping * identity)
     return Factor(L, S, half), jnp.where(jnp.isfinite(smallest), smallest, -1)
+
+
+def blank_factor(n, m, dtype) -> Factor:
+    """Return a `Factor` of zeros, of the shapes that `factorise` returns."""
+    if n + m <= SWEPT:
+        return Factor(jnp.zeros((n + m, n + m), dtype), jnp.zeros((0, n + m), dtype), jnp.zeros((0, n + m), dtype))
+    return Factor(jnp.zeros((n, n), dtype), jnp.zeros((m, m), dtype), jnp.zeros((n, m), dtype))
 
 
 def back_substitute(factor: Factor, rx, rc):

@@ -69,7 +69,104 @@ def sketched_newton(
     history: bool | int = False,
     progress: Progress | None = None,
 ) -> NewtonSolution:
-    """Minimise a smooth function subject to equations."""
+    """Minimise a smooth function subject to equations: ``min f(x, args)`` subject to ``c(x, args) = 0``.
+
+    Newton's method on the Karush-Kuhn-Tucker (KKT) equations, kept on course by an exact augmented Lagrangian
+    ``M(x, lam) = f + lam'c + eta1/2 |c|^2 + eta2/2 |f' + G'lam|^2``, G the Jacobian of c. Use it for smooth problems,
+    also nonconvex, with m <= n equations, n from 1 to a few thousand, and above all for batches of them: the whole
+    solve is one jitted program without callbacks. It finds one stationary point near `x0`, which is no maximiser and
+    no saddle, not the global minimum. It takes no inequalities. Without constraints and in many variables prefer
+    L-BFGS (optax); for a linear system of normal equations prefer a linear solver.
+
+    Parameters
+    ----------
+    objective : callable
+        ``f(x, args)``, a real scalar, twice continuously differentiable.
+    x0 : PyTree of Float[Array, "..."]
+        Start, n numbers in all. Need not be feasible; the solution's derivative with respect to it is zero.
+    equality : callable
+        ``c(x, args)``, a pytree of real arrays, m numbers in all; ``()`` for none. Twice continuously differentiable.
+    args : PyTree, optional
+        Passed on to both; differentiable, and traced: new numbers do not recompile.
+    multipliers : PyTree, optional
+        Warm start for the multipliers, like the output of `equality`; by default least squares at `x0`.
+    kkt : KKT or "auto", "dense"
+        How KKT systems are solved: `DenseKKT`, `KrylovKKT` or `SketchProject`. "auto" is dense up to n + m = 2000 and
+        Krylov beyond. Static, apart from arrays in it.
+    tol : float, optional
+        Stop when ``error <= tol``; default 1e-8 in float64, 1e-3 in float32. Traced.
+    max_steps : int
+        Traced.
+    history : bool or int
+        Record the error after each step (the first 256, or as many as given). Static.
+    progress : callable, optional
+        Called on the host as ``progress(step, error)``; see `print_progress`.
+
+    Returns
+    -------
+    NewtonSolution
+        ``value`` like `x0` and ``multipliers`` like c, with ``f' + G'multipliers = 0``: the optimal value of
+        ``c(x) = r`` has the derivative ``-multipliers`` in r. ``error`` is ``sqrt(|f' + G'multipliers|^2 + |c|^2)`` of the problem as posed, at the best point seen.
+        Its ``status`` is `Status.INFEASIBLE` where the violation has a local minimum that is not zero; ``value`` then
+        is that least infeasible point. `Status.UNBOUNDED` means that x or f left every bound, `Status.STAGNATED` that
+        rounding hides all further progress, `Status.NONFINITE` that f, c or a derivative is not finite at `x0`.
+
+    Raises
+    ------
+    ValueError, TypeError
+        While tracing, if an argument is of the wrong kind or shape.
+
+    Notes
+    -----
+    Stopping: ``error <= tol``. A stationary point reached with a shifted Hessian is examined first: where six steps of
+    inverse iteration find negative curvature along the constraints, the method leaves along it.
+
+    A step: one linearisation, one KKT system, and a line search that usually accepts its first point. The Hessian is
+    shifted until it is positive definite on the null space of G; the multipliers then move to least squares instead,
+    for those of a shifted system mean nothing. Dependent constraint gradients are met by damping,
+    ``[[B, G'], [G, -d I]]``, and flagged as `licq_suspect`. Where the search fails away from the constraints, or their
+    linearisation has no solution, the method turns to ``min |c|^2 / 2``, with exact second derivatives, until
+    the violation has fallen tenfold. Points where anything is not finite count as infinitely bad.
+
+    Cost of a dense step: n products with the Hessian and ``n^3/3 + n^2 m + m^3/3`` operations for each trial of a
+    shift; memory ``2 n^2 + 3 n m + m^2`` numbers.
+
+    Scaling: constraints by their first gradients, the objective to a first gradient of at most 100; x by nothing.
+    Results are reported for the problem as posed.
+
+    Derivatives: of ``value``, ``multipliers`` and ``objective`` with respect to `args` and to arrays inside
+    `objective` and `equality` if these are pytrees, by the implicit function theorem on the KKT equations; forward,
+    reverse, second order. They are exact at a converged regular solution and meaningless where ``status`` is not 0.
+
+    Precision: that of `x0`. In float32 expect KKT residuals of about ``1e-6`` times the size of the gradients.
+
+    Departures from the paper: the official code tests descent with the Hessian of f where that of the Lagrangian
+    belongs, and starts its inner residual with the wrong sign; both are corrected. Its accuracy rule (a constant of
+    at least 200, a floor of 1e-6) in effect asks for exact directions, and they are computed exactly here unless
+    `SketchProject` is chosen. Multipliers start at least squares, not at ones.
+
+    References
+    ----------
+    Hong, Na, Mahoney, Kolar, "Constrained optimization via exact augmented Lagrangian and randomized iterative
+    sketching", ICML 2023, arXiv:2305.18379. Merit: Di Pillo and Grippo, SIAM J. Control Optim. 17 (1979); Lucidi, J.
+    Optim. Theory Appl. 58 (1988). Shifts and restoration after Waechter and Biegler, Math. Program. 106 (2006).
+
+    Examples
+    --------
+    The point of the circle of radius 2 nearest to a given one, and how it moves with the radius:
+
+    >>> import jax, jax.numpy as jnp
+    >>> from solvers import sketched_newton
+    >>> def nearest(radius):
+    ...     return sketched_newton(
+    ...         lambda x, r: jnp.sum((x - jnp.array([3.0, 4.0])) ** 2),
+    ...         jnp.array([1.0, 0.0]),
+    ...         equality=lambda x, r: jnp.sum(x**2) - r**2,
+    ...         args=radius,
+    ...     )
+    >>> print(nearest(2.0).value.round(3), jax.jacobian(lambda r: nearest(r).value)(2.0).round(3))
+    [1.2 1.6] [0.6 0.8]
+    """
     leaves, tree = jax.tree.flatten(x0)
     if not leaves:
         checks.fail(NAME, "x0", "a pytree with at least one array", "none")
