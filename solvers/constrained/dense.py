@@ -74,8 +74,10 @@ class DenseKKT(KKT):
         size_h = jnp.sqrt(dot(H, H))
         size_g = dot(G, G) / max(m, 1)
         size_g = jnp.where(size_g > 0, size_g, 1)
-        penalty = eps(dtype) ** -0.25 * jnp.where(size_h > 0, size_h, 1) / size_g
-        first = jnp.maximum(ask.hint / 3, jnp.maximum(1e-3 * size_h, eps(dtype) ** 0.375))
+        scale = jnp.where(size_h > 0, size_h, jnp.where(ask.hint > 0, ask.hint, 1))
+        penalty = eps(dtype) ** -0.25 * scale / size_g
+        least = jnp.maximum(1e-3 * size_h, jnp.where(ask.hint > 0, 0, eps(dtype) ** 0.375))
+        first = jnp.maximum(ask.hint / 3, least)
         identity = jnp.eye(n, dtype=dtype)
 
         def weights(damping):

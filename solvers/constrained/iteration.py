@@ -147,13 +147,15 @@ def step(s: State, problem: Problem, kkt: KKT, tol) -> State:
     after = measure(point, lam)
     stuck = (jnp.abs(after - before) <= noise) & (error >= s.error)
     idle = jnp.where(moved & ~stuck, 0, s.idle + jnp.where(moved, 1, IDLE // 2))
-    idle = jnp.where(refresh | settle | (restore & changed), s.idle, idle)
+    explored = (answer.shift == 0) | s.slow
+    idle = jnp.where(refresh | settle | (restore & (changed | ~explored)), s.idle, idle)
     gradient = norm(model.adjoint(c))
     stationary = gradient <= jnp.where(moved, tol, tol**0.5) * jnp.maximum(1, violation)
     verdict = jnp.where(idle >= IDLE, Status.STAGNATED, Status.RUNNING)
     far = 1e20 if dtype == jnp.float64 else 1e12
     verdict = jnp.where((norm(x) > far) | (point.f < -far), Status.UNBOUNDED, verdict)
-    verdict = jnp.where(restore & stationary & infeasible & ~escape & ~restored, Status.INFEASIBLE, verdict)
+    settled = stationary & infeasible & explored & ~escape & ~restored
+    verdict = jnp.where(restore & settled, Status.INFEASIBLE, verdict)
     return State(
         x=x,
         lam=lam,

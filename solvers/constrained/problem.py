@@ -56,7 +56,7 @@ class Problem(NamedTuple):
     def residual(self, point: Point) -> Float[Array, ""]:
         """Return the KKT residual of the problem as posed, ``sqrt(|f' + G'lam|^2 + |c|^2)``."""
         g, c = point.g / self.scale_f, point.c / self.scale_c
-        return jnp.sqrt(dot(g, g) + dot(c, c))
+        return jnp.where(jnp.isfinite(point.f), jnp.sqrt(dot(g, g) + dot(c, c)), jnp.nan)
 
     def violation(self, point: Point) -> Float[Array, ""]:
         """Return ``|c|`` of the problem as posed."""

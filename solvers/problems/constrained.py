@@ -32,7 +32,7 @@ def _problem(name, x0, best=None):
                 name,
                 lambda x, args: values(*x)[0],
                 lambda x, args: jnp.stack(values(*x)[1]),
-                jnp.asarray(np.asarray(x0, float)),
+                jnp.asarray(x0, jnp.result_type(float)),
                 None,
                 best,
             )
@@ -86,7 +86,7 @@ def hs78(a, b, c, d, e):
     return a * b * c * d * e, [a**2 + b**2 + c**2 + d**2 + e**2 - 10, b * c - 5 * d * e, a**3 + b**3 + 1]
 
 
-@_problem("BT3", [20.0, 20.0, 20.0, 20.0, 20.0], 4.09301056)
+@_problem("BT3", [20.0, 20.0, 20.0, 20.0, 20.0], 176 / 43)
 def bt3(a, b, c, d, e):
     """A convex quadratic programme."""
     return (a - b) ** 2 + (b + c - 2) ** 2 + (d - 1) ** 2 + (e - 1) ** 2, [a + 3 * b, c + d - 2 * e, b - e]
@@ -111,9 +111,9 @@ def genhs28(*x):
     return jnp.sum((x[:-1] + x[1:]) ** 2), list(x[:-2] + 2 * x[1:-1] + 3 * x[2:] - 1)
 
 
-@_problem("MWRIGHT", [-1.0, 2.0, 1.0, -2.0, -2.0], 24.9788091)
+@_problem("MWRIGHT", [-1.0, 2.0, 1.0, -2.0, -2.0], 24.26562690)
 def mwright(a, b, c, d, e):
-    """Several local minima: 24.9788 is the best known, 24.2656 is reached from the standard start."""
+    """Several local minima; `best` is the one that IPOPT finds from the standard start."""
     s = float(np.sqrt(2.0))
     f = a**2 + (a - b) ** 2 + (b - c) ** 3 + (c - d) ** 4 + (d - e) ** 4
     return f, [a + b**2 + c**3 - 3 * s - 2, b - c**2 + d - 2 * s + 2, a * e - 2]
