@@ -4,6 +4,8 @@ from .constrained.dense import DenseKKT as DenseKKT
 from .constrained.kkt import KKT as KKT
 from .constrained.newton import NewtonSolution as NewtonSolution
 from .constrained.newton import sketched_newton as sketched_newton
+from .constrained.sketching import SketchProject as SketchProject
+from .constrained.sketching import sketch_and_project as sketch_and_project
 from .core.progress import print_progress as print_progress
 from .core.progress import tqdm_progress as tqdm_progress
 from .core.solution import Solution as Solution

@@ -4,3 +4,5 @@ from .dense import DenseKKT as DenseKKT
 from .kkt import KKT as KKT
 from .newton import NewtonSolution as NewtonSolution
 from .newton import sketched_newton as sketched_newton
+from .sketching import SketchProject as SketchProject
+from .sketching import sketch_and_project as sketch_and_project

@@ -67,7 +67,7 @@ class DenseKKT(KKT):
         u = u + back_substitute(factor, r - matmul(gram, u) - d * u, r[:0])[0]
         return Multipliers(jnp.where(jnp.isfinite(u), u, 0), pivot <= 10 * m * d)
 
-    def solve(self, model, ask: Question, merit):
+    def solve(self, model, ask: Question, penalties):
         """Raise shift and damping until the system is convex and the multipliers tame."""
         H, G = model
         (m, n), dtype = G.shape, H.dtype
@@ -116,9 +116,7 @@ class DenseKKT(KKT):
         damping = jnp.where(ask.penalised, 1, eps(dtype) ** 0.5 / penalty)
         blank = blank_factor(n, m, dtype)
         start = (zero, damping, jnp.zeros(n, dtype), jnp.zeros(m, dtype), blank, jnp.zeros((), bool), none)
-        shift, damping, dx, dlam, factor, valid, tries = lax.while_loop(
-            lambda s: ~s[5] & (s[6] < 40), attempt, start
-        )
+        shift, damping, dx, dlam, factor, valid, tries = lax.while_loop(lambda s: ~s[5] & (s[6] < 40), attempt, start)
 
         def power(carry):
             v, k = carry
@@ -129,6 +127,8 @@ class DenseKKT(KKT):
         gv = matmul(G, v)
         curvature = dot(v, matmul(H, v)) + jnp.where(ask.penalised, dot(gv, gv), 0)
         found = wanted & (curvature < -(eps(dtype) ** 0.5) * size_h)
+        # The multipliers of a shifted system mean nothing: aim at least squares instead.
+        dlam = jnp.where((shift > 0) & ~ask.penalised, ask.dual, dlam)
         valid = valid & jnp.all(jnp.isfinite(dx)) & jnp.all(jnp.isfinite(dlam))
         return Answer(dx, dlam, shift, valid, jnp.where(found, v, 0), jnp.where(found, curvature, 0), tries)
 

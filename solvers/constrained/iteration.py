@@ -71,7 +71,7 @@ def step(s: State, problem: Problem, kkt: KKT, tol) -> State:
     """Take one step in the state's mode."""
     newton, restore, refresh = (s.mode == mode for mode in (NEWTON, RESTORE, REFRESH))
     dtype = s.x.dtype
-    f, c, g = s.point
+    c, g = s.point.c, s.point.g
     violation = norm(c)
 
     # One linearisation serves all modes: of the Lagrangian, or of |c|^2/2, whose Hessian is that of mu'c at mu = c
@@ -86,16 +86,16 @@ def step(s: State, problem: Problem, kkt: KKT, tol) -> State:
         bound=10 * jnp.maximum(10, norm(s.lam)),
         hint=s.shift,
         explore=s.suspect | s.slow,
-        tol=tol / 10,
+        dual=dual.step,
+        index=s.moves,
     )
-    answer = kkt.solve(model, ask, None)
+    answer = kkt.solve(model, ask, (s.eta1, s.eta2))
     escape = (s.suspect | s.slow) & (answer.curvature < 0) & ~refresh
     settle = s.suspect & ~escape & (s.moves == 0)
     still = refresh | settle
 
-    # Where the Hessian had to be shifted, the multipliers of the shifted system mean nothing: aim at least squares.
     dx = jnp.where(still, 0, answer.dx)
-    dlam = jnp.where((answer.shift > 0) | refresh, dual.step, answer.dlam)
+    dlam = jnp.where(refresh, dual.step, answer.dlam)
     dlam = jnp.where(restore | settle, 0, dlam)
     terms = merit.slope(s.point, model, dx, dlam)
     eta1, eta2 = merit.penalties(terms, s.eta1, s.eta2)

@@ -23,7 +23,10 @@ class Question(NamedTuple):
     bound: Float[Array, ""]
     hint: Float[Array, ""]
     explore: Bool[Array, ""]
-    tol: Float[Array, ""]
+    dual: Float[Array, " m"]
+    """The least-squares correction of the multipliers, `Multipliers.step`."""
+    index: Int[Array, ""]
+    """Steps taken, to vary random numbers with."""
 
 
 class Answer(NamedTuple):
@@ -60,8 +63,8 @@ class KKT(eqx.Module):
         """Return the least-squares correction of the multipliers for the gradient `g` of the Lagrangian."""
         raise NotImplementedError
 
-    def solve(self, model, ask: Question, merit: Any) -> Answer:
-        """Answer a `Question`."""
+    def solve(self, model, ask: Question, penalties: tuple[Scalar, Scalar]) -> Answer:
+        """Answer a `Question`; `penalties` are those of the merit function, eta1 and eta2."""
         raise NotImplementedError
 
     def implicit(self, matvec, b, n: int):

@@ -3,7 +3,6 @@
 from collections.abc import Callable
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 from jax import lax
 
@@ -46,9 +45,7 @@ def slope(point: Point, model, dx, dlam) -> Slope:
 
 def value(point: Point, lam, eta1, eta2):
     """Return ``M = f + lam'c + eta1/2 |c|^2 + eta2/2 |f' + G'lam|^2``."""
-    return (
-        point.f + dot(lam, point.c) + 0.5 * eta1 * dot(point.c, point.c) + 0.5 * eta2 * dot(point.g, point.g)
-    )
+    return point.f + dot(lam, point.c) + 0.5 * eta1 * dot(point.c, point.c) + 0.5 * eta2 * dot(point.g, point.g)
 
 
 def penalties(slope: Slope, eta1, eta2):

@@ -24,8 +24,6 @@ from .problem import Point, Problem, scales
 NAME = "sketched_newton"
 LARGE_MULTIPLIER = 1e4
 """Least-squares multipliers above this, in the scaled problem, are a sign of a poor start: zero is better."""
-DENSE_LIMIT = 2000
-"""Above this many variables and constraints together, ``kkt="auto"`` is matrix-free."""
 
 
 class NewtonSolution(Solution):
@@ -91,8 +89,8 @@ def sketched_newton(
     multipliers : PyTree, optional
         Warm start for the multipliers, like the output of `equality`; by default least squares at `x0`.
     kkt : KKT or "auto", "dense"
-        How KKT systems are solved: `DenseKKT`, `KrylovKKT` or `SketchProject`. "auto" is dense up to n + m = 2000 and
-        Krylov beyond. Static, apart from arrays in it.
+        How KKT systems are solved: `DenseKKT`, also "auto" and "dense", or `SketchProject`. Static, apart from arrays
+        in it.
     tol : float, optional
         Stop when ``error <= tol``; default 1e-8 in float64, 1e-3 in float32. Traced.
     max_steps : int
@@ -106,7 +104,8 @@ def sketched_newton(
     -------
     NewtonSolution
         ``value`` like `x0` and ``multipliers`` like c, with ``f' + G'multipliers = 0``: the optimal value of
-        ``c(x) = r`` has the derivative ``-multipliers`` in r. ``error`` is ``sqrt(|f' + G'multipliers|^2 + |c|^2)`` of the problem as posed, at the best point seen.
+        ``c(x) = r`` has the derivative ``-multipliers`` in r. ``error`` is ``sqrt(|f' + G'multipliers|^2 + |c|^2)`` of
+        the problem as posed, at the best point seen.
         Its ``status`` is `Status.INFEASIBLE` where the violation has a local minimum that is not zero; ``value`` then
         is that least infeasible point. `Status.UNBOUNDED` means that x or f left every bound, `Status.STAGNATED` that
         rounding hides all further progress, `Status.NONFINITE` that f, c or a derivative is not finite at `x0`.

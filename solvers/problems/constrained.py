@@ -46,74 +46,74 @@ def _problem(name, x0, best=None):
 
 @_problem("HS6", [-1.2, 1.0], 0.0)
 def hs6(a, b):
-    """A parabola's valley."""
+    """Return f and c: a parabola's valley."""
     return (1 - a) ** 2, [10 * (b - a**2)]
 
 
 @_problem("HS7", [2.0, 2.0], -np.sqrt(3.0))
 def hs7(a, b):
-    """A logarithm on a quartic curve."""
+    """Return f and c: a logarithm on a quartic curve."""
     return jnp.log(1 + a**2) - b, [(1 + a**2) ** 2 + b**2 - 4]
 
 
 @_problem("HS28", [-4.0, 1.0, 1.0], 0.0)
 def hs28(a, b, c):
-    """A convex quadratic programme."""
+    """Return f and c: a convex quadratic programme."""
     return (a + b) ** 2 + (b + c) ** 2, [a + 2 * b + 3 * c - 1]
 
 
 @_problem("HS42", [1.0, 1.0, 1.0, 1.0], 28 - 10 * np.sqrt(2.0))
 def hs42(a, b, c, d):
-    """The nearest point of a circle."""
+    """Return f and c: the nearest point of a circle."""
     return (a - 1) ** 2 + (b - 2) ** 2 + (c - 3) ** 2 + (d - 4) ** 2, [a - 2, c**2 + d**2 - 2]
 
 
 @_problem("HS48", [3.0, 5.0, -3.0, 2.0, -2.0], 0.0)
 def hs48(a, b, c, d, e):
-    """A convex quadratic programme."""
+    """Return f and c: a convex quadratic programme."""
     return (a - 1) ** 2 + (b - c) ** 2 + (d - e) ** 2, [a + b + c + d + e - 5, c - 2 * (d + e) + 3]
 
 
 @_problem("HS61", [0.0, 0.0, 0.0], -143.6461422)
 def hs61(a, b, c):
-    """The constraint gradients are parallel at the start."""
+    """Return f and c: the constraint gradients are parallel at the start."""
     return 4 * a**2 + 2 * b**2 + 2 * c**2 - 33 * a + 16 * b - 24 * c, [3 * a - 2 * b**2 - 7, 4 * a - c**2 - 11]
 
 
 @_problem("HS78", [-2.0, 1.5, 2.0, -1.0, -1.0], -2.91970041)
 def hs78(a, b, c, d, e):
-    """A product of five variables."""
+    """Return f and c: a product of five variables."""
     return a * b * c * d * e, [a**2 + b**2 + c**2 + d**2 + e**2 - 10, b * c - 5 * d * e, a**3 + b**3 + 1]
 
 
 @_problem("BT3", [20.0, 20.0, 20.0, 20.0, 20.0], 176 / 43)
 def bt3(a, b, c, d, e):
-    """A convex quadratic programme."""
+    """Return f and c: a convex quadratic programme."""
     return (a - b) ** 2 + (b + c - 2) ** 2 + (d - 1) ** 2 + (e - 1) ** 2, [a + 3 * b, c + d - 2 * e, b - e]
 
 
 @_problem("BT8", [1.0, 1.0, 1.0, 0.0, 0.0], 1.0)
 def bt8(a, b, c, d, e):
-    """Constraints with dependent gradients at the solution."""
+    """Return f and c: constraints with dependent gradients at the solution."""
     return a**2 + b**2 + c**2, [a - 1 - d**2 + b**2, -1 + a**2 + b**2 - e**2]
 
 
 @_problem("MARATOS", [1.1, 0.1], -1.0)
 def maratos(a, b):
-    """Full steps that every penalty with a kink refuses."""
+    """Return f and c: full steps that every penalty with a kink refuses."""
     return -a + 1e-6 * (a**2 + b**2 - 1), [a**2 + b**2 - 1]
 
 
 @_problem("GENHS28", [-4.0] + [1.0] * 9, 0.9271736955)
 def genhs28(*x):
-    """A convex quadratic programme of ten variables."""
+    """Return f and c: a convex quadratic programme of ten variables."""
     x = jnp.stack(x)
     return jnp.sum((x[:-1] + x[1:]) ** 2), list(x[:-2] + 2 * x[1:-1] + 3 * x[2:] - 1)
 
 
 @_problem("MWRIGHT", [-1.0, 2.0, 1.0, -2.0, -2.0], 24.26562690)
 def mwright(a, b, c, d, e):
-    """Several local minima; `best` is the one that IPOPT finds from the standard start."""
+    """Return f and c: several local minima; `best` is the one that IPOPT finds from the standard start."""
     s = float(np.sqrt(2.0))
     f = a**2 + (a - b) ** 2 + (b - c) ** 3 + (c - d) ** 4 + (d - e) ** 4
     return f, [a + b**2 + c**3 - 3 * s - 2, b - c**2 + d - 2 * s + 2, a * e - 2]
@@ -121,7 +121,7 @@ def mwright(a, b, c, d, e):
 
 @_problem("HS100LNP", [1.0, 2.0, 0.0, 4.0, 0.0, 1.0, 1.0], 680.6300573)
 def hs100lnp(a, b, c, d, e, f, g):
-    """The active constraints of HS100 as equations."""
+    """Return f and c: the active constraints of HS100 as equations."""
     value = (a - 10) ** 2 + 5 * (b - 12) ** 2 + c**4 + 3 * (d - 11) ** 2 + 10 * e**6
     value = value + 7 * f**2 + g**4 - 4 * f * g - 10 * f - 8 * g
     first = 2 * a**2 + 3 * b**4 + c + 4 * d**2 + 5 * e - 127
@@ -130,19 +130,19 @@ def hs100lnp(a, b, c, d, e, f, g):
 
 @_problem("ZANGWIL3", [100.0, -1.0, 2.5], 0.0)
 def zangwil3(a, b, c):
-    """Three linear equations."""
+    """Return f and c: three linear equations."""
     return 0 * a, [a - b + c, -a + b + c, a + b - c]
 
 
 @_problem("CUBENE", [-1.2, 1.0], 0.0)
 def cubene(a, b):
-    """Two equations along a cubic."""
+    """Return f and c: two equations along a cubic."""
     return 0 * a, [a - 1, 10 * (b - a**3)]
 
 
 @_problem("RSNBRNE", [-1.2, 1.0], 0.0)
 def rsnbrne(a, b):
-    """Rosenbrock's function as two equations."""
+    """Return f and c: Rosenbrock's function as two equations."""
     return 0 * a, [10 * (b - a**2), a - 1]
 
 

@@ -9,8 +9,8 @@ from solvers import Status, sketched_newton
 from solvers.problems.constrained import HAND_WRITTEN
 
 FLOAT = jnp.result_type(float)
-TOL = 1e-8 if FLOAT == jnp.float64 else 1e-3
-LOOSE = 1e-5 if FLOAT == jnp.float64 else 2e-2
+TOL = 1e-8 if jnp.float64 == FLOAT else 1e-3
+LOOSE = 1e-5 if jnp.float64 == FLOAT else 2e-2
 
 
 def array(*x):
@@ -33,7 +33,9 @@ def test_duplicated_rows_keep_x_and_give_finite_multipliers_that_sum_to_the_sing
 
 
 def test_a_scaled_copy_of_a_constraint_is_flagged_and_solved():
-    s = solve(lambda x: jnp.sum((x - 2) ** 2), array(3, -1), lambda x: jnp.stack([x[0] + x[1] - 1, 2 * (x[0] + x[1] - 1)]))
+    s = solve(
+        lambda x: jnp.sum((x - 2) ** 2), array(3, -1), lambda x: jnp.stack([x[0] + x[1] - 1, 2 * (x[0] + x[1] - 1)])
+    )
     assert s.converged
     assert s.licq_suspect
     np.testing.assert_allclose(s.value, [0.5, 0.5], atol=LOOSE)
@@ -109,7 +111,9 @@ def test_a_step_out_of_the_domain_is_shortened():
 def test_nan_at_the_start_ends_at_once(where):
     x0 = array(1, jnp.nan if where == "x0" else 0)
     s = solve(
-        lambda x: jnp.sum(x**2) + (jnp.log(-x[0]) if where == "f" else 0) + (jnp.sqrt(x[1]) if where == "gradient" else 0),
+        lambda x: (
+            jnp.sum(x**2) + (jnp.log(-x[0]) if where == "f" else 0) + (jnp.sqrt(x[1]) if where == "gradient" else 0)
+        ),
         x0,
         lambda x: x[0] - 2 + (jnp.log(-x[0]) if where == "c" else 0),
     )
@@ -125,7 +129,9 @@ def test_no_constraints_rosenbrock():
 
 
 def test_as_many_equations_as_unknowns():
-    s = solve(lambda x: 0 * x[0], array(-1, 1, 0), lambda x: jnp.stack([jnp.exp(x[0]) - 2, x[1] ** 3 - 8, x[2] * x[1] - 1]))
+    s = solve(
+        lambda x: 0 * x[0], array(-1, 1, 0), lambda x: jnp.stack([jnp.exp(x[0]) - 2, x[1] ** 3 - 8, x[2] * x[1] - 1])
+    )
     assert s.converged
     np.testing.assert_allclose(s.value, [np.log(2), 2, 0.5], atol=LOOSE)
 
@@ -136,7 +142,7 @@ def test_more_equations_than_unknowns_when_they_agree():
     np.testing.assert_allclose(s.value, [2], atol=LOOSE)
 
 
-@pytest.mark.parametrize("factor", [1e6, 1e-6] if FLOAT == jnp.float64 else [1e3])
+@pytest.mark.parametrize("factor", [1e6, 1e-6] if jnp.float64 == FLOAT else [1e3])
 def test_scaling_the_constraints_changes_neither_path_nor_answer(factor):
     p = HAND_WRITTEN["HS78"]()
     plain = sketched_newton(p.objective, p.x0, equality=p.equality)
@@ -172,5 +178,5 @@ def test_an_unreachable_tolerance_stagnates_at_rounding():
     p = HAND_WRITTEN["HS100LNP"]()
     s = sketched_newton(p.objective, p.x0, equality=p.equality, tol=1e-30)
     assert s.status == Status.STAGNATED
-    assert s.error < (1e-9 if FLOAT == jnp.float64 else 1e-2)
+    assert s.error < (1e-9 if jnp.float64 == FLOAT else 1e-2)
     assert s.num_steps < 40

@@ -51,13 +51,14 @@ def test_known_minima_at_the_promised_residual(name):
     residual = np.sqrt(np.sum((g + lam @ G) ** 2) + np.sum(c**2))
     assert residual <= 1.5 * TOL
     np.testing.assert_allclose(residual, s.error, rtol=0.2, atol=TOL / 10)
-    np.testing.assert_allclose(s.objective, p.best, rtol=1e-4 if FLOAT == np.float32 else 2e-6, atol=10 * TOL)
+    np.testing.assert_allclose(s.objective, p.best, rtol=1e-4 if FLOAT.name == "float32" else 2e-6, atol=10 * TOL)
 
 
 def quadratic(rng, n=6, m=3):
     M = rng.standard_normal((n, n))
     return tuple(
-        jnp.asarray(a, FLOAT) for a in (M @ M.T + np.eye(n), rng.standard_normal(n), rng.standard_normal((m, n)), rng.standard_normal(m))
+        jnp.asarray(a, FLOAT)
+        for a in (M @ M.T + np.eye(n), rng.standard_normal(n), rng.standard_normal((m, n)), rng.standard_normal(m))
     )
 
 
@@ -76,7 +77,9 @@ def test_a_quadratic_programme_takes_one_step_to_the_linear_solve(rng):
     K = np.block([[np.asarray(Q, float), np.asarray(A, float).T], [np.asarray(A, float), np.zeros((3, 3))]])
     z = np.linalg.solve(K, np.concatenate([-np.asarray(q, float), np.asarray(b, float)]))
     assert s.num_steps == 1
-    np.testing.assert_allclose(np.concatenate([s.value, s.multipliers]), z, rtol=1e-3 if FLOAT == np.float32 else 1e-7)
+    np.testing.assert_allclose(
+        np.concatenate([s.value, s.multipliers]), z, rtol=1e-3 if FLOAT.name == "float32" else 1e-7
+    )
 
 
 def test_the_multipliers_are_minus_the_price_of_the_right_hand_side(rng):
@@ -104,12 +107,14 @@ def test_the_multipliers_have_the_sign_of_ipopt():
         def jacobian(self, x):
             return np.asarray(G(x), float).ravel()
 
-    nlp = ipopt.Problem(n=5, m=3, problem_obj=Callbacks(), lb=[-1e20] * 5, ub=[1e20] * 5, cl=np.zeros(3), cu=np.zeros(3))
+    nlp = ipopt.Problem(
+        n=5, m=3, problem_obj=Callbacks(), lb=[-1e20] * 5, ub=[1e20] * 5, cl=np.zeros(3), cu=np.zeros(3)
+    )
     nlp.add_option("print_level", 0)
     nlp.add_option("sb", "yes")
     nlp.add_option("hessian_approximation", "limited-memory")
     _, info = nlp.solve(np.asarray(s.value, float))
-    np.testing.assert_allclose(s.multipliers, info["mult_g"], atol=1e-3 if FLOAT == np.float64 else 1e-1)
+    np.testing.assert_allclose(s.multipliers, info["mult_g"], atol=1e-3 if FLOAT.name == "float64" else 1e-1)
 
 
 def circle(args):
@@ -119,7 +124,7 @@ def circle(args):
         {"p": jnp.asarray(1.0, FLOAT), "q": jnp.asarray([0.1], FLOAT)}["q"].repeat(2) + jnp.asarray([1.0, 0.0], FLOAT),
         equality=lambda x, a: {"on": jnp.sum(x**2) - a["radius"] ** 2},
         args=args,
-        tol=1e-12 if FLOAT == np.float64 else None,
+        tol=1e-12 if FLOAT.name == "float64" else None,
     )
 
 
@@ -134,7 +139,7 @@ def test_derivatives_of_solution_and_multipliers_against_the_closed_form():
         s = circle(a)
         return s.value, s.multipliers["on"]
 
-    rtol = 1e-6 if FLOAT == np.float64 else 2e-2
+    rtol = 1e-6 if FLOAT.name == "float64" else 2e-2
     jax.tree.map(lambda u, v: np.testing.assert_allclose(u, v, rtol=rtol, atol=rtol), ours(args), closed(args))
     for transform in (jax.jacfwd, jax.jacrev, lambda f: jax.jacfwd(jax.jacrev(f))):
         left, right = jax.jit(transform(ours))(args), transform(closed)(args)
@@ -238,9 +243,6 @@ def test_logistic_regression_on_the_sphere(rng):
 def test_wrong_arguments_are_named(change, message):
     right = {"objective": lambda x, _: jnp.sum(x**2), "x0": jnp.ones(2, FLOAT), "equality": lambda x, _: jnp.sum(x)}
     arguments = {**right, **change}
-    with pytest.raises((ValueError, TypeError), match="sketched_newton: "), np.errstate(all="ignore"):
-        try:
-            sketched_newton(arguments.pop("objective"), arguments.pop("x0"), **arguments)
-        except (ValueError, TypeError) as error:
-            assert message in str(error)
-            raise
+    with pytest.raises((ValueError, TypeError)) as raised:
+        sketched_newton(arguments.pop("objective"), arguments.pop("x0"), **arguments)
+    assert str(raised.value).startswith("sketched_newton: " + message)
