@@ -2,6 +2,7 @@
 
 from .constrained.dense import DenseKKT as DenseKKT
 from .constrained.kkt import KKT as KKT
+from .constrained.matrix_free import KrylovKKT as KrylovKKT
 from .constrained.newton import NewtonSolution as NewtonSolution
 from .constrained.newton import sketched_newton as sketched_newton
 from .constrained.sketching import SketchProject as SketchProject

@@ -2,6 +2,7 @@
 
 from .dense import DenseKKT as DenseKKT
 from .kkt import KKT as KKT
+from .matrix_free import KrylovKKT as KrylovKKT
 from .newton import NewtonSolution as NewtonSolution
 from .newton import sketched_newton as sketched_newton
 from .sketching import SketchProject as SketchProject

@@ -49,7 +49,7 @@ class DenseKKT(KKT):
         """Return H and G from n forward-over-reverse products."""
         return DenseModel(*jax.jacfwd(lambda x: problem.gradient(x, sigma, mu))(x))
 
-    def row_norms(self, model):
+    def row_norms(self, model, m, dtype):
         """Return the exact norms."""
         return jnp.sqrt(jnp.sum(model.G**2, axis=1))
 

@@ -55,7 +55,7 @@ class KKT(eqx.Module):
         """Return the Hessian of ``sigma f + mu'c`` and the Jacobian G of c at `x`, with products as methods."""
         raise NotImplementedError
 
-    def row_norms(self, model) -> Float[Array, " m"]:
+    def row_norms(self, model, m, dtype) -> Float[Array, " m"]:
         """Return the norms of the rows of G, for scaling."""
         raise NotImplementedError
 

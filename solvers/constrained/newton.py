@@ -19,9 +19,12 @@ from ..core.typing import Array, Bool, Float, Int, Progress, PyTree, Scalar
 from . import iteration
 from .dense import DenseKKT
 from .kkt import KKT
+from .matrix_free import KrylovKKT
 from .problem import Point, Problem, scales
 
 NAME = "sketched_newton"
+DENSE_LIMIT = 2000
+"""Above this many variables and constraints together, ``kkt="auto"`` is matrix-free."""
 LARGE_MULTIPLIER = 1e4
 """Least-squares multipliers above this, in the scaled problem, are a sign of a poor start: zero is better."""
 
@@ -88,9 +91,9 @@ def sketched_newton(
         Passed on to both; differentiable, and traced: new numbers do not recompile.
     multipliers : PyTree, optional
         Warm start for the multipliers, like the output of `equality`; by default least squares at `x0`.
-    kkt : KKT or "auto", "dense"
-        How KKT systems are solved: `DenseKKT`, also "auto" and "dense", or `SketchProject`. Static, apart from arrays
-        in it.
+    kkt : KKT or "auto", "dense", "krylov"
+        How KKT systems are solved: `DenseKKT`, `KrylovKKT` or `SketchProject`. "auto" is dense up to n + m = 2000 and
+        Krylov beyond, which then wants a preconditioner. Static, apart from arrays in it.
     tol : float, optional
         Stop when ``error <= tol``; default 1e-8 in float64, 1e-3 in float32. Traced.
     max_steps : int
@@ -175,9 +178,9 @@ def sketched_newton(
         if not callable(function):
             checks.fail(NAME, name, "a function of (x, args)", type(function).__name__, TypeError)
     if isinstance(kkt, str):
-        checks.choice(NAME, "kkt", kkt, ("auto", "dense"))
+        checks.choice(NAME, "kkt", kkt, ("auto", "dense", "krylov"))
     elif not isinstance(kkt, KKT):
-        checks.fail(NAME, "kkt", "'auto' or a KKT solver such as DenseKKT()", repr(kkt), TypeError)
+        checks.fail(NAME, "kkt", "'auto', 'dense', 'krylov' or a KKT solver such as DenseKKT()", repr(kkt), TypeError)
     tol = checks.number(NAME, "tol", _default_tol(dtype) if tol is None else tol, positive=True, dtype=dtype)
     max_steps = checks.count(NAME, "max_steps", max_steps)
     arrays, static = eqx.partition((objective, equality, args, kkt), eqx.is_array_like)
@@ -223,7 +226,9 @@ def _solve(arrays, x0, multipliers, tol, max_steps, static, history, progress):
         return f.astype(x.dtype), ravel_pytree(c)[0].astype(x.dtype)
 
     kkt = eqx.combine(arrays, static.tree())[3]
-    kkt = kkt if isinstance(kkt, KKT) else DenseKKT()
+    if not isinstance(kkt, KKT):
+        large = kkt == "auto" and start.size + m > DENSE_LIMIT
+        kkt = KrylovKKT() if large or kkt == "krylov" else DenseKKT()
     fixed, start = lax.stop_gradient((data, start))
     problem = Problem(partial(values, fixed), jnp.ones((), start.dtype), jnp.ones(m, start.dtype))
     problem, state = _begin(problem, kkt, start, _flat_multipliers(multipliers, m, start.dtype), tol, max_steps)
@@ -268,7 +273,7 @@ def _begin(problem: Problem, kkt: KKT, x, lam, tol, max_steps):
     none = jnp.zeros_like(problem.scale_c)
     f, c, gradient = problem.evaluate(x, none)
     model = kkt.model(problem, x, 1.0, none)
-    scale_f, scale_c = scales(gradient, kkt.row_norms(model))
+    scale_f, scale_c = scales(gradient, kkt.row_norms(model, none.size, x.dtype))
     if lam is None:
         lam = kkt.multipliers(model, gradient).step
         size = jnp.max(jnp.abs(lam * scale_f / scale_c), initial=0)

@@ -117,9 +117,9 @@ class SketchProject(DenseKKT):
         choice("SketchProject", "sketch", self.sketch, SKETCHES)
         choice("SketchProject", "accuracy", self.accuracy, ("paper", "adaptive"))
 
-    def row_norms(self, model):
+    def row_norms(self, model, m, dtype):
         """Return zeros: the paper scales nothing."""
-        return jnp.zeros(model.G.shape[0], model.G.dtype)
+        return jnp.zeros(m, dtype)
 
     def solve(self, model, ask, penalties):
         """Sketch until the paper's accuracy is reached."""

@@ -199,3 +199,22 @@ def laplacian(w: jax.Array) -> jax.Array:
     h = 2.0 / (w.shape[0] + 1)
     p = jnp.pad(w, 1)
     return (p[:-2, 1:-1] + p[2:, 1:-1] + p[1:-1, :-2] + p[1:-1, 2:] - 4 * w) / h**2
+
+
+def pde_preconditioner(size: int, *, weight: float = 0.1) -> Callable:
+    """Return ``(rx, rc) -> (P^-1 rx, S^-1 rc)`` for `pde_control`, exact but for the cubic term.
+
+    P is the Hessian ``diag(weight, 1)`` and ``S = Lap^2 + I / weight``, diagonal in the sine basis.
+    """
+    k = np.arange(1, size + 1)
+    basis = jnp.asarray(np.sin(np.pi * np.outer(k, k) / (size + 1)) * np.sqrt(2 / (size + 1)))
+    line = (2 - 2 * np.cos(np.pi * k / (size + 1))) * ((size + 1) / 2) ** 2
+    schur = jnp.asarray((line[:, None] + line[None, :]) ** 2 + 1 / weight)
+
+    def apply(rx, rc):
+        control, state = jnp.split(rx, 2)
+        coefficients = basis @ rc.reshape(size, size) @ basis
+        solved = basis @ (coefficients / schur) @ basis
+        return jnp.concatenate([control / weight, state]), solved.ravel()
+
+    return apply

@@ -233,7 +233,7 @@ def test_logistic_regression_on_the_sphere(rng):
     ("change", "message"),
     [
         ({"x0": ()}, "`x0` must be a pytree with at least one array"),
-        ({"kkt": "lu"}, "`kkt` must be one of 'auto', 'dense'"),
+        ({"kkt": "lu"}, "`kkt` must be one of 'auto', 'dense', 'krylov'"),
         ({"objective": lambda x, _: x}, "`objective` must be a function that returns a real scalar"),
         ({"multipliers": np.zeros(3, FLOAT)}, "`multipliers` must be like the output of `equality`, 1 numbers, got 3"),
         ({"tol": -1.0}, "`tol` must be a positive number, got -1.0"),
