@@ -61,8 +61,8 @@ class KrylovKKT(KKT):
     def multipliers(self, model, g):
         """Solve the normal equations by preconditioned conjugate gradients."""
         r = -model.jacobian(g)
-        zero = jnp.zeros_like(g)
-        precondition = None if self.precondition is None else lambda u: self.precondition(zero, u)[1]
+        zero, given = jnp.zeros_like(g), self.precondition
+        precondition = None if given is None else lambda u: given(zero, u)[1]
         tol = eps(g.dtype) ** 0.6 * jnp.sqrt(dot(r, r))
         solved = cg(
             lambda u: model.jacobian(model.adjoint(u)), r, tol=tol, max_steps=self.max_inner, precondition=precondition
@@ -74,11 +74,8 @@ class KrylovKKT(KKT):
         dtype = ask.rx.dtype
         size = jnp.sqrt(dot(ask.rx, ask.rx) + dot(ask.rc, ask.rc))
         damping = jnp.where(ask.penalised, 1, 0).astype(dtype)
-        precondition = None if self.precondition is None else lambda r: self.precondition(*r)
-        start = (ask.rx, ask.rc)
-        scaled = start if precondition is None else precondition(start)
-        target = jnp.sqrt(dot(start[0], scaled[0]) + dot(start[1], scaled[1]))
-        tol = jnp.minimum(self.forcing, jnp.sqrt(size)) * target
+        precondition, start = self._joint(), (ask.rx, ask.rc)
+        tol = jnp.minimum(self.forcing, jnp.sqrt(size)) * _length(precondition, start)
 
         def attempt(carry):
             shift, _, _, _, tries, inner = carry
@@ -110,11 +107,18 @@ class KrylovKKT(KKT):
             z = matvec(jnp.concatenate(z))
             return z[:n], z[n:]
 
-        precondition = None if self.precondition is None else lambda r: self.precondition(*r)
-        start = (b[:n], b[n:])
-        scaled = start if precondition is None else precondition(start)
-        target = jnp.sqrt(dot(start[0], scaled[0]) + dot(start[1], scaled[1]))
-        tol = eps(b.dtype) ** 0.75 * target
+        precondition, start = self._joint(), (b[:n], b[n:])
+        tol = eps(b.dtype) ** 0.75 * _length(precondition, start)
         return jnp.concatenate(
             minres(split, start, tol=tol, max_steps=10 * self.max_inner, precondition=precondition).x
         )
+
+    def _joint(self):
+        given = self.precondition
+        return None if given is None else lambda r: given(*r)
+
+
+def _length(precondition, r):
+    """Return the norm of `r` that MINRES measures residuals in."""
+    scaled = r if precondition is None else precondition(r)
+    return jnp.sqrt(dot(r[0], scaled[0]) + dot(r[1], scaled[1]))

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from ..core.precision import dot
-from ..core.typing import Array, Float, Scalar
+from ..core.typing import Array, Float
 
 
 class Point(NamedTuple):
@@ -64,7 +64,7 @@ class Problem(NamedTuple):
         return jnp.sqrt(dot(c, c))
 
 
-def scales(gradient, row_norms) -> tuple[Scalar, Scalar]:
+def scales(gradient, row_norms) -> tuple[Array, Array]:
     """Return ``(scale_f, scale_c)`` from the objective's gradient and the norms of the constraints' gradients.
 
     The largest constraint gradient becomes one if it was smaller, and none stays above 100 times that; rows are never
