@@ -44,7 +44,7 @@ def test_pde_control_on_31_by_31_in_few_inner_steps():
 
 def test_an_infeasible_problem_is_called_so_without_matrices():
     s = sketched_newton(
-        lambda x, _: jnp.sum(x), jnp.asarray([2.0, 1.0], FLOAT), equality=lambda x, _: x[:1] ** 2 + 1, kkt="krylov"
+        lambda x, _: jnp.sum(x**2), jnp.asarray([2.0, 1.0], FLOAT), equality=lambda x, _: x[:1] ** 2 + 1, kkt="krylov"
     )
     assert s.status == Status.INFEASIBLE
     np.testing.assert_allclose(s.value[0], 0, atol=1e-2)
