@@ -1,5 +1,12 @@
 """Numerical solvers in JAX: jitted, batched, differentiable, and truthful about their answers."""
 
+from .constrained.dense import DenseKKT as DenseKKT
+from .constrained.kkt import KKT as KKT
+from .constrained.matrix_free import KrylovKKT as KrylovKKT
+from .constrained.newton import NewtonSolution as NewtonSolution
+from .constrained.newton import sketched_newton as sketched_newton
+from .constrained.sketching import SketchProject as SketchProject
+from .constrained.sketching import sketch_and_project as sketch_and_project
 from .core.progress import print_progress as print_progress
 from .core.progress import tqdm_progress as tqdm_progress
 from .core.solution import Solution as Solution

@@ -15,6 +15,7 @@ Say: TypeAlias = Callable[[str], None]
 
 FAMILIES: dict[str, str] = {
     "transport": "optimal transport: the colours of one photograph moved to another",
+    "constrained": "equality constraints: digits told odd from even by weights on a sphere",
 }
 """Name of the module, and what it shows."""
 
