@@ -1,0 +1,148 @@
+"""The conjugate gradient iteration and its Chebyshev preconditioner, on vectors in any layout."""
+
+from collections.abc import Callable
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from ..core.loop import Run
+from ..core.solution import Status
+from ..core.typing import Array
+from .answer import LinearStatus, axpy, inner, measure
+from .drive import drive
+from .systems import Layout
+
+STALL = 500
+"""Steps without a new smallest residual after which conjugate gradients stop: they may plateau for long."""
+
+
+class State(eqx.Module):
+    """Iterate, residual, the last directions with their products and curvatures, the error, and a verdict."""
+
+    x: Any
+    r: Any
+    p: tuple[Any, ...]
+    Ap: tuple[Any, ...]
+    pAp: tuple[Array, ...]
+    rz: Array
+    error: Array
+    code: Array
+
+
+def conjugate(
+    system: Layout,
+    b: Any,
+    start: Any,
+    precondition: Callable[[Any], Any],
+    *,
+    tol,
+    max_steps,
+    history,
+    directions: int = 0,
+    **controls,
+) -> Run:
+    """Run preconditioned conjugate gradients until the true residual is small.
+
+    With `directions` = 0 by the usual two-term recurrence, for a fixed symmetric positive definite preconditioner;
+    otherwise each new direction is made conjugate to that many old ones, whatever the preconditioner.
+    """
+    residual, size = measure(system, b)
+
+    def begin(x):
+        r = residual(x)
+        zero, nothing = jax.tree.map(jnp.zeros_like, b), jnp.zeros_like(size(r))
+        code = jnp.asarray(Status.RUNNING, jnp.int32)
+        kept = max(directions, 1)
+        return State(x, r, (zero,) * kept, (zero,) * kept, (nothing,) * kept, nothing, size(r), code)
+
+    def step(s):
+        z = precondition(s.r)
+        if directions:
+            p, rz = z, s.rz
+            for old, Aold, curvature in zip(s.p, s.Ap, s.pAp, strict=True):
+                p = axpy(-_ratio(inner(z, Aold), curvature), old, p)
+            gain = inner(p, s.r)
+        else:
+            rz = gain = inner(s.r, z)
+            p = axpy(_ratio(rz, s.rz), s.p[0], z)
+        Ap = system.mv(p)
+        curvature = inner(p, Ap)
+        sound = (curvature > 0) & (gain > 0) if not directions else curvature > 0
+        alpha = jnp.where(sound, _ratio(gain, curvature), jnp.where(jnp.isnan(curvature), curvature, 0))
+        r = axpy(-alpha, Ap, s.r)
+        code = jnp.where(sound | jnp.isnan(curvature), Status.RUNNING, LinearStatus.INDEFINITE).astype(jnp.int32)
+        return State(
+            axpy(alpha, p, s.x), r, (p, *s.p[:-1]), (Ap, *s.Ap[:-1]), (curvature, *s.pAp[:-1]), rz, size(r), code
+        )
+
+    def attempt(x, steps):
+        return drive(
+            step,
+            begin(x),
+            value=lambda s: s.x,
+            error=lambda s: s.error,
+            status=lambda s: s.code,
+            tol=tol,
+            max_steps=max_steps - steps,
+            stall=STALL,
+            history=history,
+            **controls,
+        )
+
+    def judge(run, x, last, steps, past):
+        """Measure what `run` found; the recurred residual drifts from the true one by rounding."""
+        true = size(residual(run.value))
+        missed = (run.status == Status.CONVERGED) & ~(true <= tol)
+        again = missed & (true < last / 2) & (steps + run.num_steps < max_steps)
+        status = jnp.where(missed, Status.STAGNATED, run.status)
+        status = jnp.where(missed & (steps + run.num_steps >= max_steps), Status.MAX_STEPS, status)
+        better = (true < last) | ~jnp.isfinite(last)
+        x = jax.tree.map(lambda new, old: jnp.where(better, new, old), run.value, x)
+        record = None if past is None else _join(past, run.history, steps)
+        return x, jnp.where(better, true, last), status.astype(jnp.int32), steps + run.num_steps, again, record
+
+    first = attempt(start, 0)
+    nothing = jnp.full((), jnp.inf, first.error.dtype)
+    carry = judge(first, start, nothing, jnp.zeros((), jnp.int32), first.history)
+    carry = lax.while_loop(lambda c: c[4], lambda c: judge(attempt(c[0], c[3]), c[0], c[1], c[3], c[5]), carry)
+    x, error, status, steps, _, record = carry
+    error = jnp.where(first.status == Status.NONFINITE, first.error, error)
+    return Run(None, x, error, status, steps, record)
+
+
+def _ratio(a, b):
+    return jnp.where(b != 0, a / jnp.where(b != 0, b, 1), 0)
+
+
+def _join(past, new, steps):
+    index = jnp.arange(past.shape[0], dtype=jnp.int32) - steps
+    return jnp.where(index > 0, new[jnp.maximum(index, 0)], past)
+
+
+def chebyshev(system: Layout, low, high, degree) -> Callable[[Any], Any]:
+    """Return ``r -> z``, `degree` steps of Chebyshev's method for ``A z = r`` from zero.
+
+    The method is tuned to eigenvalues of D^-1 A in [low, high]. Degree 1 is Jacobi's method. Written so that ``low == high`` is ordinary.
+    """
+    centre, half, diagonal = (high + low) / 2, (high - low) / 2, system.diagonal()
+
+    def scaled(r):
+        return jax.tree.map(jnp.divide, r, diagonal)
+
+    def apply(r):
+        d = jax.tree.map(lambda u: u / centre, scaled(r))
+
+        def body(_, carry):
+            z, r, d, rho = carry
+            r = jax.tree.map(jnp.subtract, r, system.mv(d))
+            below = 2 * centre - rho * half
+            rho_next = half / below
+            d = jax.tree.map(lambda u, v: rho_next * rho * u + 2 / below * v, d, scaled(r))
+            return jax.tree.map(jnp.add, z, d), r, d, rho_next
+
+        return lax.fori_loop(1, degree, body, (d, r, d, half / centre))[0]
+
+    return apply

@@ -1,0 +1,232 @@
+"""Conjugate gradients preconditioned by a geometric multigrid cycle, for stencils."""
+
+from typing import Any, ClassVar
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from ..core import checks
+from ..core.precision import matmul
+from ..core.typing import Array, Float, Progress, Scalar
+from .answer import LinearSolution, Method, solve
+from .conjugate import chebyshev, conjugate
+from .stencil import Phases, Stencil
+
+COARSEST = 64
+"""At most this many unknowns are solved for directly."""
+
+
+class MultigridSolution(LinearSolution):
+    """What `multigrid_cg` returns; ``error = ||b - A value|| / ||b||``."""
+
+
+class MultigridCG(Method):
+    """Conjugate gradients with a V- or W-cycle as preconditioner."""
+
+    ratio: Array
+    smoother: str = eqx.field(static=True)
+    sweeps_each: int = eqx.field(static=True)
+    cycle: str = eqx.field(static=True)
+    sweeps: ClassVar[bool] = False
+
+    def run(self, system, b, start, **controls):
+        """Build the hierarchy for this system and precondition with one cycle over it."""
+        levels = hierarchy(system, b.shape)
+        smoothers = [self.smooth(*level) for level in levels[:-1]]
+        coarse, shape = levels[-1]
+        size = _size(shape)
+        identity = jnp.eye(size, dtype=b.dtype).reshape((size, *shape))
+        inverse = jnp.linalg.inv(jax.vmap(coarse.mv)(identity).reshape(size, size))
+        inverse = (inverse + inverse.T) / 2
+
+        def cycle(k, r):
+            if k == len(smoothers):
+                return matmul(inverse, r.ravel()).reshape(r.shape)
+            before, after = smoothers[k]
+            stencil, shape = levels[k]
+            target = levels[k + 1][1]
+            z = before(r)
+            for _ in range(2 if self.cycle == "W" and 0 < k < len(smoothers) - 1 else 1):
+                z = z + prolong(cycle(k + 1, restrict(r - stencil.mv(z), target)), shape)
+            return after(z, r)
+
+        return conjugate(system, b, start, lambda r: cycle(0, r), **controls)
+
+    def smooth(self, stencil, shape):
+        """Return the smoother from zero, and its adjoint from a given point."""
+        if self.smoother == "chebyshev":
+            high = stencil.row_bound()
+            polynomial = chebyshev(stencil, high / self.ratio, high, self.sweeps_each)
+            return polynomial, lambda z, r: z + polynomial(r - stencil.mv(z))
+        phases = Phases(stencil, shape)
+        sweep = phases.sweeper(jnp.ones((), stencil.coefficients.dtype))
+
+        def relax(z, r, reverse):
+            z, r = phases.pack(z), phases.pack(r)
+            for _ in range(self.sweeps_each):
+                z = sweep(z, r, reverse=reverse)
+            return phases.unpack(z)
+
+        return lambda r: relax(jnp.zeros_like(r), r, False), lambda z, r: relax(z, r, True)
+
+
+def hierarchy(stencil: Stencil, shape: tuple[int, ...]) -> list[tuple[Stencil, tuple[int, ...]]]:
+    """Return ``(stencil, grid)`` from the finest level to the coarsest, by Galerkin products ``P' A P``.
+
+    Every axis of more than three points is halved; coarse point j is fine point ``2 j + 1``, whatever the size.
+    """
+    levels = [(stencil, shape)]
+    while _size(shape) > COARSEST and max(shape) > 3:
+        grid = jnp.broadcast_to(
+            jnp.reshape(stencil.coefficients, stencil.coefficients.shape + (1,) * (len(shape) + 1 - stencil.coefficients.ndim)),
+            (len(stencil.offsets), *shape),
+        )
+        rows = dict(zip(stencil.offsets, grid, strict=True))
+        for axis, n in enumerate(shape):
+            if n > 3:
+                rows = _halve(rows, axis)
+        stencil = Stencil(jnp.stack(list(rows.values())), list(rows))
+        shape = stencil.coefficients.shape[1:]
+        levels.append((stencil, shape))
+    return levels
+
+
+def _halve(rows: dict[tuple[int, ...], Array], axis: int) -> dict[tuple[int, ...], Array]:
+    """Return the rows of ``P' A P`` with P linear interpolation along one axis.
+
+    Coarse row j collects fine rows ``2 j + 1 + d`` with weight 1/2, 1, 1/2. Such a row's entry at offset o belongs to
+    fine column ``2 j + 1 + s``, s = d + o, which interpolates from coarse columns ``j + k`` where ``|s - 2 k| <= 1``.
+    """
+    out: dict[tuple[int, ...], Array] = {}
+    for offset, row in rows.items():
+        n, o = row.shape[axis], offset[axis]
+        if o:  # a row's entry outside the grid meets a zero: drop it
+            edge = lax.broadcasted_iota(jnp.int32, row.shape, axis) == (0 if o < 0 else n - 1)
+            row = jnp.where(edge, 0, row)
+        for d in (-1, 0, 1):
+            fine = _every_other(row, axis, 1 + d, n // 2)
+            for k in (-1, 0, 1):
+                if abs(d + o - 2 * k) <= 1:
+                    weight = (1 - abs(d) / 2) * (1 - abs(d + o - 2 * k) / 2)
+                    coarse = (*offset[:axis], k, *offset[axis + 1 :])
+                    out[coarse] = out[coarse] + weight * fine if coarse in out else weight * fine
+    return out
+
+
+def restrict(r: Array, shape: tuple[int, ...]) -> Array:
+    """Return ``P' r``."""
+    for axis, n in enumerate(shape):
+        if n != r.shape[axis]:
+            left, centre, right = (_every_other(r, axis, k, n) for k in (0, 1, 2))
+            r = centre + (left + right) / 2
+    return r
+
+
+def prolong(z: Array, shape: tuple[int, ...]) -> Array:
+    """Return ``P z``, linear interpolation to a grid of `shape`."""
+    for axis, n in enumerate(shape):
+        if n != z.shape[axis]:
+
+            def spread(start, z=z, axis=axis, n=n):
+                ends = [(0, 0, 0)] * z.ndim
+                ends[axis] = (start, n - start - (2 * z.shape[axis] - 1), 1)
+                return lax.pad(z, jnp.zeros((), z.dtype), ends)
+
+            z = spread(1) + (spread(0) + spread(2)) / 2
+    return z
+
+
+def _every_other(x: Array, axis: int, start: int, count: int) -> Array:
+    """Return `count` entries of x along an axis, from `start` in steps of two, zero beyond the end."""
+    short = max(0, start + 2 * count - 1 - x.shape[axis])
+    if short:
+        x = jnp.pad(x, [(0, short if a == axis else 0) for a in range(x.ndim)])
+    return lax.slice_in_dim(x, start, start + 2 * count - 1, 2, axis)
+
+
+def _size(shape: tuple[int, ...]) -> int:
+    size = 1
+    for n in shape:
+        size *= n
+    return size
+
+
+def multigrid_cg(
+    A: Stencil,
+    b: Float[Array, "*grid"],
+    *,
+    smoother: str = "chebyshev",
+    degree: int = 2,
+    ratio: Scalar = 4.0,
+    cycle: str = "V",
+    x0: Float[Array, "*grid"] | None = None,
+    tol: Scalar | None = None,
+    max_steps: int | Array = 1_000,
+    every: int = 1,
+    history: bool | int = False,
+    progress: Progress | None = None,
+) -> MultigridSolution:
+    """Solve ``A x = b`` on a grid, A symmetric positive definite, by conjugate gradients with geometric multigrid.
+
+    The fastest of the family for one hard elliptic system: a handful of steps whatever the grid. For rows dominated by
+    their diagonal `sor` or `chebyshev_cg` need about as few and cheaper steps; for constant coefficients on a box a fast
+    sine transform, and for a matrix that never changes a stored factorisation, beat it.
+
+    Parameters
+    ----------
+    A : Stencil
+        Symmetric positive definite, constant or varying coefficients, one to three dimensions, any grid size. Traced,
+        differentiable.
+    b : Float[Array, "*grid"]
+        Traced, differentiable. Several at once: ``jax.vmap`` over b.
+    smoother : str
+        ``"chebyshev"``, or ``"red-black"`` (Gauss-Seidel; by parity classes if the stencil has diagonal neighbours).
+    degree : int
+        Chebyshev steps, or sweeps, before and after each coarse correction. Static.
+    ratio : scalar
+        The Chebyshev smoother works on eigenvalues of D^-1 A in ``[bound / ratio, bound]``. Traced; no derivative.
+    cycle : str
+        ``"V"`` or ``"W"``.
+    x0, tol, max_steps, every, history, progress
+        As for `sor`. A step is one cycle and one product.
+
+    Returns
+    -------
+    MultigridSolution
+        ``value`` like `b`, ``num_steps``, ``error = ||b - A value||_2 / ||b||_2``; statuses as for `ssor_cg`.
+
+    Raises
+    ------
+    ValueError, TypeError
+        As `sor`; an unknown `smoother` or `cycle`, a system other than a stencil.
+
+    Notes
+    -----
+    Coarse operators are Galerkin products with linear interpolation, exact for varying coefficients and computed axis by
+    axis at the cost of a few products; the coarsest, of at most 64 unknowns, is inverted. A cycle costs about
+    ``4 (degree + 1)`` products, set-up included in every solve. Strong anisotropy or jumps in the coefficients slow it
+    down, as point smoothers do. Memory: about 15 vectors. Stopping and derivatives as for `ssor_cg`.
+
+    References
+    ----------
+    U. Trottenberg, C. Oosterlee, A. Schueller, Multigrid, Academic Press 2001, sections 2.4 and 7.7.
+
+    Examples
+    --------
+    >>> import jax.numpy as jnp
+    >>> from solvers import Stencil, multigrid_cg
+    >>> print(int(multigrid_cg(Stencil.laplacian(2), jnp.ones((31, 31)), tol=1e-5).num_steps) < 9)
+    True
+    """
+    name = "multigrid_cg"
+    checks.choice(name, "smoother", smoother, ("chebyshev", "red-black"))
+    checks.choice(name, "cycle", cycle, ("V", "W"))
+    if not isinstance(degree, int) or degree < 1:
+        checks.fail(name, "degree", "a positive Python integer", degree)
+    if not isinstance(A, Stencil):
+        checks.fail(name, "A", "a Stencil", type(A).__name__, TypeError)
+    method = MultigridCG(checks.number(name, "ratio", ratio, positive=True), smoother, degree, cycle)
+    options: dict[str, Any] = dict(x0=x0, tol=tol, max_steps=max_steps, every=every, history=history, progress=progress)
+    return solve(name, MultigridSolution, method, A, b, **options)
