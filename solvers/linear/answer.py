@@ -1,6 +1,7 @@
 """From a method and a system to a `Solution`: checks, scaling, the solve in its layout, exact derivatives."""
 
 from abc import abstractmethod
+from collections.abc import Callable
 from functools import partial
 from typing import Any, ClassVar
 
@@ -22,7 +23,10 @@ from .systems import Layout, System, as_system
 class LinearStatus(StatusCode):
     """Why a linear solve stopped, beyond `Status`."""
 
-    INDEFINITE = 100, "indefinite: a direction of zero or negative curvature, so `A` is not positive definite; try `sor`"
+    INDEFINITE = (
+        100,
+        "indefinite: a direction of zero or negative curvature, so `A` is not positive definite; try `sor`",
+    )
     DIAGONAL = 101, "diagonal: `A` has a zero or negative diagonal entry, which these methods divide by"
 
 
@@ -82,7 +86,9 @@ def prepare(name: str, A: Any, b: Any, x0: Any, *, sweeps: bool) -> tuple[System
     system = as_system(name, A, dtype)
     system.check(name, b)
     if sweeps and not system.relaxable:
-        checks.fail(name, "A", "a dense array, Stencil or SparseRows (a product alone cannot be swept)", type(A).__name__)
+        checks.fail(
+            name, "A", "a dense array, Stencil or SparseRows (a product alone cannot be swept)", type(A).__name__
+        )
     x0 = jnp.zeros_like(b) if x0 is None else checks.float_array(name, "x0", x0).astype(dtype)
     if x0.shape != b.shape:
         checks.fail(name, "x0", f"of shape {b.shape}, like `b`", x0.shape)
@@ -126,32 +132,36 @@ def run_method(system: System, b: Array, x0: Array, method: Method, **controls: 
     layout = system.layout(b.shape, sweeps=method.sweeps)
     largest = jnp.max(jnp.abs(b))
     usable = jnp.isfinite(largest) & (largest > 0)
-    exponent = jnp.frexp(jnp.where(usable, largest, 1))[1]
+    limit = jnp.finfo(b.dtype).maxexp - 4
+    exponent = jnp.clip(jnp.frexp(jnp.where(usable, largest, 1))[1], -limit, limit)
+    down, up = (jnp.ldexp(jnp.ones((), b.dtype), sign * exponent) for sign in (-1, 1))
     x0 = jnp.where(largest == 0, 0, x0)
     bad = jnp.any(jnp.stack([jnp.any(d <= 0) for d in jax.tree.leaves(layout.diagonal())]))
     steps = jnp.where(bad, 0, jnp.asarray(controls.pop("max_steps"), jnp.int32))
-    run = method.run(layout, layout.pack(jnp.ldexp(b, -exponent)), layout.pack(jnp.ldexp(x0, -exponent)), max_steps=steps, **controls)
+    run = method.run(
+        layout, layout.pack(b * down), layout.pack(x0 * down), max_steps=steps, **controls
+    )
     status = jnp.where(bad & jnp.isfinite(run.error), LinearStatus.DIAGONAL, run.status)
-    value = jnp.ldexp(layout.unpack(run.value), exponent)
+    value = layout.unpack(run.value) * up
     return Run(None, value, run.error, status.astype(jnp.int32), run.num_steps, run.history)
 
 
-def attached(system: System, b: Array, x: Array, method: Method, **controls: Any) -> Array:
-    """Return x with the derivative of ``A^-1 b`` in b and in the numbers of A, solved for by the same method."""
+def attached(system: System, b: Array, x: Array, solver: Callable[[System, Array], Array], *, symmetric: bool) -> Array:
+    """Return x with the derivative of ``A^-1 b`` in b and in the numbers of A; ``solver(system, r)`` solves for it."""
     moving, fixed = eqx.partition(system, eqx.is_inexact_array)
-    frozen, method = lax.stop_gradient((eqx.combine(moving, fixed), method))
+    frozen = lax.stop_gradient(system)
 
     def residual(x, data):
         moving, b = data
         return eqx.combine(moving, fixed).mv(x) - b
 
-    def inverse(system):
-        return lambda _, r: run_method(system, r, jnp.zeros_like(r), method, **controls).value
-
     def tangent(jacobian, r):
-        if method.symmetric:
-            return lax.custom_linear_solve(jacobian, r, inverse(frozen), symmetric=True)
-        return lax.custom_linear_solve(jacobian, r, inverse(frozen), transpose_solve=inverse(frozen.T))
+        def solve(_, r):
+            return solver(frozen, r)
+
+        if symmetric:
+            return lax.custom_linear_solve(jacobian, r, solve, symmetric=True)
+        return lax.custom_linear_solve(jacobian, r, solve, transpose_solve=lambda _, r: solver(frozen.transposed, r))
 
     return attach(residual, x, (moving, b), solve=tangent)
 
@@ -159,7 +169,11 @@ def attached(system: System, b: Array, x: Array, method: Method, **controls: Any
 @partial(jax.jit, static_argnames=("solution", "every", "history", "progress"))
 def _solve(system, b, x0, method, tol, max_steps, solution, every, history, progress):
     controls = {"tol": lax.stop_gradient(tol), "max_steps": max_steps, "every": every}
-    data = lax.stop_gradient((system, b, x0, method))
-    run = run_method(*data, **controls, history=history, progress=progress)
-    x = attached(system, b, run.value, method, **controls, history=False, progress=None)
+    frozen = lax.stop_gradient(method)
+    run = run_method(*lax.stop_gradient((system, b, x0)), frozen, **controls, history=history, progress=progress)
+
+    def again(system, r):
+        return run_method(system, r, jnp.zeros_like(r), frozen, **controls, history=False, progress=None).value
+
+    x = attached(system, b, run.value, again, symmetric=method.symmetric)
     return solution(x, run.status, run.num_steps, run.error, controls["tol"], run.history)

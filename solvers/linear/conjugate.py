@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from ..core.loop import Run
+from ..core.loop import Run, history_length
 from ..core.solution import Status
 from ..core.typing import Array
 from .answer import LinearStatus, axpy, inner, measure
@@ -26,7 +26,7 @@ class State(eqx.Module):
     r: Any
     p: tuple[Any, ...]
     Ap: tuple[Any, ...]
-    pAp: tuple[Array, ...]
+    curvatures: tuple[Array, ...]
     rz: Array
     error: Array
     code: Array
@@ -62,7 +62,7 @@ def conjugate(
         z = precondition(s.r)
         if directions:
             p, rz = z, s.rz
-            for old, Aold, curvature in zip(s.p, s.Ap, s.pAp, strict=True):
+            for old, Aold, curvature in zip(s.p, s.Ap, s.curvatures, strict=True):
                 p = axpy(-_ratio(inner(z, Aold), curvature), old, p)
             gain = inner(p, s.r)
         else:
@@ -75,11 +75,13 @@ def conjugate(
         r = axpy(-alpha, Ap, s.r)
         code = jnp.where(sound | jnp.isnan(curvature), Status.RUNNING, LinearStatus.INDEFINITE).astype(jnp.int32)
         return State(
-            axpy(alpha, p, s.x), r, (p, *s.p[:-1]), (Ap, *s.Ap[:-1]), (curvature, *s.pAp[:-1]), rz, size(r), code
+            axpy(alpha, p, s.x), r, (p, *s.p[:-1]), (Ap, *s.Ap[:-1]), (curvature, *s.curvatures[:-1]), rz, size(r), code
         )
 
-    def attempt(x, steps):
-        return drive(
+    def attempt(carry):
+        """Run from the best point so far and measure what comes: the recurred residual drifts by rounding."""
+        x, last, _, steps, _, past = carry
+        run = drive(
             step,
             begin(x),
             value=lambda s: s.x,
@@ -91,25 +93,27 @@ def conjugate(
             history=history,
             **controls,
         )
-
-    def judge(run, x, last, steps, past):
-        """Measure what `run` found; the recurred residual drifts from the true one by rounding."""
-        true = size(residual(run.value))
+        true, total = size(residual(run.value)), steps + run.num_steps
         missed = (run.status == Status.CONVERGED) & ~(true <= tol)
-        again = missed & (true < last / 2) & (steps + run.num_steps < max_steps)
-        status = jnp.where(missed, Status.STAGNATED, run.status)
-        status = jnp.where(missed & (steps + run.num_steps >= max_steps), Status.MAX_STEPS, status)
+        falling = missed & (true < last / 2)
+        status = jnp.where(missed, jnp.where(falling, Status.MAX_STEPS, Status.STAGNATED), run.status)
         better = (true < last) | ~jnp.isfinite(last)
         x = jax.tree.map(lambda new, old: jnp.where(better, new, old), run.value, x)
+        again = falling & (total < max_steps)
         record = None if past is None else _join(past, run.history, steps)
-        return x, jnp.where(better, true, last), status.astype(jnp.int32), steps + run.num_steps, again, record
+        return x, jnp.where(better, true, last), status.astype(jnp.int32), total, again, record
 
-    first = attempt(start, 0)
-    nothing = jnp.full((), jnp.inf, first.error.dtype)
-    carry = judge(first, start, nothing, jnp.zeros((), jnp.int32), first.history)
-    carry = lax.while_loop(lambda c: c[4], lambda c: judge(attempt(c[0], c[3]), c[0], c[1], c[3], c[5]), carry)
-    x, error, status, steps, _, record = carry
-    error = jnp.where(first.status == Status.NONFINITE, first.error, error)
+    length = history_length(history)
+    dtype = jnp.result_type(*jax.tree.leaves(b))
+    carry = (
+        start,
+        jnp.full((), jnp.inf, dtype),
+        jnp.asarray(Status.RUNNING, jnp.int32),
+        jnp.zeros((), jnp.int32),
+        jnp.ones((), bool),
+        jnp.full(length, jnp.nan, dtype) if length else None,
+    )
+    x, error, status, steps, _, record = lax.while_loop(lambda c: c[4], attempt, carry)
     return Run(None, x, error, status, steps, record)
 
 
@@ -119,13 +123,13 @@ def _ratio(a, b):
 
 def _join(past, new, steps):
     index = jnp.arange(past.shape[0], dtype=jnp.int32) - steps
-    return jnp.where(index > 0, new[jnp.maximum(index, 0)], past)
+    return jnp.where((index > 0) | (steps == 0), new[jnp.maximum(index, 0)], past)
 
 
 def chebyshev(system: Layout, low, high, degree) -> Callable[[Any], Any]:
     """Return ``r -> z``, `degree` steps of Chebyshev's method for ``A z = r`` from zero.
 
-    The method is tuned to eigenvalues of D^-1 A in [low, high]. Degree 1 is Jacobi's method. Written so that ``low == high`` is ordinary.
+    The method is tuned to eigenvalues of D^-1 A in [low, high]; degree 1 is Jacobi's. ``low == high`` is ordinary.
     """
     centre, half, diagonal = (high + low) / 2, (high - low) / 2, system.diagonal()
 

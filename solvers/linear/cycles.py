@@ -80,7 +80,9 @@ def hierarchy(stencil: Stencil, shape: tuple[int, ...]) -> list[tuple[Stencil, t
     levels = [(stencil, shape)]
     while _size(shape) > COARSEST and max(shape) > 3:
         grid = jnp.broadcast_to(
-            jnp.reshape(stencil.coefficients, stencil.coefficients.shape + (1,) * (len(shape) + 1 - stencil.coefficients.ndim)),
+            jnp.reshape(
+                stencil.coefficients, stencil.coefficients.shape + (1,) * (len(shape) + 1 - stencil.coefficients.ndim)
+            ),
             (len(stencil.offsets), *shape),
         )
         rows = dict(zip(stencil.offsets, grid, strict=True))
@@ -171,8 +173,8 @@ def multigrid_cg(
     """Solve ``A x = b`` on a grid, A symmetric positive definite, by conjugate gradients with geometric multigrid.
 
     The fastest of the family for one hard elliptic system: a handful of steps whatever the grid. For rows dominated by
-    their diagonal `sor` or `chebyshev_cg` need about as few and cheaper steps; for constant coefficients on a box a fast
-    sine transform, and for a matrix that never changes a stored factorisation, beat it.
+    their diagonal `sor` or `chebyshev_cg` need about as few and cheaper steps; for constant coefficients on a box a
+    fast sine transform, and for a matrix that never changes a stored factorisation, beat it.
 
     Parameters
     ----------
@@ -204,8 +206,8 @@ def multigrid_cg(
 
     Notes
     -----
-    Coarse operators are Galerkin products with linear interpolation, exact for varying coefficients and computed axis by
-    axis at the cost of a few products; the coarsest, of at most 64 unknowns, is inverted. A cycle costs about
+    Coarse operators are Galerkin products with linear interpolation, exact for varying coefficients and computed axis
+    by axis at the cost of a few products; the coarsest, of at most 64 unknowns, is inverted. A cycle costs about
     ``4 (degree + 1)`` products, set-up included in every solve. Strong anisotropy or jumps in the coefficients slow it
     down, as point smoothers do. Memory: about 15 vectors. Stopping and derivatives as for `ssor_cg`.
 

@@ -97,4 +97,6 @@ def drive(
     )
     better = (run.error <= best_error) | ~jnp.isfinite(best_error)
     best = jax.tree.map(lambda x, y: jnp.where(better, x, y), run.value, best)
-    return Run(run.state, best, jnp.where(better, run.error, best_error), run.status, steps + run.num_steps, run.history)
+    return Run(
+        run.state, best, jnp.where(better, run.error, best_error), run.status, steps + run.num_steps, run.history
+    )

@@ -14,6 +14,7 @@ from .conjugate import chebyshev, conjugate
 from .relaxation import relaxation
 from .systems import System
 
+
 class CGSolution(LinearSolution):
     """What the conjugate gradient solvers return; ``error = ||b - A value|| / ||b||``."""
 

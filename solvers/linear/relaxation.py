@@ -99,8 +99,8 @@ def sor(
     Returns
     -------
     SORSolution
-        ``value`` like `b`, ``num_steps`` sweeps, ``error = ||b - A value||_2 / ||b||_2``. Its status is `Status.DIVERGED`
-        once the error exceeds 1e4 times the first, `Status.STAGNATED` without a new smallest error in
+        ``value`` like `b`, ``num_steps`` sweeps, ``error = ||b - A value||_2 / ||b||_2``. Its status is
+        `Status.DIVERGED` once the error exceeds 1e4 times the first, `Status.STAGNATED` without a new smallest error in
         ``50 + 20 / (2 - omega)`` sweeps, `LinearStatus.DIAGONAL` for a traced system with a diagonal entry <= 0.
 
     Raises
@@ -115,8 +115,9 @@ def sor(
     Converges for every symmetric positive definite A and omega in (0, 2) (Ostrowski, Reich), never outside (Kahan).
     For consistently ordered A, red-black included, the rate is Young's: see `young_rate`.
     Cost: a sweep is one product with A, ``2 n^2`` flops dense, 4 words a grid point of memory traffic for a constant
-    stencil. Memory: five vectors. Derivatives: of ``A^-1 b``, forward and reverse, to any order, by sweeps with the same
-    omega on A and its transpose. b is scaled by a power of two, so its size does not matter. b = 0 gives 0 in no steps.
+    stencil. Memory: five vectors. Derivatives: of ``A^-1 b``, forward and reverse, to any order, by sweeps with the
+    same omega on A and its transpose. b is scaled by a power of two, so its size does not matter; b = 0 gives 0 in no
+    steps.
 
     References
     ----------
@@ -161,7 +162,8 @@ def ssor(
     Returns
     -------
     SSORSolution
-        ``value`` like `b`, ``num_steps`` pairs of sweeps, ``error = ||b - A value||_2 / ||b||_2``; statuses as for `sor`.
+        ``value`` like `b`, ``num_steps`` pairs of sweeps, ``error = ||b - A value||_2 / ||b||_2``;
+        statuses as for `sor`.
 
     Raises
     ------

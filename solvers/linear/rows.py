@@ -88,7 +88,7 @@ class SparseRows(System):
         return eqx.tree_at(lambda s: s.values, self, values)
 
     @property
-    def T(self):
+    def transposed(self):
         """The transpose, on the same colours."""
         return eqx.tree_at(lambda s: (s.pattern, s.pattern_t), self, (self.pattern_t, self.pattern))
 

@@ -92,7 +92,7 @@ class Stencil(System, Layout):
         return (0,) * len(self.offsets[0])
 
     @property
-    def T(self):
+    def transposed(self):
         """The transpose: offsets change sign and varying coefficients move with them."""
         flipped = tuple(tuple(-k for k in o) for o in self.offsets)
         if self.coefficients.ndim == 1:
@@ -154,9 +154,7 @@ class Phases(Layout):
     def __init__(self, stencil: Stencil, shape: tuple[int, ...]):
         self.offsets, self.shape = stencil.offsets, shape
         constant = stencil.coefficients.ndim == 1
-        self.coefficients = tuple(
-            (c,) * len(self.parities) if constant else self.pack(c) for c in stencil.coefficients
-        )
+        self.coefficients = tuple((c,) * len(self.parities) if constant else self.pack(c) for c in stencil.coefficients)
 
     @property
     def parities(self) -> list[Offset]:
@@ -196,7 +194,9 @@ class Phases(Layout):
 
     def mv(self, y):
         """Return A y."""
-        return tuple(d * part + self._couplings(y, k) for k, (d, part) in enumerate(zip(self.diagonal(), y, strict=True)))
+        return tuple(
+            d * part + self._couplings(y, k) for k, (d, part) in enumerate(zip(self.diagonal(), y, strict=True))
+        )
 
     def diagonal(self):
         """Return the diagonal on each class."""

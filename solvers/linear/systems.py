@@ -63,7 +63,7 @@ class System(eqx.Module):
 
     @property
     @abstractmethod
-    def T(self) -> "System":
+    def transposed(self) -> "System":
         """The transpose."""
 
     relaxable: eqx.AbstractClassVar[bool]
@@ -97,7 +97,7 @@ class Dense(System, Layout):
             fail(function, "A", expected, n)
 
     @property
-    def T(self):
+    def transposed(self):
         """The transpose."""
         return Dense(self.matrix.T)
 
@@ -172,7 +172,7 @@ class MatrixFree(System, Layout):
             fail(function, "A", f"a function that returns an array of shape {b.shape}", out)
 
     @property
-    def T(self):
+    def transposed(self):
         """The operator itself, taken to be symmetric."""
         return self
 
@@ -201,6 +201,8 @@ def as_system(function: str, A: Any, dtype) -> System:
         A = A.as_matrix()
     if not isinstance(A, System):
         if callable(A):
-            fail(function, "A", "a system; wrap a function and its diagonal in `MatrixFree`", type(A).__name__, TypeError)
+            fail(
+                function, "A", "a system; wrap a function and its diagonal in `MatrixFree`", type(A).__name__, TypeError
+            )
         A = Dense(float_array(function, "A", A, ndim=2))
     return jax.tree.map(lambda x: x.astype(dtype) if eqx.is_inexact_array(x) else x, A)

@@ -1,0 +1,1 @@
+"""Instances with known answers, shared by tests, benchmarks, notebooks and the tour."""
