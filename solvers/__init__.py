@@ -29,5 +29,10 @@ from .linear.young import HagemanYoung as HagemanYoung
 from .linear.young import young_omega as young_omega
 from .linear.young import young_prior as young_prior
 from .linear.young import young_rate as young_rate
+from .transport.fixed_point import sinkhorn as sinkhorn
+from .transport.newton import sns_sinkhorn as sns_sinkhorn
+from .transport.problem import TransportStatus as TransportStatus
+from .transport.published import PublishedSNS as PublishedSNS
+from .transport.solution import TransportSolution as TransportSolution
 
 __version__ = "0.1.0"

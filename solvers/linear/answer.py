@@ -138,9 +138,7 @@ def run_method(system: System, b: Array, x0: Array, method: Method, **controls: 
     x0 = jnp.where(largest == 0, 0, x0)
     bad = jnp.any(jnp.stack([jnp.any(d <= 0) for d in jax.tree.leaves(layout.diagonal())]))
     steps = jnp.where(bad, 0, jnp.asarray(controls.pop("max_steps"), jnp.int32))
-    run = method.run(
-        layout, layout.pack(b * down), layout.pack(x0 * down), max_steps=steps, **controls
-    )
+    run = method.run(layout, layout.pack(b * down), layout.pack(x0 * down), max_steps=steps, **controls)
     status = jnp.where(bad & jnp.isfinite(run.error), LinearStatus.DIAGONAL, run.status)
     value = layout.unpack(run.value) * up
     return Run(None, value, run.error, status.astype(jnp.int32), run.num_steps, run.history)

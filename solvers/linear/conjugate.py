@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from ..core.loop import Run, history_length
+from ..core.precision import eps
 from ..core.solution import Status
 from ..core.typing import Array
 from .answer import LinearStatus, axpy, inner, measure
@@ -73,9 +74,12 @@ def conjugate(
         sound = (curvature > 0) & (gain > 0) if not directions else curvature > 0
         alpha = jnp.where(sound, _ratio(gain, curvature), jnp.where(jnp.isnan(curvature), curvature, 0))
         r = axpy(-alpha, Ap, s.r)
-        code = jnp.where(sound | jnp.isnan(curvature), Status.RUNNING, LinearStatus.INDEFINITE).astype(jnp.int32)
+        error = size(r)
+        code = jnp.where(sound | jnp.isnan(curvature), Status.RUNNING, LinearStatus.INDEFINITE)
+        # A recurred residual this small is noise; going on would end in underflow, which looks like no curvature.
+        code = jnp.where(error <= 0.01 * eps(error.dtype), Status.STAGNATED, code).astype(jnp.int32)
         return State(
-            axpy(alpha, p, s.x), r, (p, *s.p[:-1]), (Ap, *s.Ap[:-1]), (curvature, *s.curvatures[:-1]), rz, size(r), code
+            axpy(alpha, p, s.x), r, (p, *s.p[:-1]), (Ap, *s.Ap[:-1]), (curvature, *s.curvatures[:-1]), rz, error, code
         )
 
     def attempt(carry):

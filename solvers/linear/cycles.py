@@ -1,5 +1,6 @@
 """Conjugate gradients preconditioned by a geometric multigrid cycle, for stencils."""
 
+import itertools
 from typing import Any, ClassVar
 
 import equinox as eqx
@@ -77,44 +78,39 @@ def hierarchy(stencil: Stencil, shape: tuple[int, ...]) -> list[tuple[Stencil, t
 
     Every axis of more than three points is halved; coarse point j is fine point ``2 j + 1``, whatever the size.
     """
-    levels = [(stencil, shape)]
+    levels, dims = [(stencil, shape)], len(shape)
+    offsets = list(itertools.product((-1, 0, 1), repeat=dims))
     while _size(shape) > COARSEST and max(shape) > 3:
-        grid = jnp.broadcast_to(
-            jnp.reshape(
-                stencil.coefficients, stencil.coefficients.shape + (1,) * (len(shape) + 1 - stencil.coefficients.ndim)
-            ),
-            (len(stencil.offsets), *shape),
-        )
-        rows = dict(zip(stencil.offsets, grid, strict=True))
+        given = dict(zip(stencil.offsets, stencil.coefficients, strict=True))
+        zero = jnp.zeros((), stencil.coefficients.dtype)
+        rows = jnp.stack([jnp.broadcast_to(given.get(o, zero), shape) for o in offsets])
+        rows = rows.reshape((3,) * dims + shape)
         for axis, n in enumerate(shape):
             if n > 3:
                 rows = _halve(rows, axis)
-        stencil = Stencil(jnp.stack(list(rows.values())), list(rows))
-        shape = stencil.coefficients.shape[1:]
+        shape = rows.shape[dims:]
+        stencil = Stencil(rows.reshape(len(offsets), *shape), offsets)
         levels.append((stencil, shape))
     return levels
 
 
-def _halve(rows: dict[tuple[int, ...], Array], axis: int) -> dict[tuple[int, ...], Array]:
+def _halve(rows: Array, axis: int) -> Array:
     """Return the rows of ``P' A P`` with P linear interpolation along one axis.
 
-    Coarse row j collects fine rows ``2 j + 1 + d`` with weight 1/2, 1, 1/2. Such a row's entry at offset o belongs to
-    fine column ``2 j + 1 + s``, s = d + o, which interpolates from coarse columns ``j + k`` where ``|s - 2 k| <= 1``.
+    Rows come as an array over offsets and grid, (3, ..., 3, *grid). Coarse row j collects fine rows ``2 j + 1 + d`` with
+    weight ``1 - |d| / 2``. Such a row's entry at offset o belongs to fine column ``2 j + 1 + s``, s = d + o, which
+    interpolates from the coarse columns ``j + k`` with weight ``1 - |s - 2 k| / 2``.
     """
-    out: dict[tuple[int, ...], Array] = {}
-    for offset, row in rows.items():
-        n, o = row.shape[axis], offset[axis]
-        if o:  # a row's entry outside the grid meets a zero: drop it
-            edge = lax.broadcasted_iota(jnp.int32, row.shape, axis) == (0 if o < 0 else n - 1)
-            row = jnp.where(edge, 0, row)
-        for d in (-1, 0, 1):
-            fine = _every_other(row, axis, 1 + d, n // 2)
-            for k in (-1, 0, 1):
-                if abs(d + o - 2 * k) <= 1:
-                    weight = (1 - abs(d) / 2) * (1 - abs(d + o - 2 * k) / 2)
-                    coarse = (*offset[:axis], k, *offset[axis + 1 :])
-                    out[coarse] = out[coarse] + weight * fine if coarse in out else weight * fine
-    return out
+    along = rows.ndim // 2 + axis
+    column = lax.broadcasted_iota(jnp.int32, rows.shape, along) + lax.broadcasted_iota(jnp.int32, rows.shape, axis) - 1
+    rows = jnp.where((column >= 0) & (column < rows.shape[along]), rows, 0)
+    fine = {d: (1 - abs(d) / 2) * _every_other(rows, along, 1 + d, rows.shape[along] // 2) for d in (-1, 0, 1)}
+
+    def collect(k):
+        pairs = [(d, o, 1 - abs(d + o - 2 * k) / 2) for d in (-1, 0, 1) for o in (-1, 0, 1)]
+        return sum(w * lax.index_in_dim(fine[d], o + 1, axis) for d, o, w in pairs if w > 0)
+
+    return jnp.concatenate([collect(k) for k in (-1, 0, 1)], axis)
 
 
 def restrict(r: Array, shape: tuple[int, ...]) -> Array:

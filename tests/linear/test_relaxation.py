@@ -182,7 +182,10 @@ def test_scale_of_the_data_does_not_matter(scale):
 @pytest.mark.parametrize(
     ("call", "says"),
     [
-        (lambda b: sor(jnp.ones((2, 3)), b, omega=1.0), r"sor: `A` must be \(n, n\) with n = len\(b\) = 3, got \(2, 3\)"),
+        (
+            lambda b: sor(jnp.ones((2, 3)), b, omega=1.0),
+            r"sor: `A` must be \(n, n\) with n = len\(b\) = 3, got \(2, 3\)",
+        ),
         (lambda b: sor(jnp.eye(3), b, omega=2.0), r"sor: `omega` must be in \(0, 2\), got 2.0"),
         (lambda b: sor(jnp.eye(3), b, omega=float("nan")), "omega"),
         (lambda b: sor(jnp.eye(3).at[1, 1].set(0), b, omega=1.0), r"positive diagonal, got 0.0 in row \[1\]"),
