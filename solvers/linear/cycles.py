@@ -97,8 +97,8 @@ def hierarchy(stencil: Stencil, shape: tuple[int, ...]) -> list[tuple[Stencil, t
 def _halve(rows: Array, axis: int) -> Array:
     """Return the rows of ``P' A P`` with P linear interpolation along one axis.
 
-    Rows come as an array over offsets and grid, (3, ..., 3, *grid). Coarse row j collects fine rows ``2 j + 1 + d`` with
-    weight ``1 - |d| / 2``. Such a row's entry at offset o belongs to fine column ``2 j + 1 + s``, s = d + o, which
+    Rows come as an array over offsets and grid, (3, ..., 3, *grid). Coarse row j collects fine rows ``2 j + 1 + d``
+    with weight ``1 - |d| / 2``. Such a row's entry at offset o belongs to fine column ``2 j + 1 + s``, s = d + o, which
     interpolates from the coarse columns ``j + k`` with weight ``1 - |s - 2 k| / 2``.
     """
     along = rows.ndim // 2 + axis
