@@ -130,6 +130,10 @@ def _join(past, new, steps):
     return jnp.where((index > 0) | (steps == 0), new[jnp.maximum(index, 0)], past)
 
 
+settle = lax.optimization_barrier
+"""Keep XLA from fusing a product into the next: on a grid it would recompute every neighbour of every neighbour."""
+
+
 def chebyshev(system: Layout, low, high, degree) -> Callable[[Any], Any]:
     """Return ``r -> z``, `degree` steps of Chebyshev's method for ``A z = r`` from zero.
 
@@ -145,7 +149,7 @@ def chebyshev(system: Layout, low, high, degree) -> Callable[[Any], Any]:
 
         def body(_, carry):
             z, r, d, rho = carry
-            r = jax.tree.map(jnp.subtract, r, system.mv(d))
+            r = settle(jax.tree.map(jnp.subtract, r, system.mv(settle(d))))
             below = 2 * centre - rho * half
             rho_next = half / below
             d = jax.tree.map(lambda u, v: rho_next * rho * u + 2 / below * v, d, scaled(r))

@@ -12,10 +12,10 @@ from ..core import checks
 from ..core.precision import matmul
 from ..core.typing import Array, Float, Progress, Scalar
 from .answer import LinearSolution, Method, solve
-from .conjugate import chebyshev, conjugate
+from .conjugate import chebyshev, conjugate, settle
 from .stencil import Phases, Stencil
 
-COARSEST = 64
+COARSEST = 16
 """At most this many unknowns are solved for directly."""
 
 
@@ -39,8 +39,7 @@ class MultigridCG(Method):
         coarse, shape = levels[-1]
         size = _size(shape)
         identity = jnp.eye(size, dtype=b.dtype).reshape((size, *shape))
-        inverse = jnp.linalg.inv(jax.vmap(coarse.mv)(identity).reshape(size, size))
-        inverse = (inverse + inverse.T) / 2
+        inverse = invert(jax.vmap(coarse.mv)(identity).reshape(size, size))
 
         def cycle(k, r):
             if k == len(smoothers):
@@ -48,10 +47,11 @@ class MultigridCG(Method):
             before, after = smoothers[k]
             stencil, shape = levels[k]
             target = levels[k + 1][1]
-            z = before(r)
+            z = settle(before(r))
             for _ in range(2 if self.cycle == "W" and 0 < k < len(smoothers) - 1 else 1):
-                z = z + prolong(cycle(k + 1, restrict(r - stencil.mv(z), target)), shape)
-            return after(z, r)
+                coarse = settle(restrict(settle(r - stencil.mv(z)), target))
+                z = settle(z + prolong(cycle(k + 1, coarse), shape))
+            return settle(after(z, r))
 
         return conjugate(system, b, start, lambda r: cycle(0, r), **controls)
 
@@ -60,7 +60,7 @@ class MultigridCG(Method):
         if self.smoother == "chebyshev":
             high = stencil.row_bound()
             polynomial = chebyshev(stencil, high / self.ratio, high, self.sweeps_each)
-            return polynomial, lambda z, r: z + polynomial(r - stencil.mv(z))
+            return polynomial, lambda z, r: z + polynomial(settle(r - stencil.mv(z)))
         phases = Phases(stencil, shape)
         sweep = phases.sweeper(jnp.ones((), stencil.coefficients.dtype))
 
@@ -111,6 +111,23 @@ def _halve(rows: Array, axis: int) -> Array:
         return sum(w * lax.index_in_dim(fine[d], o + 1, axis) for d, o, w in pairs if w > 0)
 
     return jnp.concatenate([collect(k) for k in (-1, 0, 1)], axis)
+
+
+def invert(matrix: Array) -> Array:
+    """Return the inverse of a small symmetric positive definite matrix by Gauss and Jordan's sweeps, without pivoting.
+
+    A call of LAPACK costs more than a whole cycle here, and far more on a busy machine.
+    """
+
+    def sweep(k, m):
+        row, column = m[k], m[:, k]
+        pivot = row[k]
+        m = m - column[:, None] * row[None, :] / pivot
+        m = m.at[k].set(row / pivot).at[:, k].set(-column / pivot)
+        return m.at[k, k].set(1 / pivot)
+
+    inverse = lax.fori_loop(0, matrix.shape[0], sweep, matrix)
+    return (inverse + inverse.T) / 2
 
 
 def restrict(r: Array, shape: tuple[int, ...]) -> Array:
@@ -203,7 +220,7 @@ def multigrid_cg(
     Notes
     -----
     Coarse operators are Galerkin products with linear interpolation, exact for varying coefficients and computed axis
-    by axis at the cost of a few products; the coarsest, of at most 64 unknowns, is inverted. A cycle costs about
+    by axis at the cost of a few products; the coarsest, of at most 16 unknowns, is inverted. A cycle costs about
     ``4 (degree + 1)`` products, set-up included in every solve. Strong anisotropy or jumps in the coefficients slow it
     down, as point smoothers do. Memory: about 15 vectors. Stopping and derivatives as for `ssor_cg`.
 

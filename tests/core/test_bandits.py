@@ -23,7 +23,7 @@ def test_tsallis_probabilities(spread, eta):
         u = (low + high) / 2
         low, high = (u, high) if np.sum(4 / (eta * (losses + u)) ** 2) > 1 else (low, u)
     np.testing.assert_allclose(p.sum(), 1, rtol=1e-6)
-    rtol = 1e-10 if DTYPE == jnp.float64 else 1e-4
+    rtol = 1e-10 if jnp.float64 == DTYPE else 1e-4
     np.testing.assert_allclose(p, 4 / (eta * (losses.astype(float) + low)) ** 2, rtol=rtol)
 
 

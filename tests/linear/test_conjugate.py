@@ -17,7 +17,7 @@ from solvers import (
     ssor,
     ssor_cg,
 )
-from solvers.linear.cycles import hierarchy, prolong, restrict
+from solvers.linear.cycles import hierarchy, invert, prolong, restrict
 
 from .reference import dense, pcg
 
@@ -178,6 +178,13 @@ def test_galerkin_operators_and_transfers():
         R = np.asarray(jax.vmap(lambda r, s=small: restrict(r, s))(fine)).reshape(len(fine), -1).T
         np.testing.assert_allclose(R, P.T, atol=1e-6)
         np.testing.assert_allclose(dense(coarse, small), R @ dense(stencil, shape) @ P, atol=1e-4)
+
+
+def test_small_inverse():
+    g = RNG.standard_normal((7, 7))
+    m = g @ g.T + np.eye(7)
+    got = invert(jnp.asarray(m, DTYPE))
+    np.testing.assert_allclose(got, np.linalg.inv(m), atol=1e-9 if X64 else 1e-3)
 
 
 def test_interpolation_is_linear():
