@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.core import Tracer
 
 from ..core import checks
 from ..core.implicit import attach
@@ -93,10 +94,15 @@ def prepare(name: str, A: Any, b: Any, x0: Any, *, sweeps: bool) -> tuple[System
     if x0.shape != b.shape:
         checks.fail(name, "x0", f"of shape {b.shape}, like `b`", x0.shape)
     diagonal = system.layout(b.shape, sweeps=False).diagonal()
-    if not isinstance(diagonal, jax.core.Tracer) and np.any(np.asarray(diagonal) <= 0):
+    if known(diagonal) and np.any(np.asarray(diagonal) <= 0):
         row = np.argwhere(np.asarray(diagonal) <= 0)[0]
         checks.fail(name, "A", "of positive diagonal", f"{np.asarray(diagonal)[tuple(row)]} in row {row.tolist()}")
     return system, b, x0
+
+
+def known(x: Any) -> bool:
+    """Return whether the numbers of an array are known, that is, not being traced."""
+    return not isinstance(x, Tracer)
 
 
 def default_tol(dtype) -> float:
@@ -111,7 +117,8 @@ def norm(x: Any) -> Array:
 
 def inner(x: Any, y: Any) -> Array:
     """Return the inner product of two pytrees of arrays."""
-    return sum(dot(u, v) for u, v in zip(jax.tree.leaves(x), jax.tree.leaves(y), strict=True))
+    parts = [dot(u, v) for u, v in zip(jax.tree.leaves(x), jax.tree.leaves(y), strict=True)]
+    return sum(parts[1:], parts[0])
 
 
 def axpy(alpha: Any, x: Any, y: Any) -> Any:

@@ -32,18 +32,18 @@ class MultigridCG(Method):
     cycle: str = eqx.field(static=True)
     sweeps: ClassVar[bool] = False
 
-    def run(self, system, b, start, **controls):
+    def run(self, system: Any, b: Any, start: Any, **controls: Any):
         """Build the hierarchy for this system and precondition with one cycle over it."""
         levels = hierarchy(system, b.shape)
         smoothers = [self.smooth(*level) for level in levels[:-1]]
         coarse, shape = levels[-1]
         size = _size(shape)
         identity = jnp.eye(size, dtype=b.dtype).reshape((size, *shape))
-        inverse = invert(jax.vmap(coarse.mv)(identity).reshape(size, size))
+        inverse = invert(jnp.reshape(jax.vmap(coarse.mv)(identity), (size, size)))
 
         def cycle(k, r):
             if k == len(smoothers):
-                return matmul(inverse, r.ravel()).reshape(r.shape)
+                return jnp.reshape(matmul(inverse, jnp.ravel(r)), r.shape)
             before, after = smoothers[k]
             stencil, shape = levels[k]
             target = levels[k + 1][1]

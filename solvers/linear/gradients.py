@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from ..core import checks
 from ..core.typing import Array, Float, Progress, Scalar
-from .answer import LinearSolution, Method, solve
+from .answer import LinearSolution, Method, known, solve
 from .conjugate import chebyshev, conjugate
 from .relaxation import relaxation
 from .systems import System
@@ -127,7 +127,7 @@ def ssor_cg(
     True
     """
     method = SSORCG(relaxation("ssor_cg", omega))
-    options = dict(x0=x0, tol=tol, max_steps=max_steps, every=every, history=history, progress=progress)
+    options: dict[str, Any] = dict(x0=x0, tol=tol, max_steps=max_steps, every=every, history=history, progress=progress)
     return solve("ssor_cg", CGSolution, method, A, b, **options)
 
 
@@ -192,13 +192,13 @@ def chebyshev_cg(
     """
     name = "chebyshev_cg"
     ratio = checks.number(name, "ratio", ratio)
-    if not isinstance(ratio, jax.core.Tracer) and not float(ratio) >= 1:
+    if known(ratio) and not float(ratio) >= 1:
         checks.fail(name, "ratio", "at least 1", ratio)
     if isinstance(degree, int) and degree < 1:
         checks.fail(name, "degree", "at least 1", degree)
     fixed = isinstance(degree, int)
     method = ChebyshevCG(ratio, None if fixed else checks.count(name, "degree", degree), degree if fixed else None)
-    options = dict(x0=x0, tol=tol, max_steps=max_steps, every=every, history=history, progress=progress)
+    options: dict[str, Any] = dict(x0=x0, tol=tol, max_steps=max_steps, every=every, history=history, progress=progress)
     return solve(name, CGSolution, method, A, b, **options)
 
 
@@ -270,5 +270,5 @@ def flexible_cg(
     if not isinstance(directions, int) or directions < 1:
         checks.fail(name, "directions", "a positive Python integer", directions)
     method = FlexibleCG(precondition, args, directions)
-    options = dict(x0=x0, tol=tol, max_steps=max_steps, every=every, history=history, progress=progress)
+    options: dict[str, Any] = dict(x0=x0, tol=tol, max_steps=max_steps, every=every, history=history, progress=progress)
     return solve(name, CGSolution, method, A, b, **options)

@@ -3,13 +3,12 @@
 from typing import Any, ClassVar
 
 import equinox as eqx
-import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from ..core import checks
 from ..core.typing import Array, Float, Progress, Scalar
-from .answer import LinearSolution, Method, measure, solve
+from .answer import LinearSolution, Method, known, measure, solve
 from .drive import drive
 from .systems import System
 
@@ -133,7 +132,7 @@ def sor(
     [1. 1. 1.] True
     """
     method = SOR(relaxation("sor", omega))
-    options = dict(x0=x0, tol=tol, max_steps=max_steps, every=every, history=history, progress=progress)
+    options: dict[str, Any] = dict(x0=x0, tol=tol, max_steps=max_steps, every=every, history=history, progress=progress)
     return solve("sor", SORSolution, method, A, b, **options)
 
 
@@ -187,13 +186,13 @@ def ssor(
     True
     """
     method = SOR(relaxation("ssor", omega), both_ways=True)
-    options = dict(x0=x0, tol=tol, max_steps=max_steps, every=every, history=history, progress=progress)
+    options: dict[str, Any] = dict(x0=x0, tol=tol, max_steps=max_steps, every=every, history=history, progress=progress)
     return solve("ssor", SSORSolution, method, A, b, **options)
 
 
 def relaxation(name: str, omega: ArrayLike) -> Any:
     """Return omega as an array, or raise if it is known to be outside (0, 2)."""
     array = checks.number(name, "omega", omega)
-    if not isinstance(array, jax.core.Tracer) and not 0 < float(array) < 2:
+    if known(array) and not 0 < float(array) < 2:
         checks.fail(name, "omega", "in (0, 2)", omega)
     return array

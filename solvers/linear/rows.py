@@ -205,4 +205,4 @@ def _ell(n: int, row: np.ndarray, column: np.ndarray) -> tuple[Array, Array, Arr
     slots = table(np.flatnonzero(row != column), row.size)
     columns = np.append(column, 0)[slots]
     diagonal = table(np.flatnonzero(row == column), row.size)
-    return tuple(jnp.asarray(x, jnp.int32) for x in (columns, slots, diagonal))
+    return jnp.asarray(columns, jnp.int32), jnp.asarray(slots, jnp.int32), jnp.asarray(diagonal, jnp.int32)

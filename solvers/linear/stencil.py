@@ -127,7 +127,8 @@ class Stencil(System, Layout):
     def rows(self, shape: Sequence[int], *, ordering: str = "colour") -> SparseRows:
         """Return the same matrix as `SparseRows` on the flattened grid, for sweeps in natural order."""
         shape = tuple(shape)
-        index, entries, row, column = np.indices(shape), [], [], []
+        index: np.ndarray = np.indices(shape)
+        entries, row, column = [], [], []
         for k, o in enumerate(self.offsets):
             target = index + np.reshape(o, (-1,) + (1,) * len(shape))
             inside = np.all((target >= 0) & (target < np.reshape(shape, (-1,) + (1,) * len(shape))), axis=0)
