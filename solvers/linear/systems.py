@@ -81,6 +81,9 @@ class Dense(System, Layout):
     matrix: Float[Array, "n n"]
     relaxable = True
 
+    def __init__(self, matrix: Array):
+        self.matrix = matrix
+
     def mv(self, x):
         """Return A x."""
         return matmul(self.matrix, x)
