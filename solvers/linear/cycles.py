@@ -204,7 +204,7 @@ def multigrid_cg(
         The Chebyshev smoother works on eigenvalues of D^-1 A in ``[bound / ratio, bound]``. Traced; no derivative.
     cycle : str
         ``"V"`` or ``"W"``.
-    x0, tol, max_steps, every, history, progress
+    x0, tol, max_steps, every, history, progress : optional
         As for `sor`. A step is one cycle and one product.
 
     Returns

@@ -94,7 +94,7 @@ def ssor_cg(
         In the shape of the system. Traced, differentiable. Several at once: ``jax.vmap`` over b.
     omega : scalar
         Relaxation, in (0, 2). Traced; no derivative.
-    x0, tol, max_steps, every, history, progress
+    x0, tol, max_steps, every, history, progress : optional
         As for `sor`. A step is one product with A and one sweep there and back.
 
     Returns
@@ -161,7 +161,7 @@ def chebyshev_cg(
     ratio : scalar
         The polynomial is small on eigenvalues of D^-1 A in ``[bound / ratio, bound]``, where bound is the largest
         absolute row sum over the diagonal (`MatrixFree`: as given or estimated). At least 1. Traced; no derivative.
-    x0, tol, max_steps, every, history, progress
+    x0, tol, max_steps, every, history, progress : optional
         As for `sor`. A step is ``degree`` products with A.
 
     Returns
@@ -234,7 +234,7 @@ def flexible_cg(
         Its data, a network's weights say. Traced; the solution does not depend on them, so no derivative.
     directions : int
         How many old directions to orthogonalise against, at least 1. Static.
-    x0, tol, max_steps, every, history, progress
+    x0, tol, max_steps, every, history, progress : optional
         As for `sor`. A step is one product with A and one call of `precondition`.
 
     Returns

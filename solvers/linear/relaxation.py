@@ -155,7 +155,7 @@ def ssor(
 
     Parameters
     ----------
-    A, b, omega, x0, tol, max_steps, every, history, progress
+    A, b, omega, x0, tol, max_steps, every, history, progress : optional but for the first three
         As for `sor`; a step is a pair of sweeps.
 
     Returns

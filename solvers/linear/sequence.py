@@ -113,7 +113,7 @@ def solve_sequence(
         Start each solve from the last solution. Static.
     save : callable, optional
         What to keep of each solution, ``save(x)``; all of it by default. Static.
-    tol, every
+    tol, every : optional
         As for `sor`; `every` holds for sweeps only.
     max_steps : int
         Per system, arm and fallback together. Traced.
@@ -214,7 +214,7 @@ def learned_sor(
 
     Parameters
     ----------
-    systems, rhs, key
+    systems, rhs, key : required
         As for `solve_sequence`.
     num_arms : int
         Values of omega, spaced evenly in ``log(2 - omega)`` from 1 to 1.97. Static.
