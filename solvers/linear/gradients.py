@@ -167,7 +167,7 @@ def chebyshev_cg(
     Returns
     -------
     CGSolution
-        As for `ssor_cg`.
+        As for `ssor_cg`; ``error = ||b - A value||_2 / ||b||_2``.
 
     Raises
     ------
@@ -240,7 +240,7 @@ def flexible_cg(
     Returns
     -------
     CGSolution
-        As for `ssor_cg`.
+        As for `ssor_cg`; ``error = ||b - A value||_2 / ||b||_2``.
 
     Raises
     ------

@@ -96,7 +96,13 @@ def arm_features(context: Array, arms: Any) -> Array:
 
 
 def young_prior(**options: Any) -> ThompsonRegression:
-    """Return Thompson sampling on `relaxation_features`, expecting before any data what Young's theory expects."""
+    """Return Thompson sampling on `relaxation_features`, expecting before any data what Young's theory expects.
+
+    Parameters
+    ----------
+    **options
+        Other settings of `ThompsonRegression`.
+    """
     mean = jnp.zeros(BASE + 2).at[0].set(2.5).at[BASE].set(1.0)
     scale = jnp.full(BASE + 2, 1.0).at[0].set(10.0).at[BASE].set(3.0)
     return ThompsonRegression(relaxation_features, mean, scale, **options)
