@@ -40,7 +40,7 @@ def gp_solve(
     if len(grid) != ndim or not all(isinstance(n, int | np.integer) and n >= 1 for n in grid):
         fail("gp_solve", "grid", f"{ndim} positive integers, one a dimension", grid)
     dtype = float_type((problem, args))
-    tol = number("gp_solve", "tol", 1e3 * eps(dtype) if tol is None else tol, dtype=dtype)
+    tol = number("gp_solve", "tol", 50 * eps(dtype) if tol is None else tol, dtype=dtype)
     problem, args = _arrays((problem, args), dtype)
     return _spectral(problem, args, guess, tol, count("gp_solve", "max_steps", max_steps), tuple(map(int, grid)),
                      history, progress)  # fmt: skip
@@ -72,7 +72,7 @@ def _spectral(problem, args, guess, tol, max_steps, grid, history, progress):
         build, moving, start, tol=tol, max_steps=max_steps, history=history, progress=progress
     )
     z = found.coefficients(y)
-    unresolved = (run.status == Status.CONVERGED) & (strong > jnp.sqrt(tol))
+    unresolved = (run.status == Status.CONVERGED) & (strong > 10 * jnp.sqrt(tol))
     status = jnp.where(unresolved, PDEStatus.UNRESOLVED, run.status).astype(jnp.int32)
     return GPSolution(
         value=z if fields > 1 else z[0], status=status, num_steps=run.num_steps, error=run.error, tol=tol,

@@ -59,11 +59,12 @@ class Pencil(eqx.Module):
 
 
 class Diagonalised(eqx.Module):
-    """``X' E X = diag(mass)`` and ``X' A X = diag(value)``."""
+    """``X' E X = diag(mass)`` and ``X' A X = diag(value)``; rounding in `value` is relative to `size`."""
 
     vectors: Float[Array, "n n"]
     value: Float[Array, " n"]
     mass: Float[Array, " n"]
+    size: Float[Array, " n"]
 
 
 def diagonalise(pencil: Pencil) -> Diagonalised:
@@ -72,13 +73,15 @@ def diagonalise(pencil: Pencil) -> Diagonalised:
     In the metric ``S = shift E - A / leading`` the eigenvalues of E are at most one and those of the smooth modes,
     which carry the solution, come out to full relative accuracy; the pencil the other way round costs n^4 digits.
     """
-    scale = lax.rsqrt(jnp.diagonal(pencil.mass))
-    a, e = (scale[:, None] * (m + m.T) / 2 * scale for m in (pencil.operator / pencil.leading, pencil.mass))
-    lower = jnp.linalg.cholesky(pencil.shift * e - a)
+    energy = pencil.shift * pencil.mass - pencil.operator / pencil.leading
+    scale = lax.rsqrt(jnp.diagonal(energy))
+    energy, e = (scale[:, None] * (m + m.T) / 2 * scale for m in (energy, pencil.mass))
+    lower = jnp.linalg.cholesky(energy)
     inner = solve_triangular(lower, solve_triangular(lower, e, lower=True).T, lower=True)
     mu, vectors = jnp.linalg.eigh((inner + inner.T) / 2)
     vectors = scale[:, None] * solve_triangular(lower, vectors, lower=True, trans=1)
-    return Diagonalised(vectors, pencil.leading * (pencil.shift * mu - 1), mu)
+    bent = pencil.shift * mu
+    return Diagonalised(vectors, pencil.leading * (bent - 1), mu, jnp.abs(pencil.leading) * (bent + 1))
 
 
 class Sylvester(eqx.Module):
@@ -155,8 +158,8 @@ class KroneckerSum(eqx.Module):
         mass = jnp.ones((1,) * ndim, f.dtype)
         value, size = jnp.zeros_like(mass), jnp.zeros_like(mass)
         for d in symmetric:
-            m, v = along(modes[d].mass, d, ndim), along(modes[d].value, d, ndim)
-            value, size, mass = value * m + mass * v, size * m + mass * jnp.abs(v), mass * m
+            m, v, s = (along(w, d, ndim) for w in (modes[d].mass, modes[d].value, modes[d].size))
+            value, size, mass = value * m + mass * v, size * m + mass * s, mass * m
         if not general:
             singular = jnp.abs(value) <= 100 * eps(f.dtype) * size
             y = jnp.where(singular, 0, f / jnp.where(singular, 1, value))

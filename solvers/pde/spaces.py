@@ -12,7 +12,7 @@ from ..core.precision import matmul
 from ..core.typing import Array, Float
 from .axes import Fourier, Legendre
 from .kronecker import mode_product, mode_products
-from .problem import Dirichlet, PDEProblem, Robin
+from .problem import Dirichlet, Neumann, PDEProblem, Robin
 
 
 class Line(eqx.Module):
@@ -32,6 +32,8 @@ class Line(eqx.Module):
         Whether it is Galerkin.
     robin : Float[Array, ""]
         How negative the boundary terms may make ``-u''``; see `kronecker.Pencil.shift`.
+    floating : bool
+        Whether no condition fixes a constant.
     """
 
     basis: Any
@@ -41,6 +43,7 @@ class Line(eqx.Module):
     test: Float[Array, "n k"]
     robin: Float[Array, ""]
     symmetric: bool = eqx.field(static=True)
+    floating: bool = eqx.field(static=True)
 
     def values(self, order: int):
         """Return the basis' derivatives at the nodes."""
@@ -52,6 +55,12 @@ class Line(eqx.Module):
         solved = jnp.linalg.solve(self.basis.at_nodes(0), moved.reshape(moved.shape[0], -1))
         return jnp.moveaxis(solved.reshape(moved.shape), 0, axis)
 
+    def agree(self, tensor, axis: int):
+        """Change node values along one mode, as little as possible in L2, to satisfy the conditions with zero."""
+        rows = jnp.linalg.solve(self.basis.at_nodes(0).T, self.rows.T).T
+        back = rows.T / self.basis.weights[:, None]
+        return tensor - mode_product(matmul(back, jnp.linalg.solve(matmul(rows, back), rows)), tensor, axis)
+
 
 def line(problem: PDEProblem, field: int, axis: int, size: int, order: int, galerkin: bool, dtype) -> Line:
     """Build the `Line` of one unknown and dimension; `order` is the highest derivative in that dimension."""
@@ -62,13 +71,18 @@ def line(problem: PDEProblem, field: int, axis: int, size: int, order: int, gale
         basis = Fourier(lower, upper, size)
         test = basis.at_nodes(0) * basis.weights[:, None]
         none = jnp.zeros((0, size), dtype)
-        return Line(basis, none, none.T, jnp.eye(size, dtype=dtype), test, zero, True)
+        return Line(basis, none, none.T, jnp.eye(size, dtype=dtype), test, zero, True, True)
     conditions = problem.faces(field, axis)
     count = len(conditions)
     if size <= count:
         fail("gp_solve", "grid", f"more than {count} nodes in {name!r}, which has {count} conditions", size)
     derived = any(not isinstance(c, Dirichlet) for c in conditions)
-    order = min(max(order, count, 2 if derived else 0), max(size - 1, 0))
+    floating = all(isinstance(c, Neumann) for c in conditions)
+    sides = sorted(c.face[1] for c in conditions)
+    symmetric = galerkin and sides == ["+", "-"]
+    # Clamping nothing but values, integrals of Legendre polynomials are orthonormal in energy.
+    order = 1 if symmetric and not derived else max(order, count, 2 if derived else 0)
+    order = min(order, max(size - 1, 0))
     basis = Legendre(lower, upper, size, order)
     ends = jnp.stack([lower, upper])
     value, slope = basis.evaluate(ends), basis.evaluate(ends, 1)
@@ -82,15 +96,13 @@ def line(problem: PDEProblem, field: int, axis: int, size: int, order: int, gale
             robin = jnp.maximum(robin, 4 * kappa**2 + 8 * kappa / (upper - lower))
     rows = jnp.stack(rows) if rows else jnp.zeros((0, size), dtype)
     lift, null = _complement(rows, min(2 * order, size))
-    sides = sorted(c.face[1] for c in conditions)
-    symmetric = galerkin and sides == ["+", "-"]
     if symmetric:
         functions = matmul(basis.at_nodes(0), null)
         norms = lax.stop_gradient(jnp.sqrt(jnp.sum(basis.weights[:, None] * functions**2, axis=0)))
         null, functions = null / norms, functions / norms
     else:
         functions = basis.orthonormal(size - count)
-    return Line(basis, rows, lift, null, functions * basis.weights[:, None], robin, symmetric)
+    return Line(basis, rows, lift, null, functions * basis.weights[:, None], robin, symmetric, floating)
 
 
 def _complement(rows, reach: int):
@@ -117,17 +129,22 @@ def lifted(lines, axis_values):
     """Return coefficients that satisfy the conditions on all faces, and how far they are from doing so.
 
     One dimension after the other: ``z += lift (g - rows z)``, where ``axis_values[d]`` holds g with the conditions of
-    dimension d along mode d (None without any). Where two faces contradict each other in a corner the later dimension
-    wins and the misfit, relative to the largest value, says by how much.
+    dimension d along mode d (None without any). Where faces contradict each other in a corner the earlier dimension
+    wins: the later one's values are changed by least squares, that is near the corner only, and the misfit, relative
+    to the largest value, says by how much.
     """
     z = jnp.zeros(tuple(ln.basis.size for ln in lines), lines[0].null.dtype)
-    for axis, (ln, g) in enumerate(zip(lines, axis_values, strict=True)):
+    for axis, g in enumerate(axis_values):
         if g is None:
             continue
-        for other in range(len(lines)):
-            if other != axis:
-                g = lines[other].interpolate(g, other)
-        z = z + mode_product(ln.lift, g - mode_product(ln.rows, z, axis), axis)
+        others = [d for d in range(len(lines)) if d != axis]
+        gap = g - mode_products([lines[d].rows if d == axis else lines[d].values(0) for d in range(len(lines))], z)
+        for d in others:
+            if d < axis and lines[d].rows.shape[0]:
+                gap = lines[d].agree(gap, d)
+        for d in others:
+            gap = lines[d].interpolate(gap, d)
+        z = z + mode_product(lines[axis].lift, gap, axis)
     misfit = size = jnp.zeros((), z.dtype)
     for axis, (ln, g) in enumerate(zip(lines, axis_values, strict=True)):
         if g is None:

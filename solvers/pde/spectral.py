@@ -12,7 +12,7 @@ from jax.scipy.linalg import lu_factor, lu_solve
 from ..core.gmres import gmres
 from ..core.implicit import attach
 from ..core.loop import Run, iterate
-from ..core.precision import matmul
+from ..core.precision import eps, matmul
 from .kronecker import KroneckerSum, Pencil, along, mode_products
 from .spaces import Line, lifted
 from .tracing import Equation
@@ -147,7 +147,8 @@ class Discretisation:
         """Return the inverse of the Jacobian at y: dense, separable, or Krylov with a separable preconditioner."""
         jets = self.jets(self.coefficients(y))
         if len(self.lines[0]) == 1:
-            return _dense(self._line_matrix(jets), y)
+            floating = all(ln.floating for field in self.lines for ln in field)
+            return _pseudo(self._line_matrix(jets), y) if floating else _dense(self._line_matrix(jets), y)
         c = self.equation.coefficients(self.x, jets, self.args)
         if self.separable:
             return _direct([KroneckerSum.build(self.pencils(0, c[0][0], True))], y)
@@ -267,6 +268,18 @@ def _dense(matrix, like) -> Inverse:
         return lambda b, rtol: unravel(lu_solve(factors, ravel_pytree(b)[0], trans=trans))
 
     return Inverse(solve(0), solve(1))
+
+
+def _pseudo(matrix, like) -> Inverse:
+    """Least squares of least norm, where constants may be solutions of the homogeneous equation."""
+    u, s, vt = jnp.linalg.svd(matrix)
+    keep = s > 100 * eps(s.dtype) * s[0]
+    inverse, unravel = jnp.where(keep, 1 / jnp.where(keep, s, 1), 0), ravel_pytree(like)[1]
+
+    def solve(left, right):
+        return lambda b, rtol: unravel(matmul(left, inverse * matmul(ravel_pytree(b)[0], right)))
+
+    return Inverse(solve(vt.T, u), solve(u, vt.T))
 
 
 def _direct(sums: list[KroneckerSum], like) -> Inverse:
