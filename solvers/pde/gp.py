@@ -6,16 +6,23 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
+from jax.flatten_util import ravel_pytree
+from jax.scipy.linalg import solve_triangular
 
 from ..core.checks import choice, count, fail, number
 from ..core.precision import eps
 from ..core.solution import Status
 from ..core.typing import Progress, Scalar
 from .axes import Fourier, Legendre
+from .conditioning import Data, Rows, condition
+from .eigenbasis import Eigen, Weighted
 from .kronecker import along, mode_product
+from .priors import SpectralMixture, per_dimension
 from .problem import Condition, PDEProblem, float_type
 from .solution import GPSolution, PDEStatus
 from .spaces import face_values, line
+from .spectrum import data_prior
 from .spectral import Discretisation, solve_spectral
 from .tracing import trace
 
@@ -27,6 +34,8 @@ def gp_solve(
     args: Any = None,
     prior: Any = None,
     basis: str = "auto",
+    rank: int | tuple[int, ...] | None = None,
+    infer: Any = None,
     guess: Any = None,
     tol: Scalar | None = None,
     max_steps: Scalar = 50,
@@ -36,26 +45,52 @@ def gp_solve(
     """Solve."""
     choice("gp_solve", "basis", basis, ("auto", "polynomial", "kernel"))
     ndim = problem.domain.ndim
-    grid = (grid,) if isinstance(grid, int | np.integer) else tuple(grid)
-    if len(grid) != ndim or not all(isinstance(n, int | np.integer) and n >= 1 for n in grid):
-        fail("gp_solve", "grid", f"{ndim} positive integers, one a dimension", grid)
+    grid = (grid,) if isinstance(grid, int | np.integer) or getattr(grid, "ndim", 0) == 1 else tuple(grid)
+    sizes = [n if isinstance(n, int | np.integer) else np.size(n) for n in grid]
+    if len(grid) != ndim or any(n < 1 for n in sizes):
+        fail("gp_solve", "grid", f"{ndim} positive integers or vectors of nodes, one a dimension", grid)
     dtype = float_type((problem, args))
-    tol = number("gp_solve", "tol", 50 * eps(dtype) if tol is None else tol, dtype=dtype)
-    problem, args = _arrays((problem, args), dtype)
-    return _spectral(problem, args, guess, tol, count("gp_solve", "max_steps", max_steps), tuple(map(int, grid)),
-                     history, progress)  # fmt: skip
+    if prior is not None:
+        prior = per_dimension(prior, ndim)
+    if tol is not None:
+        tol = number("gp_solve", "tol", tol, dtype=dtype)
+    problem, args, prior, infer = _arrays((problem, args, prior, infer), dtype)
+    grid = tuple(int(n) if isinstance(n, int | np.integer) else jnp.asarray(n, dtype) for n in grid)
+    max_steps = count("gp_solve", "max_steps", max_steps)
+    return _solve(problem, args, prior, guess, infer, tol, max_steps, grid, basis, rank, history, progress)
+
+
+def _is_conditioned(problem: PDEProblem, prior, basis, infer, grid, equation) -> bool:
+    """Whether the problem needs a prior: noise, observations, or not one condition for each derivative."""
+    noisy = problem.noise is not None or any(
+        getattr(c, "noise", None) is not None for c in problem.conditions
+    )
+    given = prior is not None or basis == "kernel" or infer is not None or any(not isinstance(n, int) for n in grid)
+    if noisy or given:
+        return True
+    for k, orders in enumerate(equation.orders):
+        for d, periodic in enumerate(problem.periodic):
+            highest = max((o[d] for o in orders), default=0)
+            if not periodic and len(problem.faces(k, d)) != highest:
+                return True
+    return False
 
 
 @eqx.filter_jit
-def _spectral(problem, args, guess, tol, max_steps, grid, history, progress):
-    dtype = tol.dtype
+def _solve(problem, args, prior, guess, infer, tol, max_steps, grid, basis, rank, history, progress):
+    dtype = problem.domain.bounds[0][0].dtype
     ndim, fields = problem.domain.ndim, problem.fields
-    (dynamic, (residual, static)) = _payload(problem.residual, args)
+    dynamic, (residual, static) = _payload(problem.residual, args)
     x = _nodes(problem, grid, dtype)
-    equation = trace(
-        lambda x, u, a: eqx.combine(a[0], residual)(x, u, eqx.combine(a[1], static)), problem.domain.names, fields, x,
-        dynamic,
-    )  # fmt: skip
+
+    def pointwise(x, u, a):
+        return eqx.combine(a[0], residual)(x, u, eqx.combine(a[1], static))
+
+    equation = trace(pointwise, problem.domain.names, fields, x, dynamic)
+    options = {"max_steps": max_steps, "history": history, "progress": progress}
+    if _is_conditioned(problem, prior, basis, infer, grid, equation):
+        return _condition(problem, equation, args, dynamic, x, prior, guess, infer, tol, grid, basis, rank, options)
+    tol = jnp.asarray(50 * eps(dtype), dtype) if tol is None else tol
     highest = [[max((o[d] for o in orders), default=0) for d in range(ndim)] for orders in equation.orders]
     values = [[_axis_values(problem, k, d, args, x) for d in range(ndim)] for k in range(fields)]
     moving, still = eqx.partition((_without_values(problem), values, dynamic), eqx.is_inexact_array)
@@ -68,9 +103,7 @@ def _spectral(problem, args, guess, tol, max_steps, grid, history, progress):
         return Discretisation(equation, lines, values, dynamic)
 
     start = None if guess is None else (lambda found: _start(found, guess, args))
-    found, y, run, strong = solve_spectral(
-        build, moving, start, tol=tol, max_steps=max_steps, history=history, progress=progress
-    )
+    found, y, run, strong = solve_spectral(build, moving, start, tol=tol, **options)
     z = found.coefficients(y)
     unresolved = (run.status == Status.CONVERGED) & (strong > 10 * jnp.sqrt(tol))
     status = jnp.where(unresolved, PDEStatus.UNRESOLVED, run.status).astype(jnp.int32)
@@ -80,6 +113,89 @@ def _spectral(problem, args, guess, tol, max_steps, grid, history, progress):
         bases=tuple(tuple(ln.basis for ln in ls) for ls in found.lines), posterior=None, args=args, args_std=None,
         log_evidence=None, prior=None,
     )  # fmt: skip
+
+
+def _condition(problem, equation, args, dynamic, x, prior, guess, infer, tol, grid, basis, rank, options):
+    dtype, ndim, fields = x[0].dtype, problem.domain.ndim, problem.fields
+    nugget = eps(dtype) ** 0.55
+    tol = jnp.asarray(30 * eps(dtype) / nugget, dtype) if tol is None else tol
+    if prior is None:
+        prior = _below_nyquist(data_prior(problem, equation, dynamic, args, dtype), x)
+    prior = lax.stop_gradient(per_dimension(prior, ndim))
+    sizes = [c.size for c in x]
+    rank = rank or {1: 256, 2: 40, 3: 12}[ndim]
+    ranks = (rank,) * ndim if isinstance(rank, int) else tuple(rank)
+    bases = tuple(_whitened(problem, d, prior[d], sizes[d], ranks[d], basis, dtype) for d in range(ndim))
+    bases = lax.stop_gradient((bases,) * fields)
+    faces = [
+        [(d, jnp.asarray(problem.domain.bounds[d]["-+".index(c.face[1])], dtype), 1.0 if c.face[1] == "+" else -1.0,
+          c.a, c.b, face_values(problem, c, d, args, x), c.noise) for d in range(ndim) for c in problem.faces(k, d)]
+        for k in range(fields)
+    ]  # fmt: skip
+    moving, still = eqx.partition(Data(_without_values(problem), faces, dynamic, infer), eqx.is_inexact_array)
+
+    def build(data):
+        return Rows(equation, bases, x, eqx.combine(data, still), nugget)
+
+    rows, (weights, found), posterior, run, evidence = condition(build, moving, _weights(guess), tol=tol, **options)
+    z = tuple(_colour(bases[k], f) for k, f in enumerate(weights))
+    parts = rows.raw((weights, found))
+    count = len(equation.orders)
+    gaps = [jnp.max(jnp.abs(p) / s) * nugget for p, s in zip(parts[count:], rows.scales[count:], strict=True)]
+    residual = jnp.sqrt(sum(jnp.mean((p / s) ** 2) for p, s in zip(parts[:count], rows.scales, strict=False))) * nugget
+    status, spread = run.status, None
+    if infer is not None:
+        size = sum(f.size for f in weights)
+        inverse = solve_triangular(posterior.root, jnp.eye(posterior.mean.size, dtype=dtype)[:, size:], trans=1)
+        whitened = jnp.sqrt(jnp.sum(inverse**2, axis=0))
+        spread = jax.tree.map(jnp.multiply, infer, ravel_pytree(found)[1](whitened))
+        blind = (status == Status.CONVERGED) & jnp.any(whitened > 0.95)
+        status = jnp.where(blind, PDEStatus.UNIDENTIFIED, status).astype(jnp.int32)
+        args = rows.args(found)[1]
+    return GPSolution(
+        value=z if fields > 1 else z[0], status=status, num_steps=run.num_steps, error=run.error, tol=tol,
+        history=run.history, residual=residual, misfit=jnp.max(jnp.stack([jnp.zeros((), dtype), *gaps])),
+        bases=bases, posterior=posterior, args=args, args_std=spread, log_evidence=evidence, prior=prior,
+    )  # fmt: skip
+
+
+def _whitened(problem, d: int, kernel, size: int, rank: int, basis: str, dtype):
+    lower, upper = (jnp.asarray(b, dtype) for b in problem.domain.bounds[d])
+    if problem.periodic[d]:
+        return Weighted.build(kernel, Fourier(lower, upper, size), min(rank, size))
+    if basis == "polynomial":
+        return Weighted.build(kernel, Legendre(lower, upper, size, min(2, size - 1)), min(rank, size))
+    anchors = max(128, 2 * size) if problem.domain.ndim == 1 else 128
+    return Eigen.build(kernel, lower, upper, anchors, min(rank, anchors))
+
+
+def _colour(bases, tensor):
+    for d, b in enumerate(bases):
+        tensor = b.colour(tensor, d)
+    return tensor
+
+
+def _weights(guess):
+    """Return a function that gives the whitened weights to start from."""
+    if guess is None:
+        return None
+    if isinstance(guess, GPSolution) and guess.posterior is not None:
+        return lambda rows: ravel_pytree(rows.zeros())[1](guess.posterior.mean)
+    fail("gp_solve", "guess", "an earlier solution of the same conditioned problem", type(guess).__name__)
+
+
+def _below_nyquist(kernels, x):
+    """Drop atoms that a uniform grid cannot tell from slower ones."""
+    kept = []
+    for k, c in zip(kernels, x, strict=True):
+        steps = jnp.diff(c.reshape(-1))
+        if steps.size < 2:
+            kept.append(k)
+            continue
+        uniform = jnp.max(jnp.abs(steps - steps.mean())) < 1e-4 * jnp.abs(steps.mean())
+        aliased = uniform & (k.frequencies > steps.size / 2)
+        kept.append(SpectralMixture(jnp.where(aliased, 0, k.weights), k.frequencies, k.lengths))
+    return tuple(kept)
 
 
 def _start(found: Discretisation, guess, args):
@@ -119,6 +235,9 @@ def _nodes(problem: PDEProblem, grid, dtype):
     x = []
     for d, (periodic, (lower, upper), n) in enumerate(zip(problem.periodic, problem.domain.bounds, grid, strict=True)):
         lower, upper = jnp.asarray(lower, dtype), jnp.asarray(upper, dtype)
+        if not isinstance(n, int):
+            x.append(along(n, d, len(grid)))
+            continue
         nodes = (Fourier(lower, upper, n) if periodic else Legendre(lower, upper, n, 0)).nodes
         x.append(along(nodes, d, len(grid)))
     return tuple(x)

@@ -47,12 +47,15 @@ class Equation(eqx.Module):
         equation varies with. Only meaningful when `linear`.
     function : callable
         ``function(x, jets, args)``: ``jets[k][j]`` belongs to ``orders[k][j]``; returns a tuple of arrays.
+    elsewhere : callable
+        The same on points of another shape; traces the user's residual again.
     """
 
     orders: tuple = eqx.field(static=True)
     linear: bool = eqx.field(static=True)
     coordinates: tuple = eqx.field(static=True)
     function: Callable
+    elsewhere: Callable
 
     def __call__(self, x, jets, args):
         """Return the residuals, a tuple of arrays."""
@@ -73,7 +76,7 @@ class Equation(eqx.Module):
 
 def trace(residual: Callable, names: tuple[str, ...], fields: int, x, args) -> Equation:
     """Trace ``residual(x, u, args)`` twice: to see which derivatives it names, then as a function of those arrays."""
-    shape = jnp.broadcast_shapes(*(c.shape for c in x))
+    shape = _shape(x)
     dtype = x[0].dtype
     seen: list[set] = [set() for _ in range(fields)]
 
@@ -85,7 +88,7 @@ def trace(residual: Callable, names: tuple[str, ...], fields: int, x, args) -> E
         seen[k].add(index)
         return jnp.zeros(shape, dtype)
 
-    def outputs(value):
+    def outputs(value, shape):
         values = tuple(value) if fields > 1 else (value,)
         if len(values) != fields:
             fail("PDEProblem", "residual", f"a function returning {fields} arrays", f"{len(values)}")
@@ -94,11 +97,11 @@ def trace(residual: Callable, names: tuple[str, ...], fields: int, x, args) -> E
                 fail("PDEProblem", "residual", f"pointwise, broadcasting to {shape}", f"shape {jnp.shape(v)}")
         return tuple(jnp.broadcast_to(jnp.asarray(v, dtype), shape) for v in values)
 
-    jax.eval_shape(lambda x, args: outputs(residual(x, unknowns(record), args)), x, args)
+    jax.eval_shape(lambda x, args: outputs(residual(x, unknowns(record), args), shape), x, args)
     orders = tuple(tuple(sorted(s)) for s in seen)
 
     def plain(x, jets, args):
-        return outputs(residual(x, unknowns(lambda k, index: jets[k][orders[k].index(index)]), args))
+        return outputs(residual(x, unknowns(lambda k, index: jets[k][orders[k].index(index)]), args), _shape(x))
 
     jets = [[jax.ShapeDtypeStruct(shape, dtype) for _ in o] for o in orders]
     closed = jax.make_jaxpr(plain)(x, jets, args)
@@ -107,7 +110,7 @@ def trace(residual: Callable, names: tuple[str, ...], fields: int, x, args) -> E
     def function(x, jets, args):
         return tuple(evaluate(*jax.tree.leaves((x, jets, args))))
 
-    bare = Equation(orders, True, (), function)
+    bare = Equation(orders, True, (), function, plain)
     flat = jax.make_jaxpr(bare.coefficients)(x, jets, args)
     starts = [len(x), len(x) + sum(len(o) for o in orders)]
     needs = iter(_dependencies(flat.jaxpr))
@@ -119,7 +122,11 @@ def trace(residual: Callable, names: tuple[str, ...], fields: int, x, args) -> E
                 linear &= not any(starts[0] <= n < starts[1] for n in inputs)
                 if i == k:
                     coordinates[k][index] = tuple(n for n in inputs if n < starts[0])
-    return Equation(orders, linear, tuple(_Frozen(c) for c in coordinates), function)
+    return Equation(orders, linear, tuple(_Frozen(c) for c in coordinates), function, plain)
+
+
+def _shape(x):
+    return jnp.broadcast_shapes(*(c.shape for c in x))
 
 
 class _Frozen(dict):
