@@ -120,7 +120,9 @@ def _condition(problem, equation, args, dynamic, x, prior, guess, infer, tol, gr
     nugget = eps(dtype) ** 0.55
     tol = jnp.asarray(30 * eps(dtype) / nugget, dtype) if tol is None else tol
     if prior is None:
-        prior = _below_nyquist(data_prior(problem, equation, dynamic, args, dtype), x)
+        prior, aliased = _below_nyquist(data_prior(problem, equation, dynamic, args, dtype), x)
+    else:
+        aliased = jnp.zeros((), bool)
     prior = lax.stop_gradient(per_dimension(prior, ndim))
     sizes = [c.size for c in x]
     rank = rank or {1: 256, 2: 40, 3: 12}[ndim]
@@ -143,7 +145,7 @@ def _condition(problem, equation, args, dynamic, x, prior, guess, infer, tol, gr
     count = len(equation.orders)
     gaps = [jnp.max(jnp.abs(p) / s) * nugget for p, s in zip(parts[count:], rows.scales[count:], strict=True)]
     residual = jnp.sqrt(sum(jnp.mean((p / s) ** 2) for p, s in zip(parts[:count], rows.scales, strict=False))) * nugget
-    status, spread = run.status, None
+    status, spread = jnp.where(aliased & (run.status == Status.CONVERGED), PDEStatus.ALIASED, run.status), None
     if infer is not None:
         size = sum(f.size for f in weights)
         inverse = solve_triangular(posterior.root, jnp.eye(posterior.mean.size, dtype=dtype)[:, size:], trans=1)
@@ -152,6 +154,7 @@ def _condition(problem, equation, args, dynamic, x, prior, guess, infer, tol, gr
         blind = (status == Status.CONVERGED) & jnp.any(whitened > 0.95)
         status = jnp.where(blind, PDEStatus.UNIDENTIFIED, status).astype(jnp.int32)
         args = rows.args(found)[1]
+    status = status.astype(jnp.int32)
     return GPSolution(
         value=z if fields > 1 else z[0], status=status, num_steps=run.num_steps, error=run.error, tol=tol,
         history=run.history, residual=residual, misfit=jnp.max(jnp.stack([jnp.zeros((), dtype), *gaps])),
@@ -185,17 +188,22 @@ def _weights(guess):
 
 
 def _below_nyquist(kernels, x):
-    """Drop atoms that a uniform grid cannot tell from slower ones."""
-    kept = []
+    """Drop atoms that a uniform grid takes for slow ones, which the background explains; say whether there were any.
+
+    Elsewhere above the Nyquist frequency an atom is harmless: nothing in the prior answers to its alias.
+    """
+    kept, refused = [], jnp.zeros((), bool)
     for k, c in zip(kernels, x, strict=True):
         steps = jnp.diff(c.reshape(-1))
         if steps.size < 2:
             kept.append(k)
             continue
         uniform = jnp.max(jnp.abs(steps - steps.mean())) < 1e-4 * jnp.abs(steps.mean())
-        aliased = uniform & (k.frequencies > steps.size / 2)
+        turn = jnp.abs(k.frequencies - steps.size * jnp.round(k.frequencies / steps.size))
+        aliased = uniform & (k.frequencies > steps.size / 2) & (turn < 12)
+        refused = refused | jnp.any(aliased & (k.weights > 0))
         kept.append(SpectralMixture(jnp.where(aliased, 0, k.weights), k.frequencies, k.lengths))
-    return tuple(kept)
+    return tuple(kept), refused
 
 
 def _start(found: Discretisation, guess, args):

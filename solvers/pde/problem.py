@@ -220,6 +220,6 @@ def _on(condition: Condition, face: str) -> Condition:
 
 def float_type(tree) -> np.dtype:
     """Return the common float dtype of the arrays in ``tree``; JAX's default when there are none."""
-    arrays = [x for x in jax.tree.leaves(tree) if eqx.is_inexact_array_like(x) and hasattr(x, "dtype")]
-    strong = [x.dtype for x in arrays if not getattr(x, "weak_type", False)]
-    return jnp.result_type(*strong) if strong else jnp.result_type(float)
+    arrays = [x for x in jax.tree.leaves(tree) if isinstance(x, jax.Array | np.ndarray | np.generic)]
+    types = [x.dtype for x in arrays if jnp.issubdtype(x.dtype, jnp.floating) and not getattr(x, "weak_type", False)]
+    return jnp.result_type(*types) if types else jnp.result_type(float)

@@ -18,6 +18,7 @@ class PDEStatus(StatusCode):
 
     UNRESOLVED = 100, "unresolved: solved on the grid, but the equation does not hold between its nodes; refine `grid`"
     UNIDENTIFIED = 101, "unidentified: the data say no more about some of `args` than their prior; observe more"
+    ALIASED = 102, "aliased: the uniform grid takes a frequency of the data for a slow one; use non-uniform nodes"
 
 
 class Posterior(eqx.Module):
