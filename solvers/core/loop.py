@@ -50,6 +50,7 @@ def iterate(
     divergence: Scalar | None = None,
     history: bool | int = False,
     progress: Progress | None = None,
+    report: Callable[[Any], Float[Array, ""]] | None = None,
 ) -> Run:
     """Run ``state = step(state)`` until ``error(state) <= tol`` or there is a reason to stop.
 
@@ -78,6 +79,8 @@ def iterate(
         How many errors to record; ``True`` means 256. Static.
     progress : callable, optional
         Host callback ``progress(step, error)`` after each step.
+    report : callable, optional
+        What history and progress show of a state; its error by default.
 
     Notes
     -----
@@ -85,6 +88,7 @@ def iterate(
     state a step, so large arrays that do not change belong in the closure of ``step``.
     """
     length = history_length(history)
+    report = report or error
     first = error(state)
     max_steps = jnp.asarray(max_steps, jnp.int32)
 
@@ -110,16 +114,24 @@ def iterate(
         best_error = jnp.where(better, err, best_error)
         since_best = jnp.where(better, 0, since_best + 1)
         if length:
-            record = record.at[steps].set(err, mode="drop")
+            record = record.at[steps].set(report(state), mode="drop")
         if progress is not None:
-            _report(progress, steps, err)
+            _tell(progress, steps, report(state))
         return state, best, best_error, since_best, steps, verdict(state, err, steps, since_best), record
 
     zero = jnp.zeros((), jnp.int32)
-    record = jnp.full(length, jnp.nan, first.dtype).at[0].set(first) if length else None
+    record = jnp.full(length, jnp.nan, first.dtype).at[0].set(report(state)) if length else None
     start = (state, value(state), first, zero, zero, verdict(state, first, zero, zero), record)
     state, best, best_error, _, steps, code, record = lax.while_loop(lambda c: c[5] == Status.RUNNING, body, start)
     return Run(state, best, best_error, code, steps, record)
+
+
+def when(condition, update: Callable[[Any], Any], state: Any) -> Any:
+    """Return ``update(state)`` where `condition` holds and `state` where not.
+
+    Like ``lax.cond``, but under ``jax.vmap`` the update is skipped while no lane asks for it: for rare, costly work.
+    """
+    return lax.while_loop(lambda c: c[0], lambda c: (jnp.zeros_like(c[0]), update(c[1])), (condition, state))[1]
 
 
 def history_length(history: bool | int) -> int:
@@ -127,5 +139,5 @@ def history_length(history: bool | int) -> int:
     return 256 if history is True else int(history)
 
 
-def _report(progress: Progress, step, error) -> None:
+def _tell(progress: Progress, step, error) -> None:
     jax.debug.callback(lambda k, e: progress(int(k), float(e)), step, error)

@@ -1,0 +1,164 @@
+"""Newton directions of the semi-dual: solve ``(S + lam D_r) d = a - r`` with ``S = D_r - P D_b^-1 P'``.
+
+S is the graph Laplacian of the plan seen from its rows: positive semidefinite, with the constants in its null space.
+Each backend is a class with ``prepare`` (once a kernel) and ``direction`` (once a step).
+"""
+
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from ..core.krylov import KrylovReason, cg
+from ..core.loop import when
+from ..core.precision import eps as machine_eps
+from ..core.precision import matmul
+from ..core.typing import Array, Float, Int, Scalar
+from .kernel import Kernel
+from .problem import Problem
+
+
+class Direction(eqx.Module):
+    """A step of the logarithm of alpha, the conjugate-gradient steps it took, and whether they had trouble."""
+
+    d: Float[Array, " n"]
+    cg_steps: Int[Array, ""]
+    hard: Array
+
+
+class System(eqx.Module):
+    """The Newton system at a kernel whose columns are normalised, scaled to a right-hand side of unit 1-norm."""
+
+    r: Float[Array, " n"]
+    w: Float[Array, " m"]
+    rhs: Float[Array, " n"]
+    scale: Float[Array, ""]
+    lam: Float[Array, ""]
+    tol: Float[Array, ""]
+
+    @classmethod
+    def at(cls, problem: Problem, kernel: Kernel, r, error, damping: Scalar) -> "System":
+        """Assemble the vectors of the system; `damping` scales the relative shift ``damping * min(1, error)``."""
+        w = jnp.where(problem.columns, kernel.beta**2 / jnp.where(problem.columns, problem.b, 1), 0)
+        safe = jnp.where(error > 0, error, 1)
+        lam = damping * jnp.minimum(error, 1) + 10 * machine_eps(r.dtype)
+        tol = 0.1 * jnp.minimum(0.5, jnp.sqrt(error))
+        return cls(r, w, (problem.a - r) / safe, safe, lam, tol)
+
+    def astype(self, dtype) -> "System":
+        """Return the system in another precision."""
+        return jax.tree.map(lambda x: x.astype(dtype), self)
+
+
+class DenseCG(eqx.Module):
+    """Conjugate gradients on products with K, preconditioned by the exact diagonal of S.
+
+    In float64 the direction is found in float32: it needs a digit or two, and half the memory traffic is saved.
+    """
+
+    max_steps: int = eqx.field(static=True, default=2000)
+    single: bool = eqx.field(static=True, default=True)
+    precondition: bool = eqx.field(static=True, default=True)
+
+    def prepare(self, problem: Problem, kernel: Kernel) -> Any:
+        """Nothing to prepare."""
+        return None
+
+    def direction(self, prepared, problem: Problem, kernel: Kernel, system: System, hard) -> Direction:
+        """Solve in float32 where allowed."""
+        dtype = jnp.float32 if self.single else system.r.dtype
+        K, alpha, s = kernel.K.astype(dtype), kernel.alpha.astype(dtype), system.astype(dtype)
+        diagonal = s.r - alpha**2 * jnp.sum(K * K * s.w[None, :], axis=1)
+        result = _pcg(
+            lambda x: alpha * matmul(K, s.w * matmul(alpha * x, K)),
+            diagonal, s, problem.rows, self.max_steps, self.precondition,
+        )  # fmt: skip
+        return Direction(
+            result.x.astype(system.r.dtype) * system.scale, result.num_steps, result.reason != KrylovReason.CONVERGED
+        )
+
+
+class Cholesky(eqx.Module):
+    """Form S and factor it: n^2 m operations and a copy of S, for small or very ill-conditioned problems."""
+
+    def prepare(self, problem: Problem, kernel: Kernel) -> Any:
+        """Nothing to prepare."""
+        return None
+
+    def direction(self, prepared, problem: Problem, kernel: Kernel, system: System, hard) -> Direction:
+        """Solve ``(S + lam D_r + r r') d = a - r``; the last term pins the constants and changes nothing else."""
+        A = (kernel.alpha[:, None] * kernel.K) * jnp.sqrt(system.w)[None, :]
+        live = problem.rows
+        diagonal = jnp.where(live, system.r * (1 + system.lam), 1)
+        scale = jnp.where(live, lax.rsqrt(jnp.where(live, system.r, 1)), 1)
+        S = jnp.diag(diagonal) - matmul(A, A.T) + system.r[:, None] * system.r[None, :]
+        S = S * scale[:, None] * scale[None, :]
+        rhs = jnp.where(live, system.rhs, 0)
+        factor = jnp.linalg.cholesky(S, symmetrize_input=False)
+        d = scale * jax.scipy.linalg.cho_solve((factor, True), scale * rhs)
+        return Direction(d * system.scale, jnp.zeros((), jnp.int32), jnp.ones((), bool))
+
+
+class Escalating(eqx.Module):
+    """Conjugate gradients; once they stagnate or take long at some epsilon, a sturdier backend for the rest of it.
+
+    A factorisation costs about as much as ``patience * n`` products with K.
+    """
+
+    first: DenseCG
+    second: DenseCG | Cholesky
+    patience: float = eqx.field(static=True, default=0.3)
+
+    def prepare(self, problem: Problem, kernel: Kernel) -> Any:
+        """Prepare the first backend."""
+        return self.first.prepare(problem, kernel)
+
+    def direction(self, prepared, problem: Problem, kernel: Kernel, system: System, hard) -> Direction:
+        """Solve by the first backend unless it is known to fail, then by the second if it did."""
+        skipped = eqx.tree_at(lambda s: s.tol, system, jnp.where(hard, jnp.inf, system.tol))
+        quick = self.first.direction(prepared, problem, kernel, skipped, hard)
+        hard = hard | quick.hard | (quick.cg_steps > self.patience * problem.a.shape[0])
+
+        def sturdy(direction: Direction) -> Direction:
+            other = self.second.direction(None, problem, kernel, system, hard)
+            return Direction(other.d, direction.cg_steps + other.cg_steps, direction.hard)
+
+        return when(hard, sturdy, Direction(quick.d, quick.cg_steps, hard))
+
+
+Backend = DenseCG | Cholesky | Escalating
+
+HESSIANS = ("auto", "dense", "direct")
+SMALL = 128
+"""Up to this many rows the Newton matrix is factored in every step."""
+LARGE = 4096
+"""Beyond this many rows it never is."""
+
+
+def choose_backend(hessian: str, problem: Problem) -> Backend:
+    """Return the backend that `hessian` names."""
+    n = problem.a.shape[0]
+    if hessian == "direct" or (hessian == "auto" and n <= SMALL):
+        return Cholesky()
+    if hessian == "dense":
+        return DenseCG()
+    return Escalating(DenseCG(), Cholesky() if n <= LARGE else DenseCG(single=False))
+
+
+def _pcg(product, diagonal, system: System, live, max_steps, precondition):
+    """Solve ``((1 + lam) D_r - product) x = rhs`` by CG from zero."""
+    r, lam = system.r, system.lam
+    least = 1e-3 if precondition else 1.0
+    inverse = jnp.where(live, 1 / jnp.where(live, jnp.maximum(diagonal, least * r) + lam * r, 1), 0)
+    if not precondition:
+        inverse = jnp.ones_like(r)
+    return cg(
+        lambda x: (1 + lam) * r * x - product(x),
+        jnp.where(live, system.rhs, 0),
+        tol=system.tol,
+        max_steps=max_steps,
+        precondition=lambda x: inverse * x,
+        norm=lambda x: jnp.sum(jnp.abs(x)),
+    )

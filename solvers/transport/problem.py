@@ -1,0 +1,112 @@
+"""The entropic transport problem: checked, reduced to unit mass and a cost that starts at zero."""
+
+import equinox as eqx
+import jax.numpy as jnp
+
+from ..core import checks
+from ..core.precision import eps as machine_eps
+from ..core.solution import Status, StatusCode
+from ..core.typing import Array, Bool, Float, Int, Scalar
+
+
+class TransportStatus(StatusCode):
+    """What can be wrong with the data of a transport problem, found before the first step."""
+
+    UNEQUAL_MASSES = 100, "unequal masses: sum(a) must equal sum(b); normalise the weights"
+    NEGATIVE_WEIGHTS = 101, "negative weights: every entry of a and b must be at least zero"
+    FORBIDDEN_POINT = 102, "forbidden point: a point with mass has infinite cost to every point of the other side"
+    NOT_POSITIVE_EPSILON = 103, "epsilon is not positive: the regularisation must be greater than zero"
+    ZERO_MASS = 104, "zero mass: a or b sums to zero; nothing to transport"
+
+
+class Problem(eqx.Module):
+    """Minimise ``<C, P> + epsilon sum P (log P - 1)`` over ``P 1 = a, P' 1 = b``, with sum(a) = 1 and n <= m.
+
+    Attributes
+    ----------
+    cost : Float[Array, "n m"]
+        As given, or its transpose when the first marginal is the longer one.
+    shift : Float[Array, ""]
+        Smallest finite cost; the methods work with ``cost - shift``.
+    spread : Float[Array, ""]
+        Largest finite cost minus the smallest.
+    a, b : Float[Array, "n"], Float[Array, "m"]
+        Weights divided by `mass`.
+    epsilon, mass : Float[Array, ""]
+        Regularisation, and the total mass.
+    transposed : bool
+        Whether rows and columns were exchanged. Static.
+    status : Int[Array, ""]
+        `Status.RUNNING` where the data make sense, else what is wrong with them.
+    """
+
+    cost: Float[Array, "n m"]
+    shift: Float[Array, ""]
+    spread: Float[Array, ""]
+    a: Float[Array, " n"]
+    b: Float[Array, " m"]
+    epsilon: Float[Array, ""]
+    mass: Float[Array, ""]
+    status: Int[Array, ""]
+    transposed: bool = eqx.field(static=True)
+
+    @property
+    def rows(self) -> Bool[Array, " n"]:
+        """Rows that carry mass."""
+        return self.a > 0
+
+    @property
+    def columns(self) -> Bool[Array, " m"]:
+        """Columns that carry mass."""
+        return self.b > 0
+
+
+def check(function: str, cost, a, b, epsilon):
+    """Return cost, a, b and epsilon as floating arrays of one dtype and fitting shapes, or raise."""
+    cost = checks.float_array(function, "cost", cost, ndim=2)
+    n, m = cost.shape
+    if n == 0 or m == 0:
+        checks.fail(function, "cost", "an (n, m) array with n, m >= 1", f"shape {cost.shape}")
+    a = _weights(function, "a", a, n, cost.dtype)
+    b = _weights(function, "b", b, m, cost.dtype)
+    epsilon = checks.number(function, "epsilon", epsilon, positive=True, dtype=cost.dtype)
+    return cost, a, b, epsilon
+
+
+def _weights(function: str, argument: str, weights, length: int, dtype):
+    if weights is None:
+        return jnp.full(length, 1 / length, dtype)
+    weights = checks.float_array(function, argument, weights, dtype=dtype)
+    if weights.shape != (length,):
+        axis = "rows" if argument == "a" else "columns"
+        checks.fail(function, argument, f"({length},), one weight for each of the cost's {axis}", weights.shape)
+    return weights.astype(dtype)
+
+
+def prepare(cost, a, b, epsilon, tol: Scalar) -> Problem:
+    """Reduce checked data to a `Problem` and find out what is wrong with them."""
+    transposed = cost.shape[0] > cost.shape[1]
+    if transposed:
+        cost, a, b = cost.T, b, a
+    mass, mass_b = jnp.sum(a), jnp.sum(b)
+    finite = jnp.isfinite(cost)
+    least = jnp.min(jnp.where(finite, cost, jnp.inf))
+    most = jnp.max(jnp.where(finite, cost, -jnp.inf))
+    shift = jnp.where(jnp.isfinite(least), least, 0)
+    allowed = (cost < jnp.inf) & (a > 0)[:, None] & (b > 0)[None, :]
+    stuck = jnp.any((a > 0) & ~jnp.any(allowed, 1)) | jnp.any((b > 0) & ~jnp.any(allowed, 0))
+    broken = jnp.any(jnp.isnan(cost) | (cost == -jnp.inf)) | ~(jnp.isfinite(mass + mass_b + epsilon))
+    slack = jnp.maximum(jnp.asarray(tol, a.dtype), 100 * machine_eps(a.dtype))
+
+    code = jnp.asarray(Status.RUNNING, jnp.int32)
+    for condition, status in (
+        (stuck, TransportStatus.FORBIDDEN_POINT),
+        (jnp.abs(mass - mass_b) > slack * mass, TransportStatus.UNEQUAL_MASSES),
+        ((mass <= 0) | (mass_b <= 0), TransportStatus.ZERO_MASS),
+        (jnp.any(a < 0) | jnp.any(b < 0), TransportStatus.NEGATIVE_WEIGHTS),
+        (epsilon <= 0, TransportStatus.NOT_POSITIVE_EPSILON),
+        (broken, Status.NONFINITE),
+    ):
+        code = jnp.where(condition, int(status), code)
+    spread = jnp.where(jnp.isfinite(most), most - shift, 0)
+    return Problem(cost, shift, spread, a / mass, b / mass, epsilon, mass, code.astype(jnp.int32), transposed)
