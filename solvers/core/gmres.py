@@ -93,7 +93,7 @@ def gmres(
 
         basis, hessenberg, g, _, _, j = lax.while_loop(more, extend, start)
         used = jnp.arange(memory) < j
-        upper = jnp.where(used[:, None] & used, hessenberg[:memory], 0)
+        upper = jnp.where(used[:, None] & used[None], hessenberg[:memory], 0)
         diagonal = jnp.diagonal(upper)
         upper = upper + jnp.diag(jnp.where(diagonal == 0, 1, 0).astype(dtype))
         y = jax.scipy.linalg.solve_triangular(upper, jnp.where(used & (diagonal != 0), g[:memory], 0))

@@ -77,7 +77,7 @@ class Legendre(eqx.Module):
     def orthonormal(self, count: int):
         """Return the first `count` normalised Legendre polynomials at the nodes."""
         s = jnp.asarray(_gauss(self.size)[0], jnp.result_type(self.lower))
-        return _legendre(s, count) * _norms(count, s.dtype)
+        return _legendre(s, count) * _norms(count, s.dtype)[None]
 
     def _reference(self, s, order: int):
         low, high = min(self.order, self.size), max(self.size - self.order, 0)
@@ -91,7 +91,7 @@ class Legendre(eqx.Module):
             tail = _integrate(tail)
         for _ in range(order - self.order):
             tail = _differentiate(tail)
-        both = jnp.concatenate([head, tail * _norms(high, s.dtype)], axis=1)
+        both = jnp.concatenate([head, tail * _norms(high, s.dtype)[None]], axis=1)
         return both / self._half**order
 
 
@@ -121,7 +121,7 @@ class Fourier(eqx.Module):
     def evaluate(self, x, order: int = 0):
         """Return derivatives of that order at x (k,), shape (k, size)."""
         t = (x - self.lower) / (self.upper - self.lower)
-        return self._values(t[:, None] * jnp.asarray(self._waves, t.dtype), order)
+        return self._values(t[:, None] * jnp.asarray(self._waves, t.dtype)[None], order)
 
     @property
     def _waves(self):
@@ -132,8 +132,8 @@ class Fourier(eqx.Module):
         quarter = np.where(np.arange(self.size) % 2 == 1, 0.0, -0.25) + 0.25 * order  # cos, then sin = cos(. - pi/2)
         quarter[0] = 0.25 * order
         scale = np.where(self._waves == 0, 1.0, np.sqrt(2.0)) / np.sqrt(2.0)
-        phase = 2 * np.pi * (turns + jnp.asarray(quarter, turns.dtype))
-        return jnp.asarray(scale, turns.dtype) * rate**order * jnp.cos(phase)
+        phase = 2 * np.pi * (turns + jnp.asarray(quarter, turns.dtype)[None])
+        return (jnp.asarray(scale, turns.dtype) * rate**order)[None] * jnp.cos(phase)
 
 
 @lru_cache(maxsize=64)
@@ -168,13 +168,13 @@ def _integrate(g):
     """Integrals from -1 of a family with ``g_j = (h_{j+1} - h_{j-1})' / (2j+1)``; one column fewer."""
     j = 2 * jnp.arange(1, g.shape[1] - 1, dtype=g.dtype) + 1
     first = g[:, :1] + g[:, 1:2]
-    return jnp.concatenate([first, (g[:, 2:] - g[:, :-2]) / j], axis=1)
+    return jnp.concatenate([first, (g[:, 2:] - g[:, :-2]) / j[None]], axis=1)
 
 
 def _differentiate(g):
     """Derivatives of a Legendre family: ``P_j' = sum (2i+1) P_i`` over i = j-1, j-3, ..."""
     k, n = g.shape
-    scaled = g * (2 * jnp.arange(n, dtype=g.dtype) + 1)
+    scaled = g * (2 * jnp.arange(n, dtype=g.dtype) + 1)[None]
     padded = jnp.pad(scaled, ((0, 0), (0, n % 2))).reshape(k, -1, 2)
     sums = jnp.cumsum(padded, axis=1).reshape(k, -1)[:, :n]
     return jnp.concatenate([jnp.zeros((k, 1), g.dtype), sums[:, : n - 1]], axis=1)[:, :n]

@@ -1,12 +1,12 @@
 """The Bayesian solve: a Gaussian prior conditioned on the equation, the conditions and observations, with noise."""
 
 from collections.abc import Callable
+from math import log, pi
 from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
 from jax.flatten_util import ravel_pytree
 from jax.scipy.linalg import solve_triangular
@@ -183,7 +183,7 @@ def condition(
     root = sign[:, None] * root
     count = rho.size - w.size
     noise = sum(p.size * jnp.log(s) for p, s in zip(frozen.raw(unravel(w)), frozen.scales, strict=True))
-    evidence = -jnp.sum(rho**2) / 2 - jnp.sum(jnp.log(jnp.diagonal(root))) - noise - count * np.log(2 * np.pi) / 2
+    evidence = -jnp.sum(rho**2) / 2 - jnp.sum(jnp.log(jnp.diagonal(root))) - noise - count * log(2 * pi) / 2
     w = _attached(build, data, w, rho, unravel)
     return build(data), unravel(w), Posterior(w, root), run, evidence
 

@@ -29,11 +29,11 @@ class Eigen(eqx.Module):
         """Take `count` Gauss-Legendre anchors and the `rank` leading eigenfunctions."""
         anchors = Legendre(lower, upper, count, 0).nodes
         width = upper - lower
-        values, vectors = jnp.linalg.eigh(kernel.derivative((anchors[:, None] - anchors) / width))
+        values, vectors = jnp.linalg.eigh(kernel.derivative((anchors[:, None] - anchors[None]) / width))
         values, vectors = values[::-1][:rank], vectors[:, ::-1][:, :rank]
         keep = values > 100 * eps(values.dtype) * values[0]
         scale = jnp.where(keep, 1 / jnp.sqrt(jnp.where(keep, values, 1)), 0)
-        return Eigen(kernel, lower, upper, anchors, vectors * scale)
+        return Eigen(kernel, lower, upper, anchors, vectors * scale[None])
 
     @property
     def size(self) -> int:
@@ -43,7 +43,7 @@ class Eigen(eqx.Module):
     def evaluate(self, x, order: int = 0):
         """Return derivatives of that order at x (k,), shape (k, size)."""
         width = self.upper - self.lower
-        return matmul(self.kernel.derivative((x[:, None] - self.anchors) / width, order), self.factor) / width**order
+        return matmul(self.kernel.derivative((x[:, None] - self.anchors[None]) / width, order), self.factor) / width**order
 
     whitened = evaluate
 
@@ -62,8 +62,8 @@ class Weighted(eqx.Module):
     def build(kernel: Kernel, basis: Legendre | Fourier, rank: int) -> "Weighted":
         """Interpolate the prior at the basis' nodes; covariance ``C K C'`` with C from values to coefficients."""
         x = basis.nodes
-        values, vectors = jnp.linalg.eigh(kernel.derivative((x[:, None] - x) / (basis.upper - basis.lower)))
-        root = (vectors * jnp.sqrt(jnp.maximum(values, 0)))[:, ::-1][:, :rank]
+        values, vectors = jnp.linalg.eigh(kernel.derivative((x[:, None] - x[None]) / (basis.upper - basis.lower)))
+        root = (vectors * jnp.sqrt(jnp.maximum(values, 0))[None])[:, ::-1][:, :rank]
         return Weighted(basis, jnp.linalg.solve(basis.at_nodes(0), root))
 
     @property

@@ -75,7 +75,7 @@ def diagonalise(pencil: Pencil) -> Diagonalised:
     """
     energy = pencil.shift * pencil.mass - pencil.operator / pencil.leading
     scale = lax.rsqrt(jnp.diagonal(energy))
-    energy, e = (scale[:, None] * (m + m.T) / 2 * scale for m in (energy, pencil.mass))
+    energy, e = (scale[:, None] * (m + m.T) / 2 * scale[None] for m in (energy, pencil.mass))
     lower = jnp.linalg.cholesky(energy)
     inner = solve_triangular(lower, solve_triangular(lower, e, lower=True).T, lower=True)
     mu, vectors = jnp.linalg.eigh((inner + inner.T) / 2)

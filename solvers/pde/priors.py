@@ -1,6 +1,6 @@
 """Stationary priors of one variable with closed-form derivatives; lengths are fractions of the domain."""
 
-from math import comb
+from math import comb, sqrt
 from typing import Any
 
 import equinox as eqx
@@ -74,8 +74,8 @@ class PeriodicKernel(Kernel):
         series = jnp.fft.rfft(jnp.exp((jnp.cos(theta) - 1) / self.length**2)).real[:64] / 64
         series = jnp.where(waves == 0, series / 2, series)
         rate = jnp.asarray(2 * np.pi * waves, d.dtype)
-        phase = d[..., None] * rate + order * np.pi / 2
-        return self.variance * jnp.sum(series * rate**order * jnp.cos(phase), axis=-1)
+        phase = d[..., None] * _last(rate, d) + order * np.pi / 2
+        return self.variance * jnp.sum(_last(series * rate**order, d) * jnp.cos(phase), axis=-1)
 
 
 class SpectralMixture(Kernel):
@@ -169,18 +169,23 @@ def _matern(d, length, order: int, nu: float):
         poly = np.append(poly, poly[-1] * 2 * (p - k + 1) / (k * (2 * p - k + 1)))
     for _ in range(order):
         poly = np.append(np.arange(1, len(poly)) * poly[1:], 0.0) - poly
-    rate = np.sqrt(2 * nu) / length
+    rate = sqrt(2 * nu) / length
     s = rate * jnp.abs(d)
     value = jnp.zeros_like(s)
     for c in poly[::-1]:
-        value = value * s + c
+        value = value * s + float(c)
     return value * jnp.exp(-s) * rate**order * (jnp.sign(d) if order % 2 else 1)
 
 
 def _mixture(kernel, d, order: int, envelope):
-    omega, total = 2 * np.pi * kernel.frequencies, 0.0
-    d = d[..., None]
+    weights, frequencies, lengths = (_last(v, d) for v in (kernel.weights, kernel.frequencies, kernel.lengths))
+    omega, total, d = 2 * np.pi * frequencies, 0.0, d[..., None]
     for i in range(order + 1):
         wave = omega ** (order - i) * jnp.cos(omega * d + (order - i) * np.pi / 2)
-        total = total + comb(order, i) * envelope(d, kernel.lengths, i) * wave
-    return jnp.sum(kernel.weights * total, axis=-1)
+        total = total + comb(order, i) * envelope(d, lengths, i) * wave
+    return jnp.sum(weights * total, axis=-1)
+
+
+def _last(v, d):
+    """Shape a vector to broadcast along a new last axis of d."""
+    return v.reshape((1,) * d.ndim + (-1,))

@@ -99,7 +99,7 @@ def line(problem: PDEProblem, field: int, axis: int, size: int, order: int, gale
     if symmetric:
         functions = matmul(basis.at_nodes(0), null)
         norms = lax.stop_gradient(jnp.sqrt(jnp.sum(basis.weights[:, None] * functions**2, axis=0)))
-        null, functions = null / norms, functions / norms
+        null, functions = null / norms[None], functions / norms[None]
     else:
         functions = basis.orthonormal(size - count)
     return Line(basis, rows, lift, null, functions * basis.weights[:, None], robin, symmetric, floating)
@@ -119,7 +119,7 @@ def _complement(rows, reach: int):
     q = lax.stop_gradient(jnp.linalg.qr(lax.stop_gradient(small).T, mode="complete")[0])
     right = matmul(q[:, :count], jnp.linalg.inv(matmul(small, q[:, :count])))
     null = q[:, count:] - matmul(right, matmul(small, q[:, count:]))
-    right = right / jnp.linalg.norm(rows[:, :reach], axis=1)
+    right = right / jnp.linalg.norm(rows[:, :reach], axis=1)[None]
     lift = jnp.zeros((size, count), rows.dtype).at[:reach].set(right)
     full = jnp.zeros((size, size - count), rows.dtype).at[:reach, : reach - count].set(null)
     return lift, full.at[reach:, reach - count :].set(eye[reach:, reach:])

@@ -124,7 +124,7 @@ class Discretisation:
             terms = {p: c if p == 0 and exact else jnp.full_like(c, c.mean()) for p, c in terms.items() if p % 2 == 0}
         operator = jnp.zeros_like(mass)
         for p, c in terms.items():
-            operator = operator + matmul(ln.test.T * c, matmul(values[p], ln.null))
+            operator = operator + matmul(ln.test.T * c[None], matmul(values[p], ln.null))
         if not symmetric:
             return Pencil(operator, mass)
         leading = terms[2][0]

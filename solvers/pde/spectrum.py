@@ -31,8 +31,8 @@ def pursue(signal, count: int):
     grid = 2 * np.pi * jnp.arange(PAD * n // 2 + 1, dtype=dtype) * (n - 1) / (PAD * n)
 
     def atoms(omega, used):
-        c, d = jnp.cos(omega * s[:, None]), jnp.sin(omega * s[:, None])
-        return jnp.concatenate([c, d, s[:, None] * c, s[:, None] * d], axis=1) * jnp.tile(used, 4)
+        c, d = jnp.cos(omega[None] * s[:, None]), jnp.sin(omega[None] * s[:, None])
+        return jnp.concatenate([c, d, s[:, None] * c, s[:, None] * d], axis=1) * jnp.tile(used, 4)[None]
 
     def fit(omega, used):
         a = jnp.concatenate([atoms(omega, used), jnp.stack([jnp.ones_like(s), s, s**2], 1)], 1)
@@ -94,7 +94,7 @@ def data_prior(problem: PDEProblem, equation: Equation, args, raw_args, dtype, *
             symbol = jnp.zeros(count, jnp.result_type(dtype, jnp.complex64))
             for index, c in zip(equation.orders[0], slopes, strict=True):
                 if all(p == 0 for e, p in enumerate(index) if e != d):
-                    symbol = symbol + jnp.mean(c) * (1j * omega / width) ** index[d]
+                    symbol = symbol + jnp.mean(c).astype(symbol.dtype) * (1j * (omega / width).astype(symbol.dtype)) ** index[d]
             found.append((omega, amplitude / jnp.maximum(jnp.abs(symbol), eps(dtype))))
         for axis in range(ndim):
             for c in problem.faces(0, axis) if axis != d else ():
