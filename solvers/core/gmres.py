@@ -83,7 +83,7 @@ def gmres(
                 top = cosines[i] * h[i] + sines[i] * h[i + 1]
                 return h.at[i + 1].set(cosines[i] * h[i + 1] - sines[i] * h[i]).at[i].set(top)
 
-            h = lax.fori_loop(0, j, rotate, h)
+            h = lax.fori_loop(jnp.zeros((), jnp.int32), j, rotate, h)
             size = jnp.hypot(h[j], h[j + 1])
             safe = jnp.where(size > 0, size, 1)
             cos, sin = jnp.where(size > 0, h[j] / safe, 1), h[j + 1] / safe

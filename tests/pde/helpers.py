@@ -1,6 +1,5 @@
 """What several test files of this family share."""
 
-import jax
 import jax.numpy as jnp
 
 from solvers.pde import Box, Dirichlet, PDEProblem, gp_solve
@@ -15,12 +14,6 @@ def stated(instance):
 def solved(instance, grid=None, **options):
     options = {"args": instance.args, "guess": instance.guess, **options}
     return gp_solve(stated(instance), grid=grid or instance.grid, **options)
-
-
-def derivative(f, order):
-    for _ in range(order):
-        f = jax.grad(f)
-    return jax.vmap(f)
 
 
 def relative(a, b):
