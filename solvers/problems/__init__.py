@@ -1,0 +1,1 @@
+"""Instances with known answers or known difficulty, shared by tests, benchmarks, notebooks and the tour."""

@@ -1,0 +1,107 @@
+"""The benchmark's judge and clock: a benchmark that flatters must fail here."""
+
+import importlib
+import json
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from solvers.problems import transport
+
+BENCH = Path(__file__).parents[1] / "bench"
+
+
+@pytest.fixture
+def harness(monkeypatch):
+    monkeypatch.syspath_prepend(str(BENCH))
+    return importlib.import_module("harness")
+
+
+@pytest.fixture
+def peers(harness):
+    return importlib.import_module("peers")
+
+
+@pytest.fixture
+def race(peers):
+    return importlib.import_module("transport").race
+
+
+def test_compilations_are_counted(harness):
+    double = jax.jit(lambda x: 2 * x)
+    counts = []
+    for x in (np.ones(7, np.float32), np.full(7, 3, np.float32), np.ones(8, np.float32), np.ones(8, np.float32)):
+        with harness.count_compilations() as compilations:
+            double(x)
+        counts.append(compilations.count)
+    assert counts == [1, 0, 1, 0]
+
+
+def test_compiled_reports_bytes_and_runs(harness):
+    program = harness.compiled(lambda x, y: x @ y, np.ones((9, 9), np.float32), np.ones(9, np.float32))
+    np.testing.assert_array_equal(program(np.ones((9, 9), np.float32), np.ones(9, np.float32)), 9.0)
+    assert program.argument_bytes == 4 * 90
+    assert program.output_bytes == 4 * 9
+    assert program.compile_seconds > 0
+
+
+def test_clock_keeps_its_budget_and_returns_the_output(harness):
+    calls = []
+    timing = harness.clock(lambda: calls.append(0) or len(calls), repeat=4, budget=10.0)
+    assert len(timing.runs) == len(calls) == 4
+    assert timing.output == 4
+    assert len(harness.clock(lambda: None, repeat=4, budget=0.0).runs) == 1
+
+
+def test_save_keeps_other_rows_of_the_same_machine_only(harness, tmp_path):
+    path, record = tmp_path / "x.json", harness.machine()
+    harness.save(path, [{"problem": "p", "s": 1.0}, {"problem": "q", "s": 2.0}], key=("problem",), record=record)
+    harness.save(path, [{"problem": "q", "s": np.float32(3)}], key=("problem",), record=record)
+    assert [(r["problem"], r["s"]) for r in json.loads(path.read_text())["rows"]] == [("p", 1.0), ("q", 3.0)]
+    harness.save(path, [{"problem": "q", "s": np.inf}], key=("problem",), record=record | {"processor": "another"})
+    assert [(r["problem"], r["s"]) for r in json.loads(path.read_text())["rows"]] == [("q", None)]
+
+
+def test_table_shows_what_is_missing(harness, capsys):
+    text = harness.table([{"solver": "a", "s": 0.12345}, {"solver": "b"}])
+    assert text.splitlines()[2:] == ["a       0.123", "b           -"]
+    assert capsys.readouterr().out.startswith("solver")
+
+
+def test_a_contestant_is_judged_by_its_plan_not_by_its_word(peers, race):
+    problem = transport.clouds(30, 21, relative=0.3, seed=7)
+
+    def liar(problem, dtype):
+        plan = np.outer(problem.a, problem.b) * 1.01
+        return lambda limit: peers.Ready(lambda tol: peers.Answer(plan=plan, iterations=3, stopped=True))
+
+    (row,) = race(liar, problem, "float64", (1e-2, 1e-6), 0.05)
+    assert not row["reached"]
+    assert row["gave_up"]
+    assert row["error"] == pytest.approx(0.02)
+
+
+def test_a_contestant_gets_its_whole_time_and_a_second_try(peers, race):
+    """A Sinkhorn in NumPy that measures a hundredth of the error and must therefore be asked twice."""
+    problem = transport.clouds(30, 21, relative=0.3, seed=7)
+    kernel = np.exp(-problem.cost / problem.epsilon)
+
+    def sinkhorn(problem, dtype):
+        def solve(tol, limit):
+            u, v, steps = problem.a, problem.b, 0
+            while steps < limit:
+                u = problem.a / (kernel @ v)
+                v = problem.b / (u @ kernel)
+                steps += 1
+                plan = u[:, None] * kernel * v
+                if 0.2 * np.abs(plan.sum(1) - problem.a).sum() <= tol:
+                    return peers.Answer(plan=plan, iterations=steps, stopped=True)
+            return peers.Answer(plan=plan, iterations=steps, stopped=False)
+
+        return lambda limit: peers.Ready(lambda tol: solve(tol, limit))
+
+    rows = race(sinkhorn, problem, "float64", (1e-2, 1e-6, 1e-9), 1.0)
+    assert [row["target"] for row in rows] == [1e-2, 1e-6, 1e-9]
+    assert all(row["reached"] and row["error"] <= row["target"] for row in rows)
