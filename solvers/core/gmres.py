@@ -9,7 +9,7 @@ from jax import lax
 from jax.flatten_util import ravel_pytree
 
 from .krylov import KrylovReason, KrylovResult
-from .precision import eps, matmul
+from .precision import dot, eps, matmul
 from .typing import Scalar
 
 
@@ -69,12 +69,12 @@ def gmres(
         def extend(c):
             basis, hessenberg, g, cosines, sines, j = c
             w = apply(basis[j])
-            before = jnp.sqrt(jnp.vdot(w, w))
+            before = jnp.sqrt(dot(w, w))
             h = matmul(basis, w)
             w = w - matmul(h, basis)
             again = matmul(basis, w)
             w, h = w - matmul(again, basis), h + again
-            norm = jnp.sqrt(jnp.vdot(w, w))
+            norm = jnp.sqrt(dot(w, w))
             norm = jnp.where(norm <= 10 * eps(dtype) * before, 0, norm)
             basis = basis.at[j + 1].set(jnp.where(norm > 0, w / jnp.where(norm > 0, norm, 1), 0))
             h = h.at[j + 1].set(norm)
@@ -92,23 +92,23 @@ def gmres(
             return basis, hessenberg.at[:, j].set(h), g, cosines.at[j].set(cos), sines.at[j].set(sin), j + 1
 
         basis, hessenberg, g, _, _, j = lax.while_loop(more, extend, start)
-        used = jnp.arange(memory) < j
+        used = jnp.arange(memory, dtype=jnp.int32) < j
         upper = jnp.where(used[:, None] & used[None], hessenberg[:memory], 0)
         diagonal = jnp.diagonal(upper)
         upper = upper + jnp.diag(jnp.where(diagonal == 0, 1, 0).astype(dtype))
         y = jax.scipy.linalg.solve_triangular(upper, jnp.where(used & (diagonal != 0), g[:memory], 0))
         x = x + ravel_pytree(precondition(unravel(matmul(y, basis[:memory]))))[0]
         r = flat - ravel_pytree(matvec(unravel(x)))[0]
-        new, k = jnp.sqrt(jnp.vdot(r, r)), k + j
+        new, k = jnp.sqrt(dot(r, r)), k + j
         reason = jnp.asarray(KrylovReason.RUNNING, jnp.int32)
-        reason = jnp.where(k >= max_steps, KrylovReason.MAX_STEPS, reason)
-        reason = jnp.where(~(new <= res / 2), KrylovReason.STAGNATED, reason)
-        reason = jnp.where(new <= tol, KrylovReason.CONVERGED, reason).astype(jnp.int32)
+        reason = jnp.where(k >= max_steps, int(KrylovReason.MAX_STEPS), reason)
+        reason = jnp.where(~(new <= res / 2), int(KrylovReason.STAGNATED), reason)
+        reason = jnp.where(new <= tol, int(KrylovReason.CONVERGED), reason).astype(jnp.int32)
         return x, r, new, k, reason
 
-    res = jnp.sqrt(jnp.vdot(flat, flat))
-    reason = jnp.where(jnp.asarray(max_steps) <= 0, KrylovReason.MAX_STEPS, KrylovReason.RUNNING)
-    reason = jnp.where(res <= tol, KrylovReason.CONVERGED, reason).astype(jnp.int32)
+    res = jnp.sqrt(dot(flat, flat))
+    reason = jnp.where(jnp.asarray(max_steps) <= 0, int(KrylovReason.MAX_STEPS), int(KrylovReason.RUNNING))
+    reason = jnp.where(res <= tol, int(KrylovReason.CONVERGED), reason).astype(jnp.int32)
     start = (jnp.zeros_like(flat), flat, res, jnp.zeros((), jnp.int32), reason)
     x, _, res, k, reason = lax.while_loop(lambda c: c[4] == KrylovReason.RUNNING, cycle, start)
     return KrylovResult(unravel(x), k, res, reason)

@@ -135,13 +135,15 @@ class Rows:
 def condition(
     build: Callable[[Any], Rows], data: Any, guess, *, tol, max_steps, history, progress
 ) -> tuple[Rows, Any, Posterior, Run, Float[Array, ""]]:
-    """Find the most probable weights by Gauss-Newton steps with backtracking, and their posterior.
+    """Find the most probable weights by damped Gauss-Newton steps, and their posterior.
 
     Each step is a QR factorisation of the rows' Jacobian on top of the prior's identity. The smallest rows are at the
     bottom, which keeps Householder's method accurate for weights that differ by ten orders of magnitude.
     """
     frozen = build(lax.stop_gradient(data))
     flat, unravel = ravel_pytree(frozen.zeros() if guess is None else guess(frozen))
+
+    linear = frozen.equation.linear and frozen.data.spread is None
 
     def rows(w):
         return frozen.vector(w, unravel)
@@ -154,24 +156,25 @@ def condition(
 
     def state_at(w):
         rho, q, r, slope = factorise(w)
-        step = -solve_triangular(r, slope)
-        return w, step, rho, jnp.linalg.norm(slope) / jnp.linalg.norm(jnp.append(rho, 1.0)), r
+        error = jnp.linalg.norm(slope) / jnp.sqrt(1 + jnp.sum(rho**2))
+        return w, -solve_triangular(r, slope), rho, error, r, q
 
     def step(state):
-        w, direction, rho, _, _ = state
-        before = jnp.sum(rho**2)
+        w, direction, _, _, r, q = state
+        # Deuflhard's natural test: what would the next step be? Equations without noise make the objective a ravine
+        # along which descent crawls, while steps, being measured in weights, do not see their enormous rows.
+        before = jnp.linalg.norm(direction)
+
+        def following(t):
+            return jnp.linalg.norm(solve_triangular(r, matmul(rows(w + t * direction), q)))
 
         def rejected(carry):
             t, after = carry
-            return ~(after <= before * (1 + 1e-6)) & (t > 1e-4)
-
-        def shorter(carry):
-            t = carry[0] / 2
-            return t, jnp.sum(rows(w + t * direction) ** 2)
+            return ~(after <= (1 - t / 4) * before + 1e-3) & (t > 1e-3)
 
         t = jnp.ones((), w.dtype)
-        if not frozen.equation.linear or frozen.data.spread is not None:
-            t, _ = lax.while_loop(rejected, shorter, (t, jnp.sum(rows(w + direction) ** 2)))
+        if not linear:
+            t, _ = lax.while_loop(rejected, lambda c: (c[0] / 2, following(c[0] / 2)), (t, following(t)))
         return state_at(w + t * direction)
 
     run = iterate(

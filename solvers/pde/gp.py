@@ -106,7 +106,7 @@ def _solve(problem, args, prior, guess, infer, tol, max_steps, grid, basis, rank
     found, y, run, strong = solve_spectral(build, moving, start, tol=tol, **options)
     z = found.coefficients(y)
     unresolved = (run.status == Status.CONVERGED) & (strong > 10 * jnp.sqrt(tol))
-    status = jnp.where(unresolved, PDEStatus.UNRESOLVED, run.status).astype(jnp.int32)
+    status = jnp.where(unresolved, int(PDEStatus.UNRESOLVED), run.status).astype(jnp.int32)
     return GPSolution(
         value=z if fields > 1 else z[0], status=status, num_steps=run.num_steps, error=run.error, tol=tol,
         history=run.history, residual=strong, misfit=found.misfit,
@@ -145,14 +145,14 @@ def _condition(problem, equation, args, dynamic, x, prior, guess, infer, tol, gr
     count = len(equation.orders)
     gaps = [jnp.max(jnp.abs(p) / s) * nugget for p, s in zip(parts[count:], rows.scales[count:], strict=True)]
     residual = jnp.sqrt(sum(jnp.mean((p / s) ** 2) for p, s in zip(parts[:count], rows.scales, strict=False))) * nugget
-    status, spread = jnp.where(aliased & (run.status == Status.CONVERGED), PDEStatus.ALIASED, run.status), None
+    status, spread = jnp.where(aliased & (run.status == Status.CONVERGED), int(PDEStatus.ALIASED), run.status), None
     if infer is not None:
         size = sum(f.size for f in weights)
         inverse = solve_triangular(posterior.root, jnp.eye(posterior.mean.size, dtype=dtype)[:, size:], trans=1)
         whitened = jnp.sqrt(jnp.sum(inverse**2, axis=0))
         spread = jax.tree.map(jnp.multiply, infer, ravel_pytree(found)[1](whitened))
         blind = (status == Status.CONVERGED) & jnp.any(whitened > 0.95)
-        status = jnp.where(blind, PDEStatus.UNIDENTIFIED, status).astype(jnp.int32)
+        status = jnp.where(blind, int(PDEStatus.UNIDENTIFIED), status).astype(jnp.int32)
         args = rows.args(found)[1]
     status = status.astype(jnp.int32)
     return GPSolution(

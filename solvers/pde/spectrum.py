@@ -91,11 +91,12 @@ def data_prior(problem: PDEProblem, equation: Equation, args, raw_args, dtype, *
             except (TypeError, ValueError):  # a residual with arrays of the grid's shape cannot be sampled elsewhere
                 continue
             omega, amplitude = pursue(source.reshape(-1), count)
-            symbol = jnp.zeros(count, jnp.result_type(dtype, jnp.complex64))
+            real, imaginary = jnp.zeros(count, dtype), jnp.zeros(count, dtype)
             for index, c in zip(equation.orders[0], slopes, strict=True):
                 if all(p == 0 for e, p in enumerate(index) if e != d):
-                    symbol = symbol + jnp.mean(c).astype(symbol.dtype) * (1j * (omega / width).astype(symbol.dtype)) ** index[d]
-            found.append((omega, amplitude / jnp.maximum(jnp.abs(symbol), eps(dtype))))
+                    term = jnp.mean(c) * (omega / width) ** index[d]  # times i^order
+                    real, imaginary = real + term * (1, 0, -1, 0)[index[d] % 4], imaginary + term * (0, 1, 0, -1)[index[d] % 4]
+            found.append((omega, amplitude / jnp.maximum(jnp.hypot(real, imaginary), eps(dtype))))
         for axis in range(ndim):
             for c in problem.faces(0, axis) if axis != d else ():
                 if callable(c.value):
