@@ -51,6 +51,7 @@ def iterate(
     history: bool | int = False,
     progress: Progress | None = None,
     report: Callable[[Any], Float[Array, ""]] | None = None,
+    after: Run | None = None,
 ) -> Run:
     """Run ``state = step(state)`` until ``error(state) <= tol`` or there is a reason to stop.
 
@@ -81,6 +82,8 @@ def iterate(
         Host callback ``progress(step, error)`` after each step.
     report : callable, optional
         What history and progress show of a state; its error by default.
+    after : Run, optional
+        An earlier run that this one goes on from: steps and history continue its own, with the same `history`.
 
     Notes
     -----
@@ -120,8 +123,12 @@ def iterate(
         return state, best, best_error, since_best, steps, verdict(state, err, steps, since_best), record
 
     zero = jnp.zeros((), jnp.int32)
-    record = jnp.full(length, jnp.nan, first.dtype).at[0].set(report(state)) if length else None
-    start = (state, value(state), first, zero, zero, verdict(state, first, zero, zero), record)
+    steps = zero if after is None else after.num_steps
+    record = None
+    if length:
+        record = jnp.full(length, jnp.nan, first.dtype) if after is None else after.history.astype(first.dtype)
+        record = record.at[steps].set(report(state), mode="drop")
+    start = (state, value(state), first, zero, steps, verdict(state, first, steps, zero), record)
     state, best, best_error, _, steps, code, record = lax.while_loop(lambda c: c[5] == Status.RUNNING, body, start)
     return Run(state, best, best_error, code, steps, record)
 

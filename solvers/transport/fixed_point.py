@@ -17,7 +17,6 @@ from .kernel import (
     Kernel,
     absorb,
     check_potentials,
-    column_update,
     empty,
     needs_absorbing,
     reduced_potentials,
@@ -139,9 +138,7 @@ def sinkhorn(
 def _solve(data, init, tol, max_steps, history, progress) -> TransportSolution:
     problem = prepare(*lax.stop_gradient(data), tol)
     f, g = reduced_potentials(problem, lax.stop_gradient(init))
-    if init is None:
-        g = column_update(problem, f, problem.epsilon)
-    kernel = absorb(problem, empty(problem), f, g, problem.epsilon)
+    kernel = absorb(problem, empty(problem), f, problem.least if init is None else g, problem.epsilon)
     valid = problem.status == Status.RUNNING
     run = iterate(
         lambda s: sinkhorn_step(problem, s, tol),

@@ -11,11 +11,11 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from ..core.krylov import KrylovReason, cg
+from ..core.krylov import KrylovReason, KrylovResult, cg
 from ..core.loop import when
 from ..core.precision import eps as machine_eps
 from ..core.precision import matmul
-from ..core.typing import Array, Float, Int, Scalar
+from ..core.typing import Array, Bool, Float, Int, Scalar
 from .kernel import Kernel
 from .problem import Problem
 
@@ -25,7 +25,13 @@ class Direction(eqx.Module):
 
     d: Float[Array, " n"]
     cg_steps: Int[Array, ""]
-    hard: Array
+    hard: Bool[Array, ""]
+
+    @classmethod
+    def of(cls, result: KrylovResult, system: "System") -> "Direction":
+        """Scale the solution of a `System` back."""
+        d = result.x.astype(system.r.dtype) * system.scale
+        return cls(d, result.num_steps, result.reason != KrylovReason.CONVERGED)
 
 
 class System(eqx.Module):
@@ -39,13 +45,17 @@ class System(eqx.Module):
     tol: Float[Array, ""]
 
     @classmethod
-    def at(cls, problem: Problem, kernel: Kernel, r, error, damping: Scalar) -> "System":
-        """Assemble the vectors of the system; `damping` scales the relative shift ``damping * min(1, error)``."""
+    def at(cls, problem: Problem, kernel: Kernel, error, goal: Scalar, damping: Scalar) -> "System":
+        """Assemble the vectors of the system.
+
+        It is solved to ``0.1 min(1/2, sqrt(error))`` relative, but no further than an error of `goal` asks for; the
+        relative shift is ``damping * min(1, error)``.
+        """
         w = jnp.where(problem.columns, kernel.beta**2 / jnp.where(problem.columns, problem.b, 1), 0)
         safe = jnp.where(error > 0, error, 1)
-        lam = damping * jnp.minimum(error, 1) + 10 * machine_eps(r.dtype)
-        tol = 0.1 * jnp.minimum(0.5, jnp.sqrt(error))
-        return cls(r, w, (problem.a - r) / safe, safe, lam, tol)
+        lam = damping * jnp.minimum(error, 1) + 10 * machine_eps(kernel.r.dtype)
+        tol = jnp.maximum(0.1 * jnp.minimum(0.5, jnp.sqrt(error)), jnp.minimum(0.2 * goal / safe, 0.1))
+        return cls(kernel.r, w, (problem.a - kernel.r) / safe, safe, lam, tol)
 
     def astype(self, dtype) -> "System":
         """Return the system in another precision."""
@@ -60,24 +70,22 @@ class DenseCG(eqx.Module):
 
     max_steps: int = eqx.field(static=True, default=2000)
     single: bool = eqx.field(static=True, default=True)
-    precondition: bool = eqx.field(static=True, default=True)
 
     def prepare(self, problem: Problem, kernel: Kernel) -> Any:
         """Nothing to prepare."""
         return None
 
+    def dtype_for(self, dtype):
+        """Return the precision in which directions are found for data of `dtype`."""
+        return jnp.dtype(jnp.float32) if self.single else dtype
+
     def direction(self, prepared, problem: Problem, kernel: Kernel, system: System, hard) -> Direction:
         """Solve in float32 where allowed."""
-        dtype = jnp.float32 if self.single else system.r.dtype
+        dtype = self.dtype_for(system.r.dtype)
         K, alpha, s = kernel.K.astype(dtype), kernel.alpha.astype(dtype), system.astype(dtype)
         diagonal = s.r - alpha**2 * jnp.sum(K * K * s.w[None, :], axis=1)
-        result = _pcg(
-            lambda x: alpha * matmul(K, s.w * matmul(alpha * x, K)),
-            diagonal, s, problem.rows, self.max_steps, self.precondition,
-        )  # fmt: skip
-        return Direction(
-            result.x.astype(system.r.dtype) * system.scale, result.num_steps, result.reason != KrylovReason.CONVERGED
-        )
+        product = lambda x: alpha * matmul(K, s.w * matmul(alpha * x, K))  # noqa: E731
+        return Direction.of(pcg(product, diagonal, s, problem.rows, self), system)
 
 
 class Cholesky(eqx.Module):
@@ -107,8 +115,8 @@ class Escalating(eqx.Module):
     A factorisation costs about as much as ``patience * n`` products with K.
     """
 
-    first: DenseCG
-    second: DenseCG | Cholesky
+    first: Any
+    second: Any
     patience: float = eqx.field(static=True, default=0.3)
 
     def prepare(self, problem: Problem, kernel: Kernel) -> Any:
@@ -128,37 +136,19 @@ class Escalating(eqx.Module):
         return when(hard, sturdy, Direction(quick.d, quick.cg_steps, hard))
 
 
-Backend = DenseCG | Cholesky | Escalating
+def pcg(product, diagonal, system: System, live, settings: DenseCG) -> KrylovResult:
+    """Solve ``((1 + lam) D_r - product) x = rhs`` by conjugate gradients from zero.
 
-HESSIANS = ("auto", "dense", "direct")
-SMALL = 128
-"""Up to this many rows the Newton matrix is factored in every step."""
-LARGE = 4096
-"""Beyond this many rows it never is."""
-
-
-def choose_backend(hessian: str, problem: Problem) -> Backend:
-    """Return the backend that `hessian` names."""
-    n = problem.a.shape[0]
-    if hessian == "direct" or (hessian == "auto" and n <= SMALL):
-        return Cholesky()
-    if hessian == "dense":
-        return DenseCG()
-    return Escalating(DenseCG(), Cholesky() if n <= LARGE else DenseCG(single=False))
-
-
-def _pcg(product, diagonal, system: System, live, max_steps, precondition):
-    """Solve ``((1 + lam) D_r - product) x = rhs`` by CG from zero."""
+    `diagonal` is that of the matrix without the shift: the preconditioner.
+    """
     r, lam = system.r, system.lam
-    least = 1e-3 if precondition else 1.0
-    inverse = jnp.where(live, 1 / jnp.where(live, jnp.maximum(diagonal, least * r) + lam * r, 1), 0)
-    if not precondition:
-        inverse = jnp.ones_like(r)
+    inverse = jnp.where(live, 1 / jnp.where(live, jnp.maximum(diagonal, 1e-3 * r) + lam * r, 1), 0)
     return cg(
         lambda x: (1 + lam) * r * x - product(x),
         jnp.where(live, system.rhs, 0),
         tol=system.tol,
-        max_steps=max_steps,
+        max_steps=settings.max_steps,
         precondition=lambda x: inverse * x,
         norm=lambda x: jnp.sum(jnp.abs(x)),
+        unroll=1 if jax.default_backend() == "cpu" else 4,
     )

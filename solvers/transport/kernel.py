@@ -18,7 +18,7 @@ from .problem import Problem
 
 
 class Kernel(eqx.Module):
-    """The plan ``diag(alpha) K diag(beta)`` at regularisation `epsilon`.
+    """The plan ``diag(alpha) K diag(beta)`` at regularisation `epsilon`, its columns normalised.
 
     Attributes
     ----------
@@ -28,6 +28,8 @@ class Kernel(eqx.Module):
         Potentials that K absorbed, of the cost minus its shift; zero where there is no mass.
     alpha, beta : Float[Array, "n"], Float[Array, "m"]
         Scalings since; one where there is no mass.
+    r : Float[Array, "n"]
+        Row sums of the plan; the column sums are b to rounding.
     epsilon : Float[Array, ""]
         Current regularisation, above the problem's while annealing.
     """
@@ -37,29 +39,8 @@ class Kernel(eqx.Module):
     g: Float[Array, " m"]
     alpha: Float[Array, " n"]
     beta: Float[Array, " m"]
+    r: Float[Array, " n"]
     epsilon: Float[Array, ""]
-
-    def rows(self, beta):
-        """Row sums of ``K diag(beta)``."""
-        return matmul(self.K, beta)
-
-    def columns(self, alpha):
-        """Column sums of ``diag(alpha) K``."""
-        return matmul(alpha, self.K)
-
-    @property
-    def scalings(self) -> tuple[Float[Array, " n"], Float[Array, " m"]]:
-        """The pair alpha, beta."""
-        return self.alpha, self.beta
-
-    def scaled(self, alpha, beta) -> "Kernel":
-        """Return the same kernel with other scalings."""
-        return Kernel(self.K, self.f, self.g, alpha, beta, self.epsilon)
-
-    @property
-    def row_sums(self) -> Float[Array, " n"]:
-        """Row marginal of the plan."""
-        return self.alpha * self.rows(self.beta)
 
     @property
     def potentials(self) -> tuple[Float[Array, " n"], Float[Array, " m"]]:
@@ -67,16 +48,73 @@ class Kernel(eqx.Module):
         return self.f + self.epsilon * jnp.log(self.alpha), self.g + self.epsilon * jnp.log(self.beta)
 
 
+def empty(problem: Problem) -> Kernel:
+    """Return a kernel of zeros, room for `absorb` to fill."""
+    a, b, K = problem.a, problem.b, jnp.zeros_like(problem.cost)
+    zero_a, zero_b = jnp.zeros_like(a), jnp.zeros_like(b)
+    return Kernel(K, zero_a, zero_b, jnp.ones_like(a), jnp.ones_like(b), zero_a, problem.epsilon)
+
+
+def rescale(problem: Problem, kernel: Kernel, alpha) -> Kernel:
+    """Return the kernel with row scaling `alpha` and its columns normalised for it: two products."""
+    beta = _ratio(problem.b, matmul(alpha, kernel.K))
+    r = alpha * matmul(kernel.K, beta)
+    return Kernel(kernel.K, kernel.f, kernel.g, alpha, beta, r, kernel.epsilon)
+
+
+def sweep(problem: Problem, kernel: Kernel) -> Kernel:
+    """One Sinkhorn sweep: rows, then columns."""
+    return rescale(problem, kernel, kernel.alpha * _ratio(problem.a, kernel.r))
+
+
+def _ratio(weights, sums):
+    return jnp.where(weights > 0, weights / jnp.maximum(sums, smallest(sums.dtype)), 1)
+
+
+def row_error(problem: Problem, kernel: Kernel):
+    """``|P 1 - a|_1``: the whole marginal error, since the columns are normalised."""
+    return jnp.sum(jnp.abs(kernel.r - problem.a))
+
+
+def absorb(problem: Problem, kernel: Kernel, f, g, epsilon) -> Kernel:
+    """Form the kernel around f, g in the place of `kernel`: two sums and one exponential an entry.
+
+    If its sums under- or overflow, it is formed after a sweep in the log domain, which is exact whatever the exponents.
+    """
+    mask = problem.rows[:, None] & problem.columns[None, :]
+
+    def body(carry):
+        _, trips, _ = carry
+
+        def log_domain():
+            columns = column_update(problem, f, epsilon)
+            return row_update(problem, columns, epsilon), columns
+
+        f_now, g_now = lax.cond(trips > 0, log_domain, lambda: (f, g))
+        exponent = ((f_now[:, None] + g_now[None, :]) - (problem.cost - problem.shift)) / epsilon
+        ones = jnp.ones_like(f), jnp.ones_like(g)
+        new = Kernel(jnp.where(mask, jnp.exp(exponent), 0), f_now, g_now, *ones, ones[0], epsilon)
+        new = rescale(problem, new, new.alpha)
+        in_range = _within_reach(_ratio(problem.a, new.r)) & _within_reach(new.beta)
+        return new, trips + 1, in_range
+
+    start = (kernel, jnp.zeros((), jnp.int32), jnp.zeros((), bool))
+    return lax.while_loop(lambda c: ~c[2] & (c[1] < 2), body, start)[0]
+
+
 def reach(dtype) -> float:
     """Largest absolute logarithm of a scaling before it is absorbed."""
     return 50.0 if jnp.finfo(dtype).bits == 64 else 15.0
 
 
-def gibbs(problem: Problem, f, g, epsilon) -> Kernel:
-    """Form the kernel around potentials f, g; two sums and one exponential an entry."""
-    exponent = ((f[:, None] + g[None, :]) - (problem.cost - problem.shift)) / epsilon
-    mask = problem.rows[:, None] & problem.columns[None, :]
-    return Kernel(jnp.where(mask, jnp.exp(exponent), 0), f, g, jnp.ones_like(f), jnp.ones_like(g), epsilon)
+def _within_reach(scaling):
+    bound = jnp.exp(jnp.asarray(reach(scaling.dtype), scaling.dtype))
+    return jnp.all((scaling * bound > 1) & (scaling < bound))
+
+
+def needs_absorbing(kernel: Kernel):
+    """Whether a scaling has left the range in which K represents the plan to full precision."""
+    return ~(_within_reach(kernel.alpha) & _within_reach(kernel.beta))
 
 
 def column_update(problem: Problem, f, epsilon) -> Float[Array, " m"]:
@@ -94,65 +132,6 @@ def row_update(problem: Problem, g, epsilon) -> Float[Array, " n"]:
 def _against(weights, logsumexp, epsilon):
     live = weights > 0
     return jnp.where(live, epsilon * (jnp.log(jnp.where(live, weights, 1)) - jnp.where(live, logsumexp, 0)), 0)
-
-
-def absorb(problem: Problem, kernel: Kernel, f, g, epsilon) -> Kernel:
-    """Form the kernel around f, g in the place of `kernel` and normalise its columns.
-
-    If its sums under- or overflow, it is formed after a sweep in the log domain, which is exact whatever the exponents.
-    """
-
-    def body(carry):
-        _, trips, _ = carry
-
-        def log_domain():
-            columns = column_update(problem, f, epsilon)
-            return row_update(problem, columns, epsilon), columns
-
-        new = gibbs(problem, *lax.cond(trips > 0, log_domain, lambda: (f, g)), epsilon)
-        sums = new.columns(new.alpha)
-        in_range = _in_range(new.row_sums, problem.a) & _in_range(sums, problem.b)
-        return new.scaled(new.alpha, _ratio(problem.b, sums)), trips + 1, in_range
-
-    start = (kernel, jnp.zeros((), jnp.int32), jnp.zeros((), bool))
-    return lax.while_loop(lambda c: ~c[2] & (c[1] < 2), body, start)[0]
-
-
-def empty(problem: Problem) -> Kernel:
-    """Return a kernel of zeros, room for `absorb` to fill."""
-    n, m = problem.cost.shape
-    dtype = problem.cost.dtype
-    return Kernel(
-        jnp.zeros((n, m), dtype), jnp.zeros(n, dtype), jnp.zeros(m, dtype),
-        jnp.ones(n, dtype), jnp.ones(m, dtype), problem.epsilon,
-    )  # fmt: skip
-
-
-def _in_range(sums, weights):
-    ratio = sums / jnp.where(weights > 0, weights, 1)
-    bound = jnp.exp(jnp.asarray(reach(sums.dtype), sums.dtype))
-    return jnp.all((weights <= 0) | ((ratio * bound > 1) & (ratio < bound)))
-
-
-def scale_rows(problem: Problem, kernel: Kernel) -> Float[Array, " n"]:
-    """Return the alpha that makes the row sums of ``diag(alpha) K diag(beta)`` equal a (half a Sinkhorn sweep)."""
-    return _ratio(problem.a, kernel.rows(kernel.beta))
-
-
-def scale_columns(problem: Problem, kernel: Kernel, alpha) -> Float[Array, " m"]:
-    """Return the beta that makes the column sums equal b for the given alpha."""
-    return _ratio(problem.b, kernel.columns(alpha))
-
-
-def _ratio(weights, sums):
-    return jnp.where(weights > 0, weights / jnp.maximum(sums, smallest(sums.dtype)), 1)
-
-
-def sweep(problem: Problem, kernel: Kernel) -> Kernel:
-    """One Sinkhorn sweep: rows, then columns."""
-    alpha = scale_rows(problem, kernel)
-    beta = scale_columns(problem, kernel, alpha)
-    return kernel.scaled(alpha, beta)
 
 
 def check_potentials(function: str, init, data):
@@ -176,14 +155,3 @@ def reduced_potentials(problem: Problem, init):
     f, g = init[::-1] if problem.transposed else init
     half = (problem.shift + problem.epsilon * jnp.log(problem.mass)) / 2
     return jnp.where(problem.rows, f - half, 0), jnp.where(problem.columns, g - half, 0)
-
-
-def row_error(problem: Problem, kernel: Kernel):
-    """``|P 1 - a|_1``; the whole marginal error, since the columns are kept normalised."""
-    return jnp.sum(jnp.abs(kernel.row_sums - problem.a))
-
-
-def needs_absorbing(kernel: Kernel):
-    """Whether a scaling has left the range in which K represents the plan to full precision."""
-    bound = reach(kernel.K.dtype)
-    return jnp.any(jnp.abs(jnp.log(kernel.alpha)) > bound) | jnp.any(jnp.abs(jnp.log(kernel.beta)) > bound)

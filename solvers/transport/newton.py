@@ -1,188 +1,30 @@
 """Sinkhorn-Newton-Sparse made safe: annealed, error-controlled, never worse than Sinkhorn."""
 
 from functools import partial
-from typing import Any
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jax import lax
 
 from ..core import checks
-from ..core.loop import history_length, iterate, when
+from ..core.loop import Run, history_length, when
 from ..core.precision import default_tol
-from ..core.precision import eps as machine_eps
 from ..core.solution import Status
-from ..core.typing import Array, Float, Int, Progress, Scalar
+from ..core.typing import Array, Float, Progress, Scalar
+from .ascent import DECAY, STAGE_ERROR, ascend, extrapolate, state_at
+from .backends import HESSIANS, Backend, anneals_in_single, choose_backend
 from .finish import finish
-from .hessian import HESSIANS, Backend, System, choose_backend
-from .kernel import (
-    Kernel,
-    absorb,
-    check_potentials,
-    column_update,
-    empty,
-    needs_absorbing,
-    reduced_potentials,
-    row_error,
-    scale_columns,
-    sweep,
-)
+from .kernel import absorb, check_potentials, empty, reduced_potentials, row_error, sweep
 from .problem import Problem, check, prepare
 from .published import PublishedSNS, solve_published
 from .solution import TransportSolution
 
 START = 80
 """Annealing begins at the cost's spread divided by this."""
-DECAY = 0.25
-"""Each stage divides epsilon by four ..."""
-STAGE_ERROR = 1e-2
-"""... once the marginal error is this small."""
-STAGE_STEPS = 6
-"""... or after this many steps."""
-LONGEST = 20
-"""Largest change of a log scaling that a Newton step may make."""
-DAMPING = 1e-3
-"""The Hessian's relative shift is this times the error."""
-EASY = 0.3
-"""No annealing where three plain sweeps at the target epsilon come below this error."""
-PATIENCE = 8
-"""Steps without a smaller error before the solve counts as stagnated."""
-
-
-class State(eqx.Module):
-    """Where the method stands.
-
-    Attributes
-    ----------
-    kernel : Kernel
-        The plan, its columns normalised.
-    error : Float[Array, ""]
-        Marginal error of the plan at the current epsilon.
-    steps, stage_steps : Int[Array, ""]
-        Steps in all, and at this epsilon.
-    before : tuple
-        Row potential, column potential and epsilon at the end of the previous stage.
-    prepared : PyTree
-        What the Hessian backend keeps for this kernel.
-    hard : Bool[Array, ""]
-        Whether conjugate gradients have had trouble at this epsilon.
-    cg_steps : Int[Array, ""]
-        Conjugate-gradient steps so far.
-    """
-
-    kernel: Kernel
-    error: Float[Array, ""]
-    steps: Int[Array, ""]
-    stage_steps: Int[Array, ""]
-    before: tuple[Float[Array, " n"], Float[Array, " m"], Float[Array, ""]]
-    prepared: Any
-    hard: Array
-    cg_steps: Int[Array, ""]
-
-
-class Trial(eqx.Module):
-    """A point tried along a direction: its scalings, what it gains in the dual, and its marginal error."""
-
-    alpha: Float[Array, " n"]
-    beta: Float[Array, " m"]
-    r: Float[Array, " n"]
-    gain: Float[Array, ""]
-    error: Float[Array, ""]
-
-    @classmethod
-    def at(cls, problem: Problem, kernel: Kernel, alpha) -> "Trial":
-        """Normalise the columns for `alpha` and measure: three products with the kernel's shape."""
-        beta = scale_columns(problem, kernel, alpha)
-        r = alpha * kernel.rows(beta)
-        gain = jnp.sum(problem.a * jnp.log(alpha / kernel.alpha)) + jnp.sum(problem.b * jnp.log(beta / kernel.beta))
-        return cls(alpha, beta, r, gain, jnp.sum(jnp.abs(r - problem.a)))
-
-
-def search(problem: Problem, kernel: Kernel, r, error, d) -> Kernel:
-    """Move along d until the dual rises by Armijo's condition; where that drowns in rounding, until the error falls.
-
-    The kernel comes back unchanged when no step does.
-    """
-    slope = jnp.sum((problem.a - r) * d)
-    rounding = machine_eps(r.dtype)
-
-    def passes(trial: Trial, t):
-        good = jnp.where(error**2 > rounding, trial.gain >= 1e-4 * t * slope, trial.error < error)
-        return good & jnp.isfinite(trial.error)
-
-    def at(t):
-        trial = Trial.at(problem, kernel, kernel.alpha * jnp.exp(t * d))
-        return trial, t, passes(trial, t)
-
-    longest = jnp.max(jnp.abs(d))
-    t = jnp.minimum(1, LONGEST / jnp.where(longest > 0, longest, 1)).astype(r.dtype)
-    trial, _, good = lax.while_loop(lambda c: ~c[2] & (c[1] > 2e-3), lambda c: at(c[1] / 2), at(t))
-    moved = jax.tree.map(lambda new, old: jnp.where(good, new, old), (trial.alpha, trial.beta), kernel.scalings)
-    return kernel.scaled(*moved)
-
-
-def newton_step(problem: Problem, state: State, tol, max_steps, hessian: Backend) -> State:
-    """One outer step: a Newton direction searched, a Sinkhorn sweep, and the next stage of annealing if due."""
-    kernel, error = state.kernel, state.error
-    r = kernel.row_sums
-    system = System.at(problem, kernel, r, error, DAMPING)
-    direction = hessian.direction(state.prepared, problem, kernel, system, state.hard)
-    kernel = sweep(problem, search(problem, kernel, r, error, direction.d))
-    moved = State(
-        kernel, row_error(problem, kernel), state.steps + 1, state.stage_steps + 1,
-        state.before, state.prepared, direction.hard, state.cg_steps + direction.cg_steps,
-    )  # fmt: skip
-    return settle(problem, moved, tol, max_steps, hessian)
-
-
-def settle(problem: Problem, state: State, tol, max_steps, hessian: Backend) -> State:
-    """Lower epsilon where the stage is done; absorb the scalings where that, convergence or their range demands it."""
-    epsilon = state.kernel.epsilon
-    last = state.steps >= max_steps
-    done = (state.error < STAGE_ERROR) | (state.stage_steps >= STAGE_STEPS) | last
-    advance = (epsilon > problem.epsilon) & done
-
-    def renew(state: State) -> State:
-        potentials = state.kernel.potentials
-        now = (*potentials, epsilon)
-        lower = jnp.where(advance, jnp.maximum(jnp.where(last, 0, epsilon * DECAY), problem.epsilon), epsilon)
-        known = state.before[2] > epsilon
-        ratio = jnp.where(known & advance, (lower - epsilon) / jnp.where(known, epsilon - state.before[2], 1), 0)
-        ahead = [p + ratio * (p - q) for p, q in zip(potentials, state.before[:2], strict=True)]
-        before = jax.tree.map(lambda new, old: jnp.where(advance, new, old), now, state.before)
-        kernel = absorb(problem, state.kernel, *ahead, lower)
-        return State(
-            kernel, row_error(problem, kernel), state.steps, jnp.where(advance, 0, state.stage_steps),
-            before, hessian.prepare(problem, kernel), state.hard & ~advance, state.cg_steps,
-        )  # fmt: skip
-
-    return when(advance | (state.error <= tol) | needs_absorbing(state.kernel), renew, state)
-
-
-def first_state(problem: Problem, f, g, warm: bool, anneal, tol, hessian: Backend) -> State:
-    """Begin at the target epsilon if that is easy from here, else at the top of the annealing."""
-    top = jnp.maximum(problem.epsilon, problem.spread / START)
-    zero, no = jnp.zeros((), jnp.int32), jnp.zeros((), bool)
-
-    def body(carry):
-        kernel, _, trips, _ = carry
-        epsilon = jnp.where(trips > 0, top, problem.epsilon)
-        cold = jnp.asarray(not warm) | (trips > 0)
-        g_start = lax.cond(cold, lambda: column_update(problem, f, epsilon), lambda: g)
-        kernel = absorb(problem, kernel, f, g_start, epsilon)
-        error = row_error(problem, kernel)
-        swept = lax.fori_loop(
-            0, 3, lambda _, scalings: sweep(problem, kernel.scaled(*scalings)).scalings, kernel.scalings
-        )
-        easy = jnp.sum(jnp.abs(kernel.scaled(*swept).row_sums - problem.a)) < EASY
-        again = anneal & (trips == 0) & (error > tol) & ~easy & (top > epsilon) & (problem.status == Status.RUNNING)
-        return kernel, error, trips + 1, again
-
-    start = (empty(problem), jnp.zeros_like(problem.epsilon), zero, ~no)
-    kernel, error, _, _ = lax.while_loop(lambda c: c[3], body, start)
-    never = (kernel.f, kernel.g, jnp.zeros_like(kernel.epsilon))
-    return State(kernel, error, zero, zero, never, hessian.prepare(problem, kernel), no, zero)
+EASY = 0.5
+"""No annealing where one Sinkhorn sweep at the target epsilon comes below this error."""
+SINGLE = 2500
+"""Annealing in float32 ends at the cost's spread divided by this: further down float32 sums lose the stage's digits."""
 
 
 def sns_sinkhorn(
@@ -313,21 +155,39 @@ def _solve(data, init, tol, max_steps, hessian, anneal, published, history, prog
         run, cg_steps = solve_published(problem, f, g, published, **loop)
         return finish(problem, run, tol, cg_steps, data)
     solver = choose_backend(hessian, problem)
-    valid = problem.status == Status.RUNNING
-
-    def error(state: State):
-        annealing = state.kernel.epsilon > problem.epsilon
-        beyond = 2 + state.kernel.epsilon / problem.epsilon
-        return jnp.where(valid, jnp.where(annealing, beyond, state.error), 2)
-
-    run = iterate(
-        lambda s: newton_step(problem, s, tol, max_steps, solver),
-        first_state(problem, f, g, init is not None, anneal & (max_steps > 0), tol, solver),
-        value=lambda s: s.kernel.potentials,
-        error=error,
-        report=lambda s: s.error,
-        status=lambda _: problem.status,
-        stall=PATIENCE,
-        **loop,
-    )
+    state, earlier = begin(problem, f, g, init is None, anneal, solver, **loop)
+    run = ascend(problem, state, hessian=solver, after=earlier, **loop)
     return finish(problem, run, tol, run.state.cg_steps, data)
+
+
+def begin(problem: Problem, f, g, cold: bool, anneal: bool, hessian: Backend, *, tol, max_steps, **loop):
+    """Return the first state, at the target epsilon if that is easy from here, and the run that led to it, if any."""
+    kernel = absorb(problem, empty(problem), f, problem.least if cold else g, problem.epsilon)
+    if not anneal:
+        return state_at(problem, kernel, hessian), None
+    top = jnp.maximum(problem.epsilon, problem.spread / START)
+    hard = (row_error(problem, kernel) > tol) & ~(row_error(problem, sweep(problem, kernel)) < EASY)
+    hard &= (top > problem.epsilon) & (problem.status == Status.RUNNING) & (max_steps > 0)
+    flat = jnp.zeros_like(problem.a)
+    if not anneals_in_single(problem):
+        kernel = when(hard, lambda k: absorb(problem, k, flat, problem.least, top), kernel)
+        return state_at(problem, kernel, hessian), None
+
+    run = anneal_in_single(problem, hard, top, hessian, max_steps=max_steps, **loop)
+    lower = jnp.maximum(run.state.kernel.epsilon.astype(top.dtype) * DECAY, problem.epsilon)
+    lower = jnp.where(run.num_steps >= max_steps, problem.epsilon, lower)
+    ahead, before = jax.tree.map(lambda x: x.astype(top.dtype), extrapolate(run.state, lower.astype(jnp.float32)))
+    kernel = when(hard, lambda k: absorb(problem, k, *ahead, lower), kernel)
+    return state_at(problem, kernel, hessian, before, run.num_steps, cg_steps=run.state.cg_steps), run
+
+
+def anneal_in_single(problem: Problem, hard, top, hessian: Backend, *, max_steps, **loop) -> Run:
+    """Anneal in float32, where asked for, as far down as its sums carry a stage's accuracy."""
+    bottom = jnp.minimum(top, jnp.maximum(problem.epsilon / DECAY, problem.spread / SINGLE))
+    rough = problem.astype(jnp.float32, bottom)
+    flat = jnp.zeros_like(rough.a)
+    start = rough.spread / START
+    kernel = when(hard, lambda k: absorb(rough, k, flat, rough.least, jnp.maximum(start, rough.epsilon)), empty(rough))
+    state = state_at(rough, kernel, hessian)
+    tol = jnp.asarray(STAGE_ERROR, jnp.float32)
+    return ascend(rough, state, tol, jnp.where(hard, max_steps, 0), hessian, **loop)

@@ -1,6 +1,7 @@
 """The entropic transport problem: checked, reduced to unit mass and a cost that starts at zero."""
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 
 from ..core import checks
@@ -30,6 +31,8 @@ class Problem(eqx.Module):
         Smallest finite cost; the methods work with ``cost - shift``.
     spread : Float[Array, ""]
         Largest finite cost minus the smallest.
+    least : Float[Array, "m"]
+        Smallest reduced cost of each column: the column potential of a vanishing row potential as epsilon tends to 0.
     a, b : Float[Array, "n"], Float[Array, "m"]
         Weights divided by `mass`.
     epsilon, mass : Float[Array, ""]
@@ -43,12 +46,19 @@ class Problem(eqx.Module):
     cost: Float[Array, "n m"]
     shift: Float[Array, ""]
     spread: Float[Array, ""]
+    least: Float[Array, " m"]
     a: Float[Array, " n"]
     b: Float[Array, " m"]
     epsilon: Float[Array, ""]
     mass: Float[Array, ""]
     status: Int[Array, ""]
     transposed: bool = eqx.field(static=True)
+
+    def astype(self, dtype, epsilon) -> "Problem":
+        """Return the problem in another precision and at another epsilon."""
+        arrays, static = eqx.partition(self, lambda x: eqx.is_array(x) and jnp.issubdtype(x.dtype, jnp.floating))
+        arrays = eqx.tree_at(lambda p: p.epsilon, arrays, epsilon)
+        return eqx.combine(jax.tree.map(lambda x: x.astype(dtype), arrays), static)
 
     @property
     def rows(self) -> Bool[Array, " n"]:
@@ -89,13 +99,16 @@ def prepare(cost, a, b, epsilon, tol: Scalar) -> Problem:
     if transposed:
         cost, a, b = cost.T, b, a
     mass, mass_b = jnp.sum(a), jnp.sum(b)
-    finite = jnp.isfinite(cost)
-    least = jnp.min(jnp.where(finite, cost, jnp.inf))
-    most = jnp.max(jnp.where(finite, cost, -jnp.inf))
-    shift = jnp.where(jnp.isfinite(least), least, 0)
-    allowed = (cost < jnp.inf) & (a > 0)[:, None] & (b > 0)[None, :]
-    stuck = jnp.any((a > 0) & ~jnp.any(allowed, 1)) | jnp.any((b > 0) & ~jnp.any(allowed, 0))
-    broken = jnp.any(jnp.isnan(cost) | (cost == -jnp.inf)) | ~(jnp.isfinite(mass + mass_b + epsilon))
+    rows, columns = a > 0, b > 0
+    live = jnp.where(columns[None, :], cost, jnp.inf)
+    row_least, row_most = jnp.min(live, 1), jnp.max(jnp.where(live < jnp.inf, live, -jnp.inf), 1)
+    least = jnp.min(jnp.where(rows[:, None], cost, jnp.inf), 0)
+    stuck = jnp.any(rows & (row_least == jnp.inf)) | jnp.any(columns & (least == jnp.inf))
+    shift = jnp.min(jnp.where(rows, row_least, jnp.inf))
+    most = jnp.max(jnp.where(rows & (row_least < jnp.inf), row_most, -jnp.inf))
+    numbers = jnp.sum(row_least, where=row_least < jnp.inf) + jnp.sum(least, where=least < jnp.inf) + mass + mass_b
+    broken = ~jnp.isfinite(numbers + epsilon) | jnp.any(jnp.isnan(row_least)) | jnp.any(jnp.isnan(least))
+    shift, most = (jnp.where(jnp.isfinite(x), x, 0) for x in (shift, most))
     slack = jnp.maximum(jnp.asarray(tol, a.dtype), 100 * machine_eps(a.dtype))
 
     code = jnp.asarray(Status.RUNNING, jnp.int32)
@@ -108,5 +121,7 @@ def prepare(cost, a, b, epsilon, tol: Scalar) -> Problem:
         (broken, Status.NONFINITE),
     ):
         code = jnp.where(condition, int(status), code)
-    spread = jnp.where(jnp.isfinite(most), most - shift, 0)
-    return Problem(cost, shift, spread, a / mass, b / mass, epsilon, mass, code.astype(jnp.int32), transposed)
+    least = jnp.where(columns & jnp.isfinite(least), least - shift, 0)
+    return Problem(
+        cost, shift, most - shift, least, a / mass, b / mass, epsilon, mass, code.astype(jnp.int32), transposed
+    )

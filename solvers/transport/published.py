@@ -14,7 +14,8 @@ from ..core.loop import Run, iterate
 from ..core.precision import matmul
 from ..core.solution import Status
 from ..core.typing import Array, Float, Int
-from .kernel import column_update, gibbs, row_update
+from .kernel import column_update, row_update
+from .plan import log_plan
 from .problem import Problem
 
 
@@ -55,7 +56,7 @@ def solve_published(problem: Problem, f, g, settings: PublishedSNS, **loop) -> t
     kept = max(1, math.ceil(settings.density * problem.cost.size))
 
     def plan(u, v):
-        return gibbs(problem, epsilon * u, epsilon * v, epsilon).K
+        return jnp.exp(log_plan(epsilon * u, epsilon * v, problem.cost - problem.shift, a, b, epsilon))
 
     def error(P):
         return jnp.sum(jnp.abs(jnp.sum(P, 1) - a)) + jnp.sum(jnp.abs(jnp.sum(P, 0) - b))

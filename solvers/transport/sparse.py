@@ -1,0 +1,93 @@
+"""The Newton matrix on the entries of the plan that matter, in rows of a static length."""
+
+import math
+from typing import Any
+
+import equinox as eqx
+import jax.numpy as jnp
+from jax import lax
+
+from ..core.typing import Array, Bool, Float, Int
+from .hessian import DenseCG, Direction, System, pcg
+from .kernel import Kernel
+from .problem import Problem
+
+DROPPED = 1e-5
+"""Bound on the fraction of any row's or column's mass that is left out."""
+
+
+class PaddedRows(eqx.Module):
+    """A sparse matrix: row i has `values[i]` at columns `index[i]`, padded with zeros."""
+
+    index: Int[Array, "n width"]
+    values: Float[Array, "n width"]
+
+    def __matmul__(self, x):
+        return jnp.sum(self.values * x[self.index], axis=1)
+
+
+class SparseKernel(eqx.Module):
+    """The kept entries of a kernel, by rows and by columns, and whether they fitted."""
+
+    rows: PaddedRows
+    columns: PaddedRows
+    fits: Bool[Array, ""]
+
+
+class SparseCG(eqx.Module):
+    """Conjugate gradients on the entries ``P_ij >= delta min(r_i / m, c_j / n)``.
+
+    What is dropped from row i is then at most ``delta r_i``, from column j ``delta c_j``; the diagonal keeps the full
+    sums, so the matrix stays positive semidefinite and within ``delta`` of S relative to ``D_r``. Where a row or column
+    keeps more than `width` entries, `dense` takes over: nothing is cut off.
+    """
+
+    width: int = eqx.field(static=True)
+    dense: DenseCG = DenseCG()
+
+    def prepare(self, problem: Problem, kernel: Kernel) -> Any:
+        """Find the kept entries of a kernel just formed (three passes over it), unless it is still annealing."""
+        n, m = kernel.K.shape
+        dtype = self.dense.dtype_for(kernel.K.dtype)
+        nothing = SparseKernel(*(PaddedRows(jnp.zeros((k, self.width), jnp.int32), jnp.zeros((k, self.width), dtype))
+                                 for k in (n, m)), jnp.zeros((), bool))  # fmt: skip
+
+        def build():
+            least = DROPPED * jnp.minimum((kernel.r / m)[:, None], (problem.b / n)[None, :])
+            keep = (kernel.alpha[:, None] * kernel.K * kernel.beta[None, :] >= least) & (kernel.K > 0)
+            rows, fit_rows = _compress(keep, kernel.K, self.width)
+            columns, fit_columns = _compress(keep.T, kernel.K.T, self.width)
+            cast = lambda x: PaddedRows(x.index, x.values.astype(dtype))  # noqa: E731
+            return SparseKernel(cast(rows), cast(columns), fit_rows & fit_columns)
+
+        return lax.cond(kernel.epsilon <= problem.epsilon, build, lambda: nothing)
+
+    def direction(self, prepared, problem: Problem, kernel: Kernel, system: System, hard) -> Direction:
+        """Solve on the kept entries where they fitted, else on all."""
+
+        def sparse():
+            dtype = prepared.rows.values.dtype
+            s, alpha = system.astype(dtype), kernel.alpha.astype(dtype)
+            squares = PaddedRows(prepared.rows.index, prepared.rows.values**2)
+            diagonal = s.r - alpha**2 * (squares @ s.w)
+            product = lambda x: alpha * (prepared.rows @ (s.w * (prepared.columns @ (alpha * x))))  # noqa: E731
+            return Direction.of(pcg(product, diagonal, s, problem.rows, self.dense), system)
+
+        return lax.cond(prepared.fits, sparse, lambda: self.dense.direction(None, problem, kernel, system, hard))
+
+
+def default_width(m: int) -> int:
+    """Return how many entries a row may keep: ``6 sqrt(m)``, rounded up to a multiple of 32, at most m."""
+    return min(m, 32 * math.ceil(6 * math.sqrt(m) / 32))
+
+
+def _compress(keep, K, width: int):
+    """Return the kept entries of each row, and whether they all fitted."""
+    position = jnp.cumsum(keep, axis=1, dtype=jnp.int32) - 1
+    n, m = keep.shape
+    row = jnp.arange(n, dtype=jnp.int32)[:, None]
+    column = jnp.broadcast_to(jnp.arange(m, dtype=jnp.int32), (n, m))
+    slot = jnp.where(keep, position, width)
+    index = jnp.full((n, width), -1, jnp.int32).at[row, slot].set(column, mode="drop", unique_indices=False)
+    values = jnp.where(index >= 0, jnp.take_along_axis(K, jnp.maximum(index, 0), axis=1), 0)
+    return PaddedRows(jnp.maximum(index, 0), values), jnp.all(position[:, -1] < width)
