@@ -172,7 +172,7 @@ def _integrate(g):
 
 
 def _differentiate(g):
-    """Derivatives of a Legendre family: ``P_j' = sum (2i+1) P_i`` over i = j-1, j-3, ..."""
+    """Differentiate a Legendre family: ``P_j' = sum (2i+1) P_i`` over i = j-1, j-3, ..."""
     k, n = g.shape
     scaled = g * (2 * jnp.arange(n, dtype=g.dtype) + 1)[None]
     padded = jnp.pad(scaled, ((0, 0), (0, n % 2))).reshape(k, -1, 2)

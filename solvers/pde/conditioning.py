@@ -54,9 +54,9 @@ class Rows:
         self.equation, self.bases, self.x, self.data = equation, bases, x, data
         nodes = [c.reshape(-1) for c in x]
         self.values = [
-            [{p: b.whitened(n, p) for p in {i[d] for i in orders} | {0}} for d, (b, n) in enumerate(zip(bs, nodes, strict=True))]
+            [{p: b.whitened(nodes[d], p) for p in {i[d] for i in orders} | {0}} for d, b in enumerate(bs)]
             for bs, orders in zip(bases, equation.orders, strict=True)
-        ]  # fmt: skip
+        ]
         self.shapes = [tuple(b.size for b in bs) for bs in bases]
         self.faces = [self._face(k, f) for k, faces in enumerate(data.faces) for f in faces]
         self.points = [self._points(o) for o in data.problem.observations]
@@ -66,7 +66,11 @@ class Rows:
     def zeros(self):
         """Return the prior mean."""
         dtype = self.x[0].dtype
-        found = None if self.data.spread is None else jax.tree.map(lambda s: jnp.zeros(jnp.shape(s), dtype), self.data.spread)
+        found = (
+            None
+            if self.data.spread is None
+            else jax.tree.map(lambda s: jnp.zeros(jnp.shape(s), dtype), self.data.spread)
+        )
         return tuple(jnp.zeros(s, dtype) for s in self.shapes), found  # fmt: skip
 
     def args(self, found):

@@ -43,7 +43,9 @@ class Eigen(eqx.Module):
     def evaluate(self, x, order: int = 0):
         """Return derivatives of that order at x (k,), shape (k, size)."""
         width = self.upper - self.lower
-        return matmul(self.kernel.derivative((x[:, None] - self.anchors[None]) / width, order), self.factor) / width**order
+        return (
+            matmul(self.kernel.derivative((x[:, None] - self.anchors[None]) / width, order), self.factor) / width**order
+        )
 
     whitened = evaluate
 

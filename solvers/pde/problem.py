@@ -189,9 +189,7 @@ class PDEProblem(eqx.Module):
     def faces(self, field: int, axis: int) -> tuple[Condition, ...]:
         """Return the conditions of one unknown on the two faces of one dimension."""
         name = self.domain.names[axis]
-        return tuple(
-            c for c in self.conditions if isinstance(c, Condition) and c.field == field and c.face[0] == name
-        )
+        return tuple(c for c in self.conditions if isinstance(c, Condition) and c.field == field and c.face[0] == name)
 
 
 def _split(condition, domain: Box):

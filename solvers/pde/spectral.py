@@ -174,7 +174,7 @@ class Discretisation:
         )
 
     def _line_matrix(self, jets):
-        """The Jacobian in one dimension, by blocks."""
+        """Return the Jacobian in one dimension, by blocks."""
         c = self.equation.coefficients(self.x, jets, self.args)
         blocks = []
         for i, row in enumerate(c):

@@ -95,7 +95,10 @@ def data_prior(problem: PDEProblem, equation: Equation, args, raw_args, dtype, *
             for index, c in zip(equation.orders[0], slopes, strict=True):
                 if all(p == 0 for e, p in enumerate(index) if e != d):
                     term = jnp.mean(c) * (omega / width) ** index[d]  # times i^order
-                    real, imaginary = real + term * (1, 0, -1, 0)[index[d] % 4], imaginary + term * (0, 1, 0, -1)[index[d] % 4]
+                    real, imaginary = (
+                        real + term * (1, 0, -1, 0)[index[d] % 4],
+                        imaginary + term * (0, 1, 0, -1)[index[d] % 4],
+                    )
             found.append((omega, amplitude / jnp.maximum(jnp.hypot(real, imaginary), eps(dtype))))
         for axis in range(ndim):
             for c in problem.faces(0, axis) if axis != d else ():

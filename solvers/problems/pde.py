@@ -58,7 +58,7 @@ class PDEInstance:
 
 
 def _laplacian(exact: Callable, ndim: int) -> Callable:
-    """The sum of second derivatives of a scalar function, on arrays."""
+    """Return the sum of second derivatives of a scalar function, on arrays."""
 
     def pointwise(*x):
         return sum(jax.grad(jax.grad(exact, d), d)(*x) for d in range(ndim))
