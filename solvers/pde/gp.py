@@ -274,7 +274,8 @@ def _weights(guess):
     if guess is None:
         return None
     if isinstance(guess, GPSolution) and guess.posterior is not None:
-        return lambda rows: ravel_pytree(rows.zeros())[1](guess.posterior.mean)
+        start = guess.posterior.mean
+        return lambda rows: ravel_pytree(rows.zeros())[1](start)
     fail("gp_solve", "guess", "an earlier solution of the same conditioned problem", type(guess).__name__)
 
 

@@ -72,6 +72,8 @@ def diagonalise(pencil: Pencil) -> Diagonalised:
     In the metric ``S = shift E - A / leading`` the eigenvalues of E are at most one and those of the smooth modes,
     which carry the solution, come out to full relative accuracy; the pencil the other way round costs n^4 digits.
     """
+    assert pencil.leading is not None
+    assert pencil.shift is not None
     energy = pencil.shift * pencil.mass - pencil.operator / pencil.leading
     scale = lax.rsqrt(jnp.diagonal(energy))
     energy, e = (scale[:, None] * (m + m.T) / 2 * scale[None] for m in (energy, pencil.mass))
@@ -156,8 +158,8 @@ class KroneckerSum(eqx.Module):
         general = [d for d in range(ndim) if modes[d] is None]
         mass = jnp.ones((1,) * ndim, f.dtype)
         value, size = jnp.zeros_like(mass), jnp.zeros_like(mass)
-        for d in symmetric:
-            m, v, s = (along(w, d, ndim) for w in (modes[d].mass, modes[d].value, modes[d].size))
+        for d, mode in [(d, mode) for d, mode in enumerate(modes) if mode is not None]:
+            m, v, s = (along(w, d, ndim) for w in (mode.mass, mode.value, mode.size))
             value, size, mass = value * m + mass * v, size * m + mass * s, mass * m
         if not general:
             singular = jnp.abs(value) <= 100 * eps(f.dtype) * size

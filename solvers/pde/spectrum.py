@@ -86,7 +86,7 @@ def data_prior(problem: PDEProblem, equation: Equation, args, raw_args, dtype, *
             shape = jnp.broadcast_shapes(*(c.shape for c in x))
             jets = [[jnp.zeros(shape, dtype) for _ in o] for o in equation.orders]
             try:
-                source = sum(equation.elsewhere(x, jets, args))
+                source = jnp.sum(jnp.stack(equation.elsewhere(x, jets, args)), axis=0)
                 slopes = _slopes(equation, x, jets, args)
             except (TypeError, ValueError):  # a residual with arrays of the grid's shape cannot be sampled elsewhere
                 continue

@@ -94,7 +94,7 @@ def test_matern_against_bessel(nu):
 
 
 def test_matern_refuses_derivatives_it_does_not_have():
-    with pytest.raises(ValueError, match="Matern: `nu` must be at least 2.5"):
+    with pytest.raises(ValueError, match=r"Matern: `nu` must be at least 2.5"):
         Matern(0.4, nu=1.5).derivative(X, 4)
 
 

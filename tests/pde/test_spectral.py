@@ -69,7 +69,8 @@ def test_one_dimension_against_a_dense_collocation_in_numpy():
         np.stack([cheb.chebval(s, cheb.chebder(e, p)) if p else cheb.chebval(s, e) for e in eye], 1) for p in (0, 1, 2)
     )
     ends = {e: (cheb.chebval(e, eye.T), np.array([cheb.chebval(e, cheb.chebder(r)) for r in eye])) for e in (-1.0, 1.0)}
-    rows = np.concatenate([(1 + x)[:, None] * dd + 0.7 * d - v, [2 * ends[-1.0][0] + ends[-1.0][1]], [ends[1.0][1]]])
+    inner = (1 + x)[:, None] * dd + 0.7 * d - v
+    rows = np.concatenate([inner, [2 * ends[-1.0][0] + ends[-1.0][1]], [ends[1.0][1]]])
     z = np.linalg.solve(rows, np.concatenate([np.exp(x), [1.0, 0.5]]))
     np.testing.assert_allclose(solution.mean(T * 2), cheb.chebval(2 * np.asarray(T, float) - 1, z), atol=GOOD)
 
