@@ -46,7 +46,8 @@ def ours(instance, target):
     return {"problem": instance.name, "method": "gp_solve", "grid": instance.grid, "error": error, "seconds": seconds,
             "spectrum_seconds": spectrum.seconds, "compile_seconds": first, "status": int(solution.status),
             "residual": float(solution.residual), "target_error": target[0], "target_seconds": target[1],
-            "met": bool(error <= target[0] and seconds <= target[1]), "gp_hm_published": instance.published}  # fmt: skip
+            "met": bool(error <= target[0] and seconds <= target[1]),
+            "gp_hm_published": instance.published}  # fmt: skip
 
 
 def chebyshev(n, length):
@@ -129,14 +130,16 @@ def coverage(draws=200):
     bias = abs(float(jnp.exp(jnp.mean(found.args))) / 0.5 - 1)
     return {"problem": f"unknown diffusion, {draws} draws", "method": "gp_solve, kernel basis", "coverage_95": inside,
             "error": bias, "seconds": seconds, "compile_seconds": first, "target_error": 0.01,
-            "converged": float(jnp.mean(found.converged)), "met": bool(bias <= 0.01 and 0.93 <= inside <= 0.97)}  # fmt: skip
+            "converged": float(jnp.mean(found.converged)),
+            "met": bool(bias <= 0.01 and 0.93 <= inside <= 0.97)}  # fmt: skip
 
 
 def poisson3(n):
     def u(x, y, z):
         return jnp.sin(3 * x) * jnp.cos(2 * y) * jnp.exp(z)
 
-    problem = PDEProblem(lambda x, v, a: v.dxx + v.dyy + v.dzz + 12 * a * u(*x), Box((0.0, 1.0), (0.0, 1.0), (0.0, 1.0)),
+    problem = PDEProblem(lambda x, v, a: v.dxx + v.dyy + v.dzz + 12 * a * u(*x),
+                         Box((0.0, 1.0), (0.0, 1.0), (0.0, 1.0)),
                          [Dirichlet("all", lambda x, a: a * u(*x))])  # fmt: skip
     return problem, u, (n, n, n), f"poisson3d {n}^3", (1.0, 1.0, 1.0)
 
