@@ -45,7 +45,10 @@ def chosen(name: str, only: Sequence[str]) -> bool:
 
 
 def machine(*packages: str) -> dict[str, Any]:
-    """Describe processor, device, versions and date; ``packages`` are recorded where they are installed."""
+    """Describe processor, device, versions, date and load; ``packages`` are recorded where they are installed.
+
+    The load is the number of processes that wanted a core in the last minute: beyond the cores, times are too long.
+    """
     device = jax.devices()[0]
     versions = {"python": platform.python_version()}
     for name in ("jax", "jaxlib", "numpy", "scipy", *packages):
@@ -58,6 +61,7 @@ def machine(*packages: str) -> dict[str, Any]:
         "system": f"{platform.system()} {platform.machine()}",
         "versions": versions,
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="minutes"),
+        "load": round(os.getloadavg()[0], 1) if hasattr(os, "getloadavg") else None,
     }
 
 
@@ -210,7 +214,7 @@ def save(path: Path, rows: Sequence[dict[str, Any]], *, key: Sequence[str], reco
     Rows of an earlier run whose ``key`` entries do not occur in ``rows`` are kept, provided that processor, device
     and versions are the same; so a long benchmark can be run piece by piece with ``--only``.
     """
-    rows = [{**row, "date": record["date"]} for row in rows]
+    rows = [{**row, "date": record["date"], "load": record.get("load")} for row in rows]
     kept: list[dict[str, Any]] = []
     if path.exists():
         old = json.loads(path.read_text())

@@ -18,7 +18,7 @@ RANDOM = [(4096, 1e-3, "random")]  # plain Sinkhorn needs some twenty sweeps her
 BATCH = (1024, 64)
 TARGET_MS = {(4096, 1e-3, "clouds"): 15.0, (10000, 1e-3, "clouds"): 50.0}
 TARGET_BATCH_US = 20.0
-VARIANTS: dict[str, dict[str, Any]] = {SOLVER: {}}
+VARIANTS: dict[str, dict[str, Any]] = {SOLVER: {}} | {f"hessian={h}": {"hessian": h} for h in ("dense", "sparse")}
 OTT_LIMIT = 20_000
 KEY = ("instance", "solver", "dtype", "tol")
 COLUMNS = ["instance", "solver", "dtype", "tol", "ms", "target", "error", "steps", "compile s", "temporary / cost"]

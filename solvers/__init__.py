@@ -27,3 +27,16 @@ from .transport.published import PublishedSNS as PublishedSNS
 from .transport.solution import TransportSolution as TransportSolution
 
 __version__ = "0.1.0"
+
+__all__ = [
+    "PublishedSNS",
+    "Solution",
+    "SolveError",
+    "Status",
+    "TransportSolution",
+    "TransportStatus",
+    "print_progress",
+    "sinkhorn",
+    "sns_sinkhorn",
+    "tqdm_progress",
+]

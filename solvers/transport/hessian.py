@@ -127,7 +127,7 @@ class Escalating(eqx.Module):
         """Solve by the first backend unless it is known to fail, then by the second if it did."""
         skipped = eqx.tree_at(lambda s: s.tol, system, jnp.where(hard, jnp.inf, system.tol))
         quick = self.first.direction(prepared, problem, kernel, skipped, hard)
-        hard = hard | quick.hard | (quick.cg_steps > self.patience * problem.a.shape[0])
+        hard = hard | quick.hard | (quick.cg_steps > int(self.patience * problem.a.shape[0]))
 
         def sturdy(direction: Direction) -> Direction:
             other = self.second.direction(None, problem, kernel, system, hard)

@@ -98,5 +98,5 @@ def _dual(potentials, data):
     (f, g), reduced = potentials
     *problem, shift = data
     _, a, b, epsilon = problem
-    linear = jnp.sum(jnp.where(a > 0, a * f, 0), -1) + jnp.sum(jnp.where(b > 0, b * g, 0), -1)
+    linear = jnp.sum(a * f, -1) + jnp.sum(b * g, -1)
     return linear - epsilon * jnp.sum(_plan(reduced, problem, shift), axis=(-2, -1))

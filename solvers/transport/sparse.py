@@ -55,10 +55,9 @@ class SparseCG(eqx.Module):
         def build():
             least = DROPPED * jnp.minimum((kernel.r / m)[:, None], (problem.b / n)[None, :])
             keep = (kernel.alpha[:, None] * kernel.K * kernel.beta[None, :] >= least) & (kernel.K > 0)
-            rows, fit_rows = _compress(keep, kernel.K, self.width)
-            columns, fit_columns = _compress(keep.T, kernel.K.T, self.width)
-            cast = lambda x: PaddedRows(x.index, x.values.astype(dtype))  # noqa: E731
-            return SparseKernel(cast(rows), cast(columns), fit_rows & fit_columns)
+            rows, fit_rows = _compress(keep, kernel.K, self.width, dtype, axis=1)
+            columns, fit_columns = _compress(keep, kernel.K, self.width, dtype, axis=0)
+            return SparseKernel(rows, columns, fit_rows & fit_columns)
 
         return lax.cond(kernel.epsilon <= problem.epsilon, build, lambda: nothing)
 
@@ -81,13 +80,16 @@ def default_width(m: int) -> int:
     return min(m, 32 * math.ceil(6 * math.sqrt(m) / 32))
 
 
-def _compress(keep, K, width: int):
-    """Return the kept entries of each row, and whether they all fitted."""
-    position = jnp.cumsum(keep, axis=1, dtype=jnp.int32) - 1
+def _compress(keep, K, width: int, dtype, axis: int):
+    """Return the kept entries along an axis, one row of the result a line, and whether they all fitted."""
     n, m = keep.shape
-    row = jnp.arange(n, dtype=jnp.int32)[:, None]
-    column = jnp.broadcast_to(jnp.arange(m, dtype=jnp.int32), (n, m))
-    slot = jnp.where(keep, position, width)
-    index = jnp.full((n, width), -1, jnp.int32).at[row, slot].set(column, mode="drop", unique_indices=False)
-    values = jnp.where(index >= 0, jnp.take_along_axis(K, jnp.maximum(index, 0), axis=1), 0)
-    return PaddedRows(jnp.maximum(index, 0), values), jnp.all(position[:, -1] < width)
+    slot = jnp.where(keep, jnp.cumsum(keep, axis=axis, dtype=jnp.int32) - 1, width)
+    fits = jnp.all(jnp.sum(keep, axis=axis, dtype=jnp.int32) <= width)
+    i, j = (jnp.broadcast_to(jnp.arange(k, dtype=jnp.int32).reshape(shape), (n, m)) for k, shape in
+            ((n, (n, 1)), (m, (1, m))))  # fmt: skip
+    line, along = (i, j) if axis == 1 else (j, i)
+    lines = n if axis == 1 else m
+    index = jnp.full((lines, width), -1, jnp.int32).at[line, slot].set(along, mode="drop")
+    here, there = jnp.arange(lines, dtype=jnp.int32)[:, None], jnp.maximum(index, 0)
+    values = K[here, there] if axis == 1 else K[there, here]
+    return PaddedRows(there, jnp.where(index >= 0, values, 0).astype(dtype)), fits

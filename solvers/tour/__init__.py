@@ -1,0 +1,24 @@
+"""What ``python -m solvers`` shows: one real problem a family, solved, timed and drawn.
+
+Each family has a module here with ``run(plots, say)``, which solves, calls ``say(line)`` as it goes, writes pictures
+into the folder ``plots`` and returns a list of `Record`. Adding a family is its module and one line of `FAMILIES`.
+"""
+
+import importlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeAlias
+
+from .record import Record as Record
+
+Say: TypeAlias = Callable[[str], None]
+
+FAMILIES: dict[str, str] = {
+    "transport": "optimal transport: the colours of one photograph moved to another",
+}
+"""Name of the module, and what it shows."""
+
+
+def run(family: str, plots: Path, say: Say) -> list[Record]:
+    """Run one family's part of the tour."""
+    return importlib.import_module(f".{family}", __package__).run(plots, say)

@@ -1,0 +1,248 @@
+"""The house's order: imports point downwards, every public name is documented, every example runs."""
+
+import ast
+import doctest
+import inspect
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import pytest
+
+import solvers
+
+from .conftest import X64
+
+ROOT = Path(__file__).parent.parent
+PACKAGE = ROOT / "solvers"
+MODULES = sorted(PACKAGE.rglob("*.py"))
+SHARED = ("core", "problems", "tour")
+FAMILIES = sorted(p.parent.name for p in PACKAGE.glob("*/__init__.py") if p.parent.name not in SHARED)
+HEAVY = ("matplotlib", "scipy.optimize", "scipy.sparse", "sklearn", "optax", "lineax", "optimistix", "PIL", "tqdm")
+LONGEST = 450
+
+
+def named(path: Path) -> str:
+    return str(path.relative_to(ROOT))
+
+
+def imports(path: Path) -> list[tuple[str, ...]]:
+    """Absolute dotted names, as tuples, of what a module imports from this package."""
+    here = path.relative_to(ROOT).with_suffix("").parts
+    found = []
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found += [tuple(alias.name.split(".")) for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            module = tuple(node.module.split(".")) if node.module else ()
+            base = here[: len(here) - node.level] + module if node.level else module
+            found += [(*base, alias.name) for alias in node.names]
+    return [name for name in found if name[0] == "solvers"]
+
+
+def layer(name: tuple[str, ...]) -> str:
+    """The part of the house that a dotted name belongs to."""
+    return name[1] if len(name) > 1 and (PACKAGE / name[1]).is_dir() else "top"
+
+
+def allowed(path: Path) -> set[str]:
+    """The parts that a module may import from."""
+    own = layer(path.relative_to(ROOT).with_suffix("").parts)
+    if own == "core":
+        return {"core"}
+    if own == "problems":
+        return {"core", "problems"}
+    if own in FAMILIES:
+        return {"core", own}
+    return {"core", "problems", "tour", "top", *FAMILIES}
+
+
+def test_the_house_has_families():
+    assert "transport" in FAMILIES
+
+
+@pytest.mark.parametrize("path", MODULES, ids=named)
+def test_imports_point_downwards(path):
+    wrong = [".".join(name) for name in imports(path) if layer(name) not in allowed(path)]
+    assert not wrong, f"{named(path)} may import from {sorted(allowed(path))} only, but imports {wrong}"
+
+
+def test_the_import_check_sees_relative_and_absolute_imports():
+    assert ("solvers", "core", "loop", "iterate") in imports(PACKAGE / "transport" / "newton.py")
+    assert layer(("solvers", "transport", "newton")) == "transport"
+    assert layer(("solvers", "plot")) == "top"
+    assert allowed(PACKAGE / "problems" / "transport.py") == {"core", "problems"}
+
+
+@pytest.mark.parametrize("path", MODULES, ids=named)
+def test_files_are_short(path):
+    assert len(path.read_text().splitlines()) <= LONGEST
+
+
+def test_no_utils():
+    assert not [named(p) for p in MODULES if p.stem in ("utils", "util", "helpers", "misc", "common")]
+
+
+def public() -> dict[str, object]:
+    return {name: getattr(solvers, name) for name in solvers.__all__}
+
+
+def test_public_names_are_spelled_out():
+    """`__all__` is what `__init__` imports, no more, no less, sorted, so that two families can add without conflict."""
+    imported = {
+        alias.asname
+        for node in ast.parse((PACKAGE / "__init__.py").read_text()).body
+        if isinstance(node, ast.ImportFrom)
+        for alias in node.names
+        if alias.asname == alias.name
+    }
+    assert set(solvers.__all__) == imported
+    assert len(set(solvers.__all__)) == len(solvers.__all__)
+    assert "sns_sinkhorn" in imported
+
+
+def test_no_module_shares_the_name_of_a_public_function():
+    stems = {p.stem if p.stem != "__init__" else p.parent.name for p in MODULES}
+    functions = {name for name, thing in public().items() if inspect.isfunction(thing) or inspect.isclass(thing)}
+    assert not stems & functions
+
+
+def sections(docstring: str) -> set[str]:
+    return set(re.findall(r"^\s*([A-Z][A-Za-z]+)\n\s*-{3,}\s*$", docstring, re.MULTILINE))
+
+
+def solver_functions() -> dict[str, object]:
+    """Public functions that iterate: they take a tolerance."""
+    return {
+        name: thing
+        for name, thing in public().items()
+        if inspect.isroutine(inspect.unwrap(thing)) and "tol" in inspect.signature(thing).parameters
+    }
+
+
+@pytest.mark.parametrize("name", solvers.__all__)
+def test_public_names_are_documented(name):
+    thing = public()[name]
+    docstring = inspect.getdoc(thing) or ""
+    first = docstring.split("\n")[0]
+    assert first.endswith((".", "``.", "``")), f"{name}: the first line is one sentence, got {first!r}"
+    inherited = next((inspect.getdoc(base) for base in getattr(thing, "__mro__", ())[1:]), None)
+    assert docstring != inherited, f"{name} inherits its docstring"
+    if inspect.isclass(thing) or "Parameters" in sections(docstring):
+        return
+    assert not inspect.signature(thing).parameters, f"{name} has parameters but no Parameters section"
+
+
+@pytest.mark.parametrize("name", sorted(solver_functions()))
+def test_solvers_have_every_section(name):
+    docstring = inspect.getdoc(solver_functions()[name]) or ""
+    missing = {"Parameters", "Returns", "Raises", "Notes", "References", "Examples"} - sections(docstring)
+    assert not missing, f"{name} lacks {sorted(missing)}"
+    described = docstring.split("Parameters\n", 1)[1].split("Returns\n", 1)[0]
+    documented = set(re.findall(r"(\w+)(?:, | ?:|$)", "\n".join(re.findall(r"^\*{0,2}\w[\w, *]* :", described, re.M))))
+    expected = set(inspect.signature(solver_functions()[name]).parameters)
+    assert expected <= documented, f"{name} does not describe {sorted(expected - documented)}"
+    assert "error" in docstring.split("Returns\n", 1)[1], f"{name} does not say what `error` measures"
+
+
+@pytest.mark.parametrize("name", sorted(solver_functions()))
+def test_solvers_share_their_settings(name):
+    """`tol`, `max_steps`, `history`, `progress` mean the same everywhere, and options are keyword-only."""
+    parameters = inspect.signature(solver_functions()[name]).parameters
+    assert {"tol", "max_steps", "history", "progress"} <= set(parameters)
+    assert parameters["history"].default is False
+    assert parameters["progress"].default is None
+    assert parameters["tol"].default is None
+    for option in ("tol", "max_steps", "history", "progress"):
+        assert parameters[option].kind is inspect.Parameter.KEYWORD_ONLY
+
+
+def examples():
+    finder = doctest.DocTestFinder(exclude_empty=True)
+    found = {}
+    for name, thing in public().items():
+        for test in finder.find(inspect.unwrap(thing), name, globs={}):
+            if test.examples:
+                found[test.name] = test
+    return found
+
+
+EXAMPLES = examples()
+
+
+@pytest.mark.parametrize("name", sorted(solver_functions()))
+def test_solvers_have_an_example(name):
+    assert name in EXAMPLES
+
+
+@pytest.mark.parametrize("name", sorted(EXAMPLES))
+def test_examples_run(name):
+    """Users have neither strict types nor rank checks, and examples must print the same in both precisions."""
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        runner = doctest.DocTestRunner(optionflags=doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE)
+        report: list[str] = []
+        result = runner.run(EXAMPLES[name], out=report.append, clear_globs=False)
+    assert result.attempted > 0
+    assert not result.failed, "".join(report)
+
+
+def test_importing_is_light():
+    """`import solvers` costs jax and equinox: nothing that draws, learns or downloads."""
+    code = f"import sys, solvers; print([m for m in {HEAVY!r} if m in sys.modules])"
+    run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    imported = set(ast.literal_eval(run.stdout))
+    base = subprocess.run(
+        [sys.executable, "-c", code.replace(", solvers", ", jax, equinox")],
+        cwd=ROOT, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert imported <= set(ast.literal_eval(base.stdout))
+
+
+def test_readme_has_the_two_commands():
+    lines = (ROOT / "README.md").read_text().splitlines()
+    assert 'pip install -e ".[demo]" && python -m solvers' in lines
+    assert 'pip install -e ".[test]" && pytest' in lines
+
+
+@pytest.mark.skipif(not X64, reason="the example chooses its precision itself: one run is enough")
+def test_readme_example_prints_what_it_says():
+    """Run the block of Python in README and compare with the block of text after it, the error's digits apart."""
+    code, printed = re.search(
+        r"```python\n(.*?)```\n.*?```text\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL
+    ).groups()
+    user = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
+    run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=user, capture_output=True, text=True, check=True)
+
+    def without_error(text):
+        return re.sub(r"error \d\.\de-\d+", "error", text)
+
+    assert without_error(run.stdout) == without_error(printed)
+    assert float(re.search(r"error (\S+)", run.stdout)[1]) <= 1e-9
+
+
+def test_tour_lists_every_family():
+    from solvers.tour import FAMILIES as TOUR
+
+    assert set(TOUR) == set(FAMILIES)
+    for name in TOUR:
+        assert (PACKAGE / "tour" / f"{name}.py").exists()
+
+
+@pytest.mark.parametrize("argument", ["--list", "--help", "--version"])
+def test_tour_answers_at_once(argument):
+    run = subprocess.run(
+        [sys.executable, "-m", "solvers", argument], cwd=ROOT, capture_output=True, text=True, check=True, timeout=60
+    )
+    assert "solvers" in run.stdout or "transport" in run.stdout
+
+
+def test_tour_refuses_an_unknown_family(capsys):
+    from solvers.__main__ import main
+
+    with pytest.raises(SystemExit) as stop:
+        main(["--only", "transport,alchemy"])
+    assert stop.value.code == 2
+    assert "alchemy" in capsys.readouterr().err

@@ -1,0 +1,80 @@
+"""The sparse Newton matrix: what it keeps, what it drops, and that it never cuts anything off."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from solvers import sns_sinkhorn
+from solvers.transport.hessian import DenseCG, System
+from solvers.transport.kernel import absorb, empty
+from solvers.transport.problem import prepare
+from solvers.transport.sparse import DROPPED, SparseCG, default_width
+
+from ..conftest import FLOAT, needs_x64
+
+
+@pytest.fixture(scope="module")
+def solved():
+    """A kernel near the solution of a problem whose plan is sparse."""
+    rng = np.random.default_rng(30)
+    x, y = rng.random((60, 2)), rng.random((70, 2))
+    cost = jnp.asarray(((x[:, None] - y[None]) ** 2).sum(-1), FLOAT)
+    a, b = jnp.full(60, 1 / 60, FLOAT), jnp.full(70, 1 / 70, FLOAT)
+    solution = sns_sinkhorn(cost, a, b, epsilon=0.005, tol=1e-3)
+    problem = prepare(cost, a, b, jnp.asarray(0.005, FLOAT), jnp.asarray(1e-6, FLOAT))
+    return problem, absorb(problem, empty(problem), *solution.reduced, problem.epsilon)
+
+
+def dense(rows, shape):
+    out = np.zeros(shape)
+    for i, (index, values) in enumerate(zip(np.asarray(rows.index), np.asarray(rows.values), strict=True)):
+        np.add.at(out[i], index, values)
+    return out
+
+
+def test_keeps_rows_and_columns_alike_and_drops_little_mass(solved):
+    problem, kernel = solved
+    prepared = SparseCG(70).prepare(problem, kernel)
+    assert prepared.fits
+    rows, columns = dense(prepared.rows, (60, 70)), dense(prepared.columns, (70, 60))
+    np.testing.assert_array_equal(rows, columns.T)
+    K, beta = np.asarray(kernel.K), np.asarray(kernel.beta)
+    dropped = np.where(rows == 0, K, 0) * beta
+    assert np.all(dropped.sum(1) <= DROPPED * np.asarray(kernel.r))
+    assert np.all(dropped.sum(0) <= DROPPED * np.asarray(problem.b))
+    assert np.count_nonzero(rows) < 0.9 * rows.size
+
+
+@pytest.mark.parametrize("width", [70, 8])
+def test_direction_equals_the_dense_one(solved, width):
+    """With room for all kept entries, and without: then the dense product must have taken over."""
+    problem, kernel = solved
+    backend = SparseCG(width)
+    prepared = backend.prepare(problem, kernel)
+    assert bool(prepared.fits) == (width == 70)
+    error = jnp.sum(jnp.abs(kernel.r - problem.a))
+    system = System.at(problem, kernel, error, 0.0, 1e-3)
+    no = jnp.zeros((), bool)
+    d, exact = (h.direction(p, problem, kernel, system, no).d for h, p in ((backend, prepared), (DenseCG(), None)))
+    d, exact = (np.asarray(x - jnp.sum(kernel.r * x) / jnp.sum(kernel.r)) for x in (d, exact))
+    assert np.linalg.norm(d - exact) < 2e-2 * np.linalg.norm(exact)
+
+
+def test_width_grows_slowly_and_never_beyond_the_row():
+    assert default_width(10) == 10
+    assert default_width(1000) == 192
+    assert default_width(10_000) == 608
+
+
+@needs_x64
+@pytest.mark.parametrize("hessian", ["sparse", "dense"])
+def test_same_answer_whatever_the_backend(hessian):
+    rng = np.random.default_rng(31)
+    cost = jnp.asarray(rng.random((150, 170)))
+    one = sns_sinkhorn(cost, epsilon=0.002, hessian=hessian)
+    other = sns_sinkhorn(cost, epsilon=0.002)
+    assert one.converged
+    assert other.converged
+    np.testing.assert_allclose(one.f, other.f, atol=1e-8)
+    jax.block_until_ready(one.f)
