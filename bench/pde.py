@@ -61,7 +61,7 @@ def chebyshev(n, length):
     x = np.cos(np.pi * k / (n - 1))
     w = (-1.0) ** k
     w[[0, -1]] /= 2
-    d = np.divide.outer(1 / w, 1 / w).T / (x[:, None] - x + np.eye(n))
+    d = np.divide.outer(1 / w, 1 / w) / (x[:, None] - x + np.eye(n))
     d -= np.diag(d.sum(1))
     return length * (x + 1) / 2, d * 2 / length, w
 
