@@ -53,6 +53,7 @@ def posterior():
     return gp_solve(noisy(), grid=(jnp.asarray(NODES, FLOAT),), args=jnp.asarray(2.0, FLOAT), prior=PRIOR, rank=24)
 
 
+@needs_x64
 def test_mean_std_and_evidence_against_dense_conditioning(posterior):
     mean, covariance, log_density = dense_conditioning()
     tol = 1e-7 if X64 else 2e-3
@@ -146,6 +147,7 @@ def test_nan_in_the_data_ends_at_once():
     assert int(solution.num_steps) == 0
 
 
+@needs_x64
 def test_polynomials_weighted_by_the_prior_give_the_same(posterior):
     other = gp_solve(noisy(), grid=24, args=jnp.asarray(2.0, FLOAT), prior=PRIOR, basis="polynomial", rank=24)
     same = gp_solve(noisy(), grid=24, args=jnp.asarray(2.0, FLOAT), prior=PRIOR, rank=24)
