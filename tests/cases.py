@@ -204,6 +204,7 @@ def _flexible_counted(data, count):
 def _product_counted(data, count):
     return _counted(
         data, count, lambda d, f: solvers.chebyshev_cg(solvers.MatrixFree(f, args=d["shift"]), d["b"], max_steps=5)
+    )
 
 
 def _pde() -> Case:
@@ -260,8 +261,6 @@ CASES = [
         user_function=_flexible_counted,
     ),
     _linear("multigrid_cg", solvers.MultigridSolution, solvers.LinearStatus.INDEFINITE, shape=(9, 8)),
-
-
     _pde(),
 ]
 

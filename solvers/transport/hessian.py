@@ -11,13 +11,17 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from ..core.krylov import KrylovReason, KrylovResult, cg
+from ..core.krylov import KrylovResult, cg
 from ..core.loop import when
 from ..core.precision import eps as machine_eps
 from ..core.precision import matmul
 from ..core.typing import Array, Bool, Float, Int, Scalar
 from .kernel import Kernel
 from .problem import Problem
+
+
+USEFUL = 0.1
+"""A direction with this relative residual still gains a digit: conjugate gradients that stop there had no trouble."""
 
 
 class Direction(eqx.Module):
@@ -31,7 +35,7 @@ class Direction(eqx.Module):
     def of(cls, result: KrylovResult, system: "System") -> "Direction":
         """Scale the solution of a `System` back."""
         d = result.x.astype(system.r.dtype) * system.scale
-        return cls(d, result.num_steps, result.reason != KrylovReason.CONVERGED)
+        return cls(d, result.num_steps, result.residual > jnp.maximum(system.tol, USEFUL).astype(result.residual.dtype))
 
 
 class System(eqx.Module):

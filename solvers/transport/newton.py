@@ -109,7 +109,7 @@ def sns_sinkhorn(
     step; the status codes are those of `Status` and of `TransportStatus`.
 
     *Cost.* A step is about ten products with an n x m matrix plus one a conjugate-gradient step; exponentials are
-    taken once an epsilon. Memory: three arrays of the cost's shape.
+    taken once an epsilon. Memory beside the cost: some two arrays of its shape, three more while a system is factored.
 
     *Batches.* Under ``jax.vmap`` lanes give the same answers as alone; all wait for the slowest, and a lane whose
     systems need factoring makes every lane pay for it in that step.
