@@ -22,7 +22,7 @@ def convergence(
     tol: float | None = None,
     xlabel: str = "steps",
     ylabel: str = "error",
-    axes: Axes | None = None,
+    axes: Axes = None,
 ) -> Axes:
     """Draw errors over steps on a logarithmic scale.
 
@@ -67,7 +67,7 @@ def work_precision(
     *,
     xlabel: str = "seconds",
     ylabel: str = "error",
-    axes: Axes | None = None,
+    axes: Axes = None,
 ) -> Axes:
     """Draw error reached against work done, both logarithmic: lower and further left is better.
 
@@ -98,7 +98,7 @@ def plan(
     y: Any | None = None,
     *,
     most: int = 2000,
-    axes: Axes | None = None,
+    axes: Axes = None,
 ) -> Axes:
     """Draw a transport plan: as lines between points of the plane, or as a matrix.
 
@@ -137,7 +137,7 @@ def plan(
     i, j = np.unravel_index(heaviest[P.ravel()[heaviest] > 1e-3 * P.max()], P.shape)
     strength = P[i, j] / P.max()
     colours = np.concatenate([np.tile([0.35, 0.35, 0.35], (len(i), 1)), 0.5 * strength[:, None]], 1)
-    axes.add_collection(LineCollection(np.stack([x[i], y[j]], 1), colors=colours, linewidths=0.8, zorder=1))
+    axes.add_collection(LineCollection(list(np.stack([x[i], y[j]], 1)), colors=colours, linewidths=0.8, zorder=1))
     for points, mass, colour, name in ((x, P.sum(1), PALETTE[1], "source"), (y, P.sum(0), PALETTE[0], "target")):
         axes.scatter(*points.T, s=14 * mass / mass.mean(), color=colour, label=name, zorder=2, linewidths=0)
     axes.legend(frameon=False)
@@ -145,7 +145,7 @@ def plan(
     return axes
 
 
-def _axes(axes: Axes | None) -> Axes:
+def _axes(axes: Axes) -> Axes:
     if axes is not None:
         return axes
     import matplotlib.pyplot as plt

@@ -153,10 +153,116 @@ _SKETCHED_NEWTON = Case(
 )
 
 
+def _grid_data(rng, shape):
+    return {"conductivity": 0.5 + rng.random(shape), "shift": np.asarray(0.5), "b": rng.standard_normal(shape)}
+
+
+def _linear(name, solution, status, *, shape=(4, 5), user_function=None, **settings) -> Case:
+    function = getattr(solvers, name)
+
+    def system(data):
+        return solvers.Stencil.diffusion(data["conductivity"], shift=data["shift"])
+
+    def flat(shape, b):
+        return {"conductivity": np.ones(shape), "shift": np.asarray(1.0), "b": np.full(shape, b)}
+
+    return Case(
+        name=name,
+        solution=solution,
+        make=lambda rng: _grid_data(rng, shape),
+        solve=lambda data, **options: function(system(data), data["b"], **settings, **options),
+        poison="b",
+        warm=lambda data, solution: (data, {"x0": solution.value}),
+        zero=lambda: flat((3, 3), 0.0),
+        single=lambda: flat((1, 1), 2.0),
+        failing=lambda data: ({**data, "shift": jnp.full_like(data["shift"], -3)}, {}, int(status)),
+        differentiable=("conductivity", "shift", "b"),
+        direction=lambda rng, data: {
+            "conductivity": 0.1 * rng.standard_normal(shape),
+            "shift": np.asarray(0.1),
+            "b": rng.standard_normal(shape),
+        },
+        observe=lambda s: jnp.sum(jnp.sin(s.value)) + s.value[0, 1] ** 2,
+        tol={"float64": 1e-8, "float32": 2e-5},
+        user_function=user_function,
+    )
+
+
+def _counted(data, count, function):
+    def called(x, scale):
+        count()
+        return scale * x
+
+    return function(data, called)
+
+
+def _flexible_counted(data, count):
+    system = solvers.Stencil.laplacian(2, shift=data["shift"])
+    return _counted(data, count, lambda d, f: solvers.flexible_cg(system, d["b"], precondition=f, args=d["shift"]))
+
+
+def _product_counted(data, count):
+    return _counted(
+        data, count, lambda d, f: solvers.chebyshev_cg(solvers.MatrixFree(f, args=d["shift"]), d["b"], max_steps=5)
+
+
+def _pde() -> Case:
+    """``u'' - c u = f sin(3 x)`` with Dirichlet and Robin data."""
+
+    def residual(x, u, args):
+        return u.dxx - args["c"] * u.v - args["f"] * jnp.sin(3 * x[0])
+
+    def problem(data, residual=residual):
+        faces = [solvers.Dirichlet("x-", data["left"]), solvers.Robin("x+", data["right"], a=1.0, b=0.5)]
+        return solvers.PDEProblem(residual, solvers.Box((0.0, 1.0)), faces)
+
+    def solve(data, grid=16, **options):
+        return solvers.gp_solve(problem(data), grid=grid, args={"c": data["c"], "f": data["f"]}, **options)
+
+    def counted(data, count):
+        def traced(x, u, args):
+            count()
+            return residual(x, u, args)
+
+        return solvers.gp_solve(problem(data, traced), grid=16, args={"c": data["c"], "f": data["f"]})
+
+    return Case(
+        name="gp_solve",
+        solution=solvers.GPSolution,
+        make=lambda rng: {k: np.asarray(0.5 + rng.random()) for k in ("c", "f", "left", "right")},
+        solve=solve,
+        poison="f",
+        warm=lambda data, solution: (data, {"guess": solution}),
+        zero=lambda: {k: np.zeros(()) for k in ("c", "f", "left", "right")},
+        single=lambda: {k: np.ones(()) * (k == "c") for k in ("c", "f", "left", "right")},
+        failing=lambda data: ({**data, "f": 1e9 * data["f"]}, {"tol": 0.0}, int(Status.STAGNATED)),
+        differentiable=("c", "f", "left", "right"),
+        direction=lambda rng, data: {k: np.asarray(0.2 * rng.standard_normal()) for k in data},
+        observe=lambda s: s.mean(jnp.asarray(0.3, s.value.dtype)) + s.mean(jnp.asarray(0.8, s.value.dtype)) ** 2,
+        exact={},
+        user_function=counted,
+    )
+
+
 CASES = [
     _SKETCHED_NEWTON,
     _transport("sinkhorn"),
     _transport("sns_sinkhorn"),
+    _linear("sor", solvers.SORSolution, Status.DIVERGED, omega=1.4),
+    _linear("ssor", solvers.SSORSolution, Status.DIVERGED, omega=1.2),
+    _linear("ssor_cg", solvers.CGSolution, solvers.LinearStatus.INDEFINITE),
+    _linear("chebyshev_cg", solvers.CGSolution, solvers.LinearStatus.INDEFINITE, user_function=_product_counted),
+    _linear(
+        "flexible_cg",
+        solvers.CGSolution,
+        solvers.LinearStatus.INDEFINITE,
+        precondition=lambda r, _: r,
+        user_function=_flexible_counted,
+    ),
+    _linear("multigrid_cg", solvers.MultigridSolution, solvers.LinearStatus.INDEFINITE, shape=(9, 8)),
+
+
+    _pde(),
 ]
 
 __all__ = ["CASES", "Case", "Data", "Status"]

@@ -35,7 +35,7 @@ def float_array(function: str, argument: str, x, *, ndim: int | None = None, dty
 
 def number(function: str, argument: str, x, *, positive: bool = False, dtype=None) -> jax.Array:
     """Return a scalar array; a Python number out of range raises here, a traced one is the solver's business."""
-    if isinstance(x, Real) and (x != x or (positive and not x > 0)):
+    if isinstance(x, Real) and (x != x or (positive and not float(x) > 0)):
         fail(function, argument, "a positive number" if positive else "a number", x)
     array = float_array(function, argument, x, dtype=dtype)
     if array.ndim:

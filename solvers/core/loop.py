@@ -126,7 +126,8 @@ def iterate(
     steps = zero if after is None else after.num_steps
     record = None
     if length:
-        record = jnp.full(length, jnp.nan, first.dtype) if after is None else after.history.astype(first.dtype)
+        before = None if after is None else after.history
+        record = jnp.full(length, jnp.nan, first.dtype) if before is None else before.astype(first.dtype)
         record = record.at[steps].set(report(state), mode="drop")
     start = (state, value(state), first, zero, steps, verdict(state, first, steps, zero), record)
     state, best, best_error, _, steps, code, record = lax.while_loop(lambda c: c[5] == Status.RUNNING, body, start)

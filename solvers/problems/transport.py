@@ -71,7 +71,8 @@ def digits(metric: str = "l2", *, eta: float = 1200.0, source: int = 0, target: 
 
     if metric not in ("l1", "l2"):
         raise ValueError(f"digits: `metric` must be one of 'l1', 'l2', got {metric!r}")
-    images = np.asarray(load_digits()["images"])
+    data: Any = load_digits()
+    images = np.asarray(data["images"])
     a, b = (_strokes(images[i]).ravel() for i in (source, target))
     a, b = (x / x.max() + 0.01 for x in (a, b))
     grid = np.stack(np.meshgrid(np.arange(28), np.arange(28), indexing="ij"), -1).reshape(-1, 2) / 27.0

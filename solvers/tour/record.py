@@ -103,6 +103,11 @@ class Stopwatch:
         """Set the clock to zero."""
         self._start = time.perf_counter()
 
+    def clear(self) -> None:
+        """Forget all steps."""
+        self.seconds.clear()
+        self.errors.clear()
+
     def stop(self) -> None:
         """Wait for the last report and end the printed line."""
         jax.effects_barrier()

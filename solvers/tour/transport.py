@@ -79,7 +79,7 @@ def _plain_sinkhorn(data, seconds: float) -> tuple[Peer, Stopwatch]:
         return watch.seconds[-1]
 
     pace = sweeps(20) / 20
-    watch.seconds.clear(), watch.errors.clear()
+    watch.clear()
     total = sweeps(max(20, int(seconds / pace)))
     watch.stop()
     error = min(watch.errors)

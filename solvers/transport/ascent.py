@@ -10,7 +10,7 @@ from jax import lax
 from ..core.loop import Run, iterate, when
 from ..core.precision import eps as machine_eps
 from ..core.solution import Status
-from ..core.typing import Array, Bool, Float, Int
+from ..core.typing import Array, Bool, Float, Int, Scalar
 from .backends import Backend
 from .hessian import System
 from .kernel import Kernel, absorb, needs_absorbing, rescale, row_error, sweep
@@ -128,7 +128,16 @@ def extrapolate(state: State, lower):
     return ahead, (*potentials, epsilon)
 
 
-def state_at(problem, kernel, hessian, before=None, steps=0, stage_steps=0, hard=False, cg_steps=0) -> State:
+def state_at(
+    problem,
+    kernel,
+    hessian,
+    before=None,
+    steps: Scalar = 0,
+    stage_steps: Scalar = 0,
+    hard: Any = False,
+    cg_steps: Scalar = 0,
+) -> State:
     """Return the state at a kernel that has just been formed."""
     if before is None:
         before = (kernel.f, kernel.g, jnp.zeros_like(kernel.epsilon))

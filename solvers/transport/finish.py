@@ -63,16 +63,16 @@ def attach_potentials(potentials, data, shift):
     """
 
     def residual(fg, data):
-        cost, a, b, epsilon = data
-        plan = jnp.exp(log_plan(*fg, cost - shift, a, b, epsilon))
-        dead = jnp.where(a > 0, 0, fg[0]), jnp.where(b > 0, 0, fg[1])
+        (f, g), (cost, a, b, epsilon) = fg, data
+        plan = jnp.exp(log_plan(f, g, cost - shift, a, b, epsilon))
+        dead = jnp.where(a > 0, 0, f), jnp.where(b > 0, 0, g)
         return a - jnp.sum(plan, 1) - dead[0], b - jnp.sum(plan, 0) - dead[1]
 
     cost, a, b, epsilon = lax.stop_gradient(data)
-    fixed = lax.stop_gradient(potentials)
+    f, g = lax.stop_gradient(potentials)
 
     def solve(jacobian, rhs):
-        plan = jnp.exp(log_plan(*fixed, cost - shift, a, b, epsilon))
+        plan = jnp.exp(log_plan(f, g, cost - shift, a, b, epsilon))
         solver = _schur_solver(plan, a > 0, b > 0)
         scaled = lambda x: jax.tree.map(lambda y: -epsilon * y, jacobian(x))  # noqa: E731
         return linear_solve(scaled, jax.tree.map(lambda y: -epsilon * y, rhs), solver)

@@ -136,7 +136,7 @@ def sinkhorn(
 
 @partial(jax.jit, static_argnums=(4, 5))
 def _solve(data, init, tol, max_steps, history, progress) -> TransportSolution:
-    problem = prepare(*lax.stop_gradient(data), tol)
+    problem = prepare(*lax.stop_gradient(data), tol=tol)
     f, g = reduced_potentials(problem, lax.stop_gradient(init))
     kernel = absorb(problem, empty(problem), f, problem.least if init is None else g, problem.epsilon)
     valid = problem.status == Status.RUNNING

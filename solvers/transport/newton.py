@@ -148,7 +148,7 @@ def sns_sinkhorn(
 
 @partial(jax.jit, static_argnums=(4, 5, 6, 7, 8))
 def _solve(data, init, tol, max_steps, hessian, anneal, published, history, progress) -> TransportSolution:
-    problem = prepare(*lax.stop_gradient(data), tol)
+    problem = prepare(*lax.stop_gradient(data), tol=tol)
     f, g = reduced_potentials(problem, lax.stop_gradient(init))
     loop = {"tol": tol, "max_steps": max_steps, "history": history, "progress": progress}
     if published is not None:
@@ -177,7 +177,7 @@ def begin(problem: Problem, f, g, cold: bool, anneal: bool, hessian: Backend, *,
     lower = jnp.maximum(run.state.kernel.epsilon.astype(top.dtype) * DECAY, problem.epsilon)
     lower = jnp.where(run.num_steps >= max_steps, problem.epsilon, lower)
     ahead, before = jax.tree.map(lambda x: x.astype(top.dtype), extrapolate(run.state, lower.astype(jnp.float32)))
-    kernel = when(hard, lambda k: absorb(problem, k, *ahead, lower), kernel)
+    kernel = when(hard, lambda k: absorb(problem, k, *ahead, epsilon=lower), kernel)
     return state_at(problem, kernel, hessian, before, run.num_steps, cg_steps=run.state.cg_steps), run
 
 

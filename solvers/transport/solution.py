@@ -90,8 +90,8 @@ class TransportSolution(Solution):
 
 
 def _plan(reduced, data, shift):
-    cost, a, b, epsilon = data
-    return jnp.exp(log_plan(*reduced, cost - shift[..., None, None], a, b, epsilon))
+    (f, g), (cost, a, b, epsilon) = reduced, data
+    return jnp.exp(log_plan(f, g, cost - shift[..., None, None], a, b, epsilon))
 
 
 def _dual(potentials, data):
