@@ -35,6 +35,8 @@ class State(NamedTuple):
     suspect: Bool[Array, ""]
     """Stationary, but reached with a shifted Hessian: perhaps a saddle or a maximiser."""
     slow: Bool[Array, ""]
+    least: Float[Array, ""]
+    """The smallest error so far."""
     idle: Int[Array, ""]
     moves: Int[Array, ""]
     deficient: Bool[Array, ""]
@@ -59,6 +61,7 @@ def start(problem: Problem, x, lam, point: Point, *, tol, max_steps) -> State:
         verdict=none + Status.RUNNING,
         suspect=(error <= tol) & (max_steps > 0),
         slow=no,
+        least=error,
         idle=none,
         moves=none,
         deficient=no,
@@ -145,7 +148,7 @@ def step(s: State, problem: Problem, kkt: KKT, tol) -> State:
     changed = mode != s.mode
 
     after = measure(point, lam)
-    stuck = (jnp.abs(after - before) <= noise) & (error >= s.error)
+    stuck = (jnp.abs(after - before) <= noise) & (error > 0.9 * s.least)
     idle = jnp.where(moved & ~stuck, 0, s.idle + jnp.where(moved, 1, IDLE // 2))
     explored = (answer.shift == 0) | s.slow
     idle = jnp.where(refresh | settle | (restore & (changed | ~explored)), s.idle, idle)
@@ -169,6 +172,7 @@ def step(s: State, problem: Problem, kkt: KKT, tol) -> State:
         verdict=verdict.astype(jnp.int32),
         suspect=(error <= tol) & (answer.shift > 0) & ~settle & ~(s.suspect & ~escape),
         slow=restore & ~changed & (norm(point.c) > 0.95 * violation) & ~(s.slow & ~escape),
+        least=jnp.minimum(s.least, error),
         idle=idle.astype(jnp.int32),
         moves=s.moves + jnp.where(settle, 0, 1),
         deficient=dual.deficient,
