@@ -49,7 +49,8 @@ def ours(instance, target):
     spectrum = clock(lambda: jax.block_until_ready(solution.spectrum[0]), repeat=3, budget=2.0)
     error = instance.error(solution.mean)
     return {"problem": instance.name, "method": "gp_solve", "grid": size(instance.grid), "error": error,
-            "seconds": seconds, "spectrum_seconds": spectrum.seconds, "compile_seconds": first, "status": int(solution.status),
+            "seconds": seconds, "spectrum_seconds": spectrum.seconds, "compile_seconds": first,
+            "status": int(solution.status),
             "residual": float(solution.residual), "target_error": target[0], "target_seconds": target[1],
             "met": bool(error <= target[0] and seconds <= target[1]),
             "gp_hm_published": instance.published}  # fmt: skip
@@ -112,7 +113,8 @@ def below_nyquist(count):
     error = float(jnp.linalg.norm(solution.mean(x) - jnp.sin(100 * x)) / jnp.linalg.norm(jnp.sin(100 * x)))
     target = {30: 3e-3, 60: 6e-4}[count]
     return {"problem": f"sin(100x) on {count} nodes", "method": "gp_solve, kernel basis", "grid": str(count),
-            "error": error, "seconds": seconds, "compile_seconds": first, "status": int(solution.status),
+            "error": error, "seconds": seconds, "compile_seconds": first,
+            "status": int(solution.status),
             "target_error": target, "met": error <= target}  # fmt: skip
 
 
