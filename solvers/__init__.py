@@ -1,10 +1,61 @@
 """Numerical solvers in JAX: jitted, batched, differentiable, and truthful about their answers."""
 
+from .constrained.dense import DenseKKT as DenseKKT
+from .constrained.kkt import KKT as KKT
+from .constrained.matrix_free import KrylovKKT as KrylovKKT
+from .constrained.newton import NewtonSolution as NewtonSolution
+from .constrained.newton import sketched_newton as sketched_newton
+from .constrained.sketching import SketchProject as SketchProject
+from .constrained.sketching import sketch_and_project as sketch_and_project
+from .core.bandits import ContextBins as ContextBins
+from .core.bandits import ExpertMix as ExpertMix
+from .core.bandits import TsallisINF as TsallisINF
+from .core.bandits import replay as replay
 from .core.progress import print_progress as print_progress
 from .core.progress import tqdm_progress as tqdm_progress
+from .core.regression import ChebCB as ChebCB
+from .core.regression import ThompsonRegression as ThompsonRegression
 from .core.solution import Solution as Solution
 from .core.solution import SolveError as SolveError
 from .core.solution import Status as Status
+from .linear.answer import LinearSolution as LinearSolution
+from .linear.answer import LinearStatus as LinearStatus
+from .linear.arms import Arms as Arms
+from .linear.cycles import MultigridSolution as MultigridSolution
+from .linear.cycles import multigrid_cg as multigrid_cg
+from .linear.gradients import CGSolution as CGSolution
+from .linear.gradients import chebyshev_cg as chebyshev_cg
+from .linear.gradients import flexible_cg as flexible_cg
+from .linear.gradients import ssor_cg as ssor_cg
+from .linear.relaxation import SORSolution as SORSolution
+from .linear.relaxation import SSORSolution as SSORSolution
+from .linear.relaxation import sor as sor
+from .linear.relaxation import ssor as ssor
+from .linear.rows import SparseRows as SparseRows
+from .linear.sequence import SequenceSolution as SequenceSolution
+from .linear.sequence import learned_sor as learned_sor
+from .linear.sequence import solve_sequence as solve_sequence
+from .linear.stencil import Stencil as Stencil
+from .linear.systems import MatrixFree as MatrixFree
+from .linear.young import HagemanYoung as HagemanYoung
+from .linear.young import young_omega as young_omega
+from .linear.young import young_prior as young_prior
+from .linear.young import young_rate as young_rate
+from .pde import Box as Box
+from .pde import Dirichlet as Dirichlet
+from .pde import GPSolution as GPSolution
+from .pde import Matern as Matern
+from .pde import Neumann as Neumann
+from .pde import Observe as Observe
+from .pde import PDEProblem as PDEProblem
+from .pde import PDEStatus as PDEStatus
+from .pde import Periodic as Periodic
+from .pde import PeriodicKernel as PeriodicKernel
+from .pde import Robin as Robin
+from .pde import SpectralMixture as SpectralMixture
+from .pde import SquaredExponential as SquaredExponential
+from .pde import StudentMixture as StudentMixture
+from .pde import gp_solve as gp_solve
 from .transport.fixed_point import sinkhorn as sinkhorn
 from .transport.newton import sns_sinkhorn as sns_sinkhorn
 from .transport.problem import TransportStatus as TransportStatus
@@ -14,14 +65,43 @@ from .transport.solution import TransportSolution as TransportSolution
 __version__ = "0.1.0"
 
 __all__ = [
+    "Arms",
+    "CGSolution",
+    "ChebCB",
+    "ContextBins",
+    "ExpertMix",
+    "HagemanYoung",
+    "LinearSolution",
+    "LinearStatus",
+    "MatrixFree",
+    "MultigridSolution",
     "PublishedSNS",
+    "SORSolution",
+    "SSORSolution",
+    "SequenceSolution",
     "Solution",
     "SolveError",
+    "SparseRows",
     "Status",
+    "Stencil",
+    "ThompsonRegression",
     "TransportSolution",
     "TransportStatus",
+    "TsallisINF",
+    "chebyshev_cg",
+    "flexible_cg",
+    "learned_sor",
+    "multigrid_cg",
     "print_progress",
+    "replay",
     "sinkhorn",
     "sns_sinkhorn",
+    "solve_sequence",
+    "sor",
+    "ssor",
+    "ssor_cg",
     "tqdm_progress",
+    "young_omega",
+    "young_prior",
+    "young_rate",
 ]

@@ -105,9 +105,164 @@ def _transport(name, **settings) -> Case:
     )
 
 
+def _quartic(x, args):
+    return 0.5 * jnp.sum((x - args["target"]) ** 2) + 0.1 * jnp.sum(x**4)
+
+
+def _curved_rows(x, args):
+    return args["rows"] @ x + 0.1 * jnp.sum(x**2) - args["rhs"]
+
+
+def _sketched_newton_data(rng):
+    return {
+        "target": rng.standard_normal(4),
+        "rows": np.eye(2, 4) + 0.3 * rng.standard_normal((2, 4)),
+        "rhs": rng.standard_normal(2),
+    }
+
+
+def _sketched_newton(data, x0=None, objective=_quartic, **options):
+    x0 = jnp.ones_like(data["target"]) if x0 is None else x0
+    return solvers.sketched_newton(objective, x0, equality=_curved_rows, args=data, **options)
+
+
+def _counted_newton(data, count):
+    def objective(x, args):
+        count()
+        return _quartic(x, args)
+
+    return _sketched_newton(data, objective=objective)
+
+
+_SKETCHED_NEWTON = Case(
+    name="sketched_newton",
+    solution=solvers.NewtonSolution,
+    make=_sketched_newton_data,
+    solve=_sketched_newton,
+    poison="target",
+    warm=lambda data, solution: (data, {"x0": solution.value, "multipliers": solution.multipliers}),
+    zero=lambda: {"target": np.zeros(3), "rows": np.zeros((2, 3)), "rhs": np.zeros(2)},
+    single=lambda: {"target": np.ones(1), "rows": np.ones((1, 1)), "rhs": np.ones(1)},
+    failing=lambda data: ({**data, "rhs": np.full(2, -50.0)}, {}, int(Status.INFEASIBLE)),
+    differentiable=("target", "rows", "rhs"),
+    direction=lambda rng, data: {k: 0.1 * rng.standard_normal(v.shape) for k, v in data.items()},
+    observe=lambda s: jnp.sum(s.value**3) + s.multipliers[0] + s.objective,
+    tol={"float64": 1e-8, "float32": 1e-3},
+    exact={"tol": 1e-13},
+    user_function=_counted_newton,
+)
+
+
+def _grid_data(rng, shape):
+    return {"conductivity": 0.5 + rng.random(shape), "shift": np.asarray(0.5), "b": rng.standard_normal(shape)}
+
+
+def _linear(name, solution, status, *, shape=(4, 5), user_function=None, **settings) -> Case:
+    function = getattr(solvers, name)
+
+    def system(data):
+        return solvers.Stencil.diffusion(data["conductivity"], shift=data["shift"])
+
+    def flat(shape, b):
+        return {"conductivity": np.ones(shape), "shift": np.asarray(1.0), "b": np.full(shape, b)}
+
+    return Case(
+        name=name,
+        solution=solution,
+        make=lambda rng: _grid_data(rng, shape),
+        solve=lambda data, **options: function(system(data), data["b"], **settings, **options),
+        poison="b",
+        warm=lambda data, solution: (data, {"x0": solution.value}),
+        zero=lambda: flat((3, 3), 0.0),
+        single=lambda: flat((1, 1), 2.0),
+        failing=lambda data: ({**data, "shift": jnp.full_like(data["shift"], -3)}, {}, int(status)),
+        differentiable=("conductivity", "shift", "b"),
+        direction=lambda rng, data: {
+            "conductivity": 0.1 * rng.standard_normal(shape),
+            "shift": np.asarray(0.1),
+            "b": rng.standard_normal(shape),
+        },
+        observe=lambda s: jnp.sum(jnp.sin(s.value)) + s.value[0, 1] ** 2,
+        tol={"float64": 1e-8, "float32": 2e-5},
+        user_function=user_function,
+    )
+
+
+def _counted(data, count, function):
+    def called(x, scale):
+        count()
+        return scale * x
+
+    return function(data, called)
+
+
+def _flexible_counted(data, count):
+    system = solvers.Stencil.laplacian(2, shift=data["shift"])
+    return _counted(data, count, lambda d, f: solvers.flexible_cg(system, d["b"], precondition=f, args=d["shift"]))
+
+
+def _product_counted(data, count):
+    return _counted(
+        data, count, lambda d, f: solvers.chebyshev_cg(solvers.MatrixFree(f, args=d["shift"]), d["b"], max_steps=5)
+
+
+def _pde() -> Case:
+    """``u'' - c u = f sin(3 x)`` with Dirichlet and Robin data."""
+
+    def residual(x, u, args):
+        return u.dxx - args["c"] * u.v - args["f"] * jnp.sin(3 * x[0])
+
+    def problem(data, residual=residual):
+        faces = [solvers.Dirichlet("x-", data["left"]), solvers.Robin("x+", data["right"], a=1.0, b=0.5)]
+        return solvers.PDEProblem(residual, solvers.Box((0.0, 1.0)), faces)
+
+    def solve(data, grid=16, **options):
+        return solvers.gp_solve(problem(data), grid=grid, args={"c": data["c"], "f": data["f"]}, **options)
+
+    def counted(data, count):
+        def traced(x, u, args):
+            count()
+            return residual(x, u, args)
+
+        return solvers.gp_solve(problem(data, traced), grid=16, args={"c": data["c"], "f": data["f"]})
+
+    return Case(
+        name="gp_solve",
+        solution=solvers.GPSolution,
+        make=lambda rng: {k: np.asarray(0.5 + rng.random()) for k in ("c", "f", "left", "right")},
+        solve=solve,
+        poison="f",
+        warm=lambda data, solution: (data, {"guess": solution}),
+        zero=lambda: {k: np.zeros(()) for k in ("c", "f", "left", "right")},
+        single=lambda: {k: np.ones(()) * (k == "c") for k in ("c", "f", "left", "right")},
+        failing=lambda data: ({**data, "f": 1e9 * data["f"]}, {"tol": 0.0}, int(Status.STAGNATED)),
+        differentiable=("c", "f", "left", "right"),
+        direction=lambda rng, data: {k: np.asarray(0.2 * rng.standard_normal()) for k in data},
+        observe=lambda s: s.mean(jnp.asarray(0.3, s.value.dtype)) + s.mean(jnp.asarray(0.8, s.value.dtype)) ** 2,
+        exact={},
+        user_function=counted,
+    )
+
+
 CASES = [
+    _SKETCHED_NEWTON,
     _transport("sinkhorn"),
     _transport("sns_sinkhorn"),
+    _linear("sor", solvers.SORSolution, Status.DIVERGED, omega=1.4),
+    _linear("ssor", solvers.SSORSolution, Status.DIVERGED, omega=1.2),
+    _linear("ssor_cg", solvers.CGSolution, solvers.LinearStatus.INDEFINITE),
+    _linear("chebyshev_cg", solvers.CGSolution, solvers.LinearStatus.INDEFINITE, user_function=_product_counted),
+    _linear(
+        "flexible_cg",
+        solvers.CGSolution,
+        solvers.LinearStatus.INDEFINITE,
+        precondition=lambda r, _: r,
+        user_function=_flexible_counted,
+    ),
+    _linear("multigrid_cg", solvers.MultigridSolution, solvers.LinearStatus.INDEFINITE, shape=(9, 8)),
+
+
+    _pde(),
 ]
 
 __all__ = ["CASES", "Case", "Data", "Status"]

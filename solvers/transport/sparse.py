@@ -52,14 +52,18 @@ class SparseCG(eqx.Module):
         blank = lambda k: PaddedRows(jnp.zeros((k, self.width), jnp.int32), jnp.zeros((k, self.width), dtype))  # noqa: E731
         nothing = SparseKernel(blank(n), blank(m), jnp.zeros((), bool))
 
-        def build():
+        def kept():
             least = DROPPED * jnp.minimum((kernel.r / m)[:, None], (problem.b / n)[None, :])
-            keep = (kernel.alpha[:, None] * kernel.K * kernel.beta[None, :] >= least) & (kernel.K > 0)
-            rows, fit_rows = _compress(keep, kernel.K, self.width, dtype, axis=1)
-            columns, fit_columns = _compress(keep, kernel.K, self.width, dtype, axis=0)
-            return SparseKernel(rows, columns, fit_rows & fit_columns)
+            return (kernel.alpha[:, None] * kernel.K * kernel.beta[None, :] >= least) & (kernel.K > 0)
 
-        return lax.cond(kernel.epsilon <= problem.epsilon, build, lambda: nothing)
+        def build():
+            keep = kept()
+            rows, columns = (_compress(keep, kernel.K, self.width, dtype, axis) for axis in (1, 0))
+            return SparseKernel(rows, columns, jnp.ones((), bool))
+
+        longest = [jnp.max(jnp.sum(kept(), axis, dtype=jnp.int32)) for axis in (0, 1)]
+        fits = (longest[0] <= self.width) & (longest[1] <= self.width)
+        return lax.cond(fits & (kernel.epsilon <= problem.epsilon), build, lambda: nothing)
 
     def direction(self, prepared, problem: Problem, kernel: Kernel, system: System, hard) -> Direction:
         """Solve on the kept entries where they fitted, else on all."""
@@ -81,10 +85,9 @@ def default_width(m: int) -> int:
 
 
 def _compress(keep, K, width: int, dtype, axis: int):
-    """Return the kept entries along an axis, one row of the result a line, and whether they all fitted."""
+    """Return the kept entries along an axis, one row of the result a line."""
     n, m = keep.shape
     slot = jnp.where(keep, jnp.cumsum(keep, axis=axis, dtype=jnp.int32) - 1, width)
-    fits = jnp.all(jnp.sum(keep, axis=axis, dtype=jnp.int32) <= width)
     i, j = (jnp.broadcast_to(jnp.arange(k, dtype=jnp.int32).reshape(shape), (n, m)) for k, shape in
             ((n, (n, 1)), (m, (1, m))))  # fmt: skip
     line, along = (i, j) if axis == 1 else (j, i)
@@ -92,4 +95,4 @@ def _compress(keep, K, width: int, dtype, axis: int):
     index = jnp.full((lines, width), -1, jnp.int32).at[line, slot].set(along, mode="drop")
     here, there = jnp.arange(lines, dtype=jnp.int32)[:, None], jnp.maximum(index, 0)
     values = K[here, there] if axis == 1 else K[there, here]
-    return PaddedRows(there, jnp.where(index >= 0, values, 0).astype(dtype)), fits
+    return PaddedRows(there, jnp.where(index >= 0, values, 0).astype(dtype))

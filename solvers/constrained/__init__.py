@@ -1,0 +1,9 @@
+"""Equality-constrained optimisation by Newton's method on an exact augmented Lagrangian."""
+
+from .dense import DenseKKT as DenseKKT
+from .kkt import KKT as KKT
+from .matrix_free import KrylovKKT as KrylovKKT
+from .newton import NewtonSolution as NewtonSolution
+from .newton import sketched_newton as sketched_newton
+from .sketching import SketchProject as SketchProject
+from .sketching import sketch_and_project as sketch_and_project

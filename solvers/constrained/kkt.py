@@ -1,0 +1,78 @@
+"""What the Newton iteration asks of a solver of Karush-Kuhn-Tucker (KKT) systems, and what it is told."""
+
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import jax.numpy as jnp
+
+from ..core.typing import Array, Bool, Float, Int, Scalar
+from .problem import Problem
+
+
+class Question(NamedTuple):
+    """Solve ``[[B, G'], [G, -d I]] (dx, dlam) = (rx, rc)`` with ``B = H + shift I`` made convex.
+
+    Convex means positive definite on the null space of G; when `penalised`, that ``B + G'G`` is positive definite, and
+    then d = 1 and dlam is of no interest. Otherwise d is as small as keeps ``|dlam| <= bound``. `hint` is the shift
+    of the step before. With `explore`, a direction of negative curvature is wanted if a shift was needed.
+    """
+
+    rx: Float[Array, " n"]
+    rc: Float[Array, " m"]
+    penalised: Bool[Array, ""]
+    bound: Float[Array, ""]
+    hint: Float[Array, ""]
+    explore: Bool[Array, ""]
+    dual: Float[Array, " m"]
+    """The least-squares correction of the multipliers, `Multipliers.step`."""
+    index: Int[Array, ""]
+    """Steps taken, to vary random numbers with."""
+
+
+class Answer(NamedTuple):
+    """A step, the shift it needed, and a unit direction `v` of curvature ``v'Hv`` (zero unless found negative)."""
+
+    dx: Float[Array, " n"]
+    dlam: Float[Array, " m"]
+    shift: Float[Array, ""]
+    valid: Bool[Array, ""]
+    v: Float[Array, " n"]
+    curvature: Float[Array, ""]
+    inner: Int[Array, ""]
+
+
+class Multipliers(NamedTuple):
+    """The least-squares correction ``argmin_u |g + G'u|`` and whether G looks rank-deficient."""
+
+    step: Float[Array, " m"]
+    deficient: Bool[Array, ""]
+
+
+class KKT(eqx.Module):
+    """A way to solve KKT systems: `DenseKKT`, `KrylovKKT` or `SketchProject`."""
+
+    def model(self, problem: Problem, x, sigma: Scalar, mu) -> Any:
+        """Return the Hessian of ``sigma f + mu'c`` and the Jacobian G of c at `x`, with products as methods."""
+        raise NotImplementedError
+
+    def row_norms(self, model, m, dtype) -> Float[Array, " m"]:
+        """Return the norms of the rows of G, for scaling."""
+        raise NotImplementedError
+
+    def multipliers(self, model, g) -> Multipliers:
+        """Return the least-squares correction of the multipliers for the gradient `g` of the Lagrangian."""
+        raise NotImplementedError
+
+    def solve(self, model, ask: Question, penalties: tuple[Scalar, Scalar]) -> Answer:
+        """Answer a `Question`; `penalties` are those of the merit function, eta1 and eta2."""
+        raise NotImplementedError
+
+    def implicit(self, matvec, b, n: int):
+        """Solve ``matvec(z) = b`` for the KKT matrix at a solution, z = (x, lam); for derivatives."""
+        raise NotImplementedError
+
+
+def unit(v):
+    """Return ``v / |v|``, zero for zero."""
+    size = jnp.sqrt(jnp.sum(v * v))
+    return v / jnp.where(size > 0, size, 1)

@@ -1,0 +1,124 @@
+"""KKT systems by MINRES from products with H, G and G' alone."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from ..core.krylov import cg
+from ..core.minres import minres
+from ..core.precision import dot, eps
+from ..core.typing import Array, Scalar
+from .kkt import KKT, Answer, Multipliers
+
+Precondition = Callable[[Array, Array], tuple[Array, Array]]
+
+
+class ProductModel(NamedTuple):
+    """H and G as products."""
+
+    hessian: Callable[[Array], Array]
+    jacobian: Callable[[Array], Array]
+    adjoint: Callable[[Array], Array]
+
+
+class KrylovKKT(KKT):
+    """Solve KKT systems by preconditioned MINRES; nothing of size n^2 is formed.
+
+    Parameters
+    ----------
+    precondition : callable, optional
+        ``(rx, rc) -> (P^-1 rx, S^-1 rc)`` on flat vectors, with P near H and S near ``G P^-1 G'``, both symmetric
+        positive definite. With the exact P and S, MINRES takes three steps.
+    forcing : scalar
+        A system is solved to ``min(forcing, sqrt(|r|)) |r|`` for the right-hand side r, in the preconditioner's norm.
+    max_inner : scalar
+        Limit of MINRES steps a system.
+
+    Notes
+    -----
+    The Hessian is shifted until ``dx'(H + shift I) dx > 0`` for the computed step, the test of Chiang and Zavala. That
+    is a test along one direction: unlike `DenseKKT` it does not exclude saddle points. Constraints are not
+    scaled. Memory is about a dozen vectors.
+    """
+
+    precondition: Precondition | None = None
+    forcing: Scalar = 0.01
+    max_inner: Scalar = 2000
+
+    def model(self, problem, x, sigma, mu):
+        """Linearise once; each product is then one forward or reverse sweep."""
+        _, forward = jax.linearize(lambda x: problem.gradient(x, sigma, mu), x)
+        _, reverse = jax.vjp(lambda x: problem.values(x)[1], x)
+        return ProductModel(lambda v: forward(v)[0], lambda v: forward(v)[1], lambda u: reverse(u)[0])
+
+    def row_norms(self, model, m, dtype):
+        """Return zeros: the rows of G are not at hand, and nothing is scaled."""
+        return jnp.zeros(m, dtype)
+
+    def multipliers(self, model, g):
+        """Solve the normal equations by preconditioned conjugate gradients."""
+        r = -model.jacobian(g)
+        zero, given = jnp.zeros_like(g), self.precondition
+        precondition = None if given is None else lambda u: given(zero, u)[1]
+        tol = eps(g.dtype) ** 0.6 * jnp.sqrt(dot(r, r))
+        solved = cg(
+            lambda u: model.jacobian(model.adjoint(u)), r, tol=tol, max_steps=self.max_inner, precondition=precondition
+        )
+        return Multipliers(solved.x, jnp.zeros((), bool))
+
+    def solve(self, model, ask, penalties):
+        """Raise the shift until the computed step has positive curvature."""
+        dtype = ask.rx.dtype
+        size = jnp.sqrt(dot(ask.rx, ask.rx) + dot(ask.rc, ask.rc))
+        damping = jnp.where(ask.penalised, 1, 0).astype(dtype)
+        precondition, start = self._joint(), (ask.rx, ask.rc)
+        tol = jnp.minimum(self.forcing, jnp.sqrt(size)) * _length(precondition, start)
+
+        def attempt(carry):
+            shift, _, _, _, tries, inner = carry
+
+            def product(z):
+                dx, dlam = z
+                top = model.hessian(dx) + shift * dx + model.adjoint(dlam)
+                return top, model.jacobian(dx) - damping * dlam
+
+            solved = minres(product, start, tol=tol, max_steps=self.max_inner, precondition=precondition)
+            dx, dlam = solved.x
+            gdx = model.jacobian(dx)
+            bend = dot(dx, model.hessian(dx)) + shift * dot(dx, dx) + damping * dot(gdx, gdx)
+            convex = bend > eps(dtype) * dot(dx, dx)
+            raised = jnp.where(shift > 0, 8 * shift, jnp.maximum(ask.hint / 3, 1e-4))
+            return jnp.where(convex, shift, raised), dx, dlam, convex, tries + 1, inner + solved.num_steps
+
+        zero, none = jnp.zeros((), dtype), jnp.zeros((), jnp.int32)
+        first = (zero, jnp.zeros_like(ask.rx), jnp.zeros_like(ask.rc), size <= 0, none, none)
+        shift, dx, dlam, convex, _, inner = lax.while_loop(lambda s: ~s[3] & (s[4] < 30), attempt, first)
+        dlam = jnp.where((shift > 0) & ~ask.penalised, ask.dual, dlam)
+        valid = convex & jnp.all(jnp.isfinite(dx)) & jnp.all(jnp.isfinite(dlam))
+        return Answer(dx, dlam, shift, valid, jnp.zeros_like(dx), zero, inner)
+
+    def implicit(self, matvec, b, n):
+        """Solve to nearly full precision by MINRES."""
+
+        def split(z):
+            z = matvec(jnp.concatenate(z))
+            return z[:n], z[n:]
+
+        precondition, start = self._joint(), (b[:n], b[n:])
+        tol = eps(b.dtype) ** 0.75 * _length(precondition, start)
+        return jnp.concatenate(
+            minres(split, start, tol=tol, max_steps=10 * self.max_inner, precondition=precondition).x
+        )
+
+    def _joint(self):
+        given = self.precondition
+        return None if given is None else lambda r: given(*r)
+
+
+def _length(precondition, r):
+    """Return the norm of `r` that MINRES measures residuals in."""
+    scaled = r if precondition is None else precondition(r)
+    return jnp.sqrt(dot(r[0], scaled[0]) + dot(r[1], scaled[1]))

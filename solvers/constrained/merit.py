@@ -1,0 +1,95 @@
+"""The exact augmented Lagrangian: its slope from five inner products, its penalties, and the Armijo search."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax.numpy as jnp
+from jax import lax
+
+from ..core.precision import dot, eps
+from ..core.typing import Array, Bool, Float, Int
+from .problem import Point
+
+BETA, NU = 0.1, 1.5
+ETA1, ETA2 = 1.0, 0.1
+RUNGS, TRIALS = 40, 40
+
+
+class Slope(NamedTuple):
+    """``grad M'(dx, dlam) = plain + eta1 * feasibility + eta2 * stationarity``, and the squared KKT residual."""
+
+    plain: Float[Array, ""]
+    feasibility: Float[Array, ""]
+    stationarity: Float[Array, ""]
+    residual: Float[Array, ""]
+
+    def at(self, eta1, eta2):
+        """Return the slope for given penalties."""
+        return self.plain + eta1 * self.feasibility + eta2 * self.stationarity
+
+    def enough(self, eta1, eta2):
+        """Whether the direction passes the descent test ``slope <= -eta2/2 |grad L|^2``."""
+        return self.at(eta1, eta2) <= -0.5 * eta2 * self.residual
+
+
+def slope(point: Point, model, dx, dlam) -> Slope:
+    """Return the merit's slope along ``(dx, dlam)``; H in `model` is that of the Lagrangian."""
+    g, c = point.g, point.c
+    return Slope(
+        dot(g, dx) + dot(c, dlam),
+        dot(c, model.jacobian(dx)),
+        dot(model.hessian(g), dx) + dot(model.jacobian(g), dlam),
+        dot(g, g) + dot(c, c),
+    )
+
+
+def value(point: Point, lam, eta1, eta2):
+    """Return ``M = f + lam'c + eta1/2 |c|^2 + eta2/2 |f' + G'lam|^2``."""
+    return point.f + dot(lam, point.c) + 0.5 * eta1 * dot(point.c, point.c) + 0.5 * eta2 * dot(point.g, point.g)
+
+
+def penalties(slope: Slope, eta1, eta2):
+    """Return the first of ``(eta1 nu^2k, eta2 / nu^k)``, k = 0, 1, ... that passes the descent test.
+
+    All rungs are tried at once: under ``jax.vmap`` a loop would run for the unluckiest lane.
+    """
+    k = jnp.arange(RUNGS, dtype=eta1.dtype)
+    eta1, eta2 = eta1 * NU ** (2 * k), eta2 * NU**-k
+    first = jnp.argmax(slope.enough(eta1, eta2))
+    return eta1[first], eta2[first]
+
+
+class Search(NamedTuple):
+    """Where a line search ended."""
+
+    alpha: Float[Array, ""]
+    point: Point
+    accepted: Bool[Array, ""]
+    trials: Int[Array, ""]
+
+
+def armijo(trial: Callable, decrease: Callable, point: Point, *, noise, willing, always) -> Search:
+    """Halve alpha from 1 until ``trial(alpha) <= trial(0) + decrease(alpha) + noise``.
+
+    ``trial(alpha)`` returns the merit's change and the `Point`; anything non-finite counts as no decrease. `noise` is
+    what rounding leaves of the merit's value: without it the search refuses good steps near a solution. With `always`
+    the first finite trial will do; without `willing` there is none.
+    """
+
+    def body(carry):
+        alpha, _, _, k = carry
+        alpha = jnp.where(k == 0, alpha, alpha / 2)
+        change, at = trial(alpha)
+        finite = jnp.isfinite(change) & jnp.all(jnp.isfinite(at.g))
+        return alpha, at, finite & (always | (change <= decrease(alpha) + noise)), k + 1
+
+    dtype = point.f.dtype
+    start = (jnp.ones((), dtype), point, jnp.zeros((), bool), jnp.zeros((), jnp.int32))
+    end = lax.while_loop(lambda s: willing & ~s[2] & (s[3] < TRIALS), body, start)
+    return Search(*end)
+
+
+def rounding(point: Point, lam, merit):
+    """Return about ten times the error that rounding makes in the merit."""
+    size = jnp.abs(point.f) + jnp.sum(jnp.abs(lam * point.c)) + jnp.abs(merit)
+    return 10 * eps(merit.dtype) * size

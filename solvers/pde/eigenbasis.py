@@ -1,0 +1,98 @@
+"""Whitened bases: a prior's own functions, or polynomials weighted by it, with unit Gaussian weights."""
+
+from typing import Any
+
+import equinox as eqx
+import jax.numpy as jnp
+
+from ..core.precision import eps, matmul
+from ..core.typing import Array, Float
+from .axes import Fourier, Legendre
+from .priors import Kernel
+
+
+class Eigen(eqx.Module):
+    """Functions ``k(x, anchors) U L^-1/2`` of one dimension: weights N(0, I) make u a draw from the prior.
+
+    ``U L U'`` is the kernel matrix of the anchors, truncated relative to its largest eigenvalue, so nothing is added
+    to the diagonal and the conditioning is that of the data, not of the kernel.
+    """
+
+    kernel: Kernel
+    lower: Any
+    upper: Any
+    anchors: Float[Array, " m"]
+    factor: Float[Array, "m r"]
+
+    @staticmethod
+    def build(kernel: Kernel, lower, upper, count: int, rank: int) -> "Eigen":
+        """Take `count` Gauss-Legendre anchors and the `rank` leading eigenfunctions."""
+        anchors = Legendre(lower, upper, count, 0).nodes
+        width = upper - lower
+        values, vectors = jnp.linalg.eigh(kernel.derivative((anchors[:, None] - anchors[None]) / width))
+        values, vectors = values[::-1][:rank], vectors[:, ::-1][:, :rank]
+        keep = values > 100 * eps(values.dtype) * values[0]
+        scale = jnp.where(keep, 1 / jnp.sqrt(jnp.where(keep, values, 1)), 0)
+        return Eigen(kernel, lower, upper, anchors, vectors * scale[None])
+
+    @property
+    def size(self) -> int:
+        """Number of functions."""
+        return self.factor.shape[1]
+
+    def evaluate(self, x, order: int = 0):
+        """Return derivatives of that order at x (k,), shape (k, size)."""
+        width = self.upper - self.lower
+        return (
+            matmul(self.kernel.derivative((x[:, None] - self.anchors[None]) / width, order), self.factor) / width**order
+        )
+
+    whitened = evaluate
+
+    def colour(self, tensor, axis: int):
+        """Turn whitened weights along one mode into coefficients: they are the same here."""
+        return tensor
+
+
+class Weighted(eqx.Module):
+    """Polynomials, or trigonometric ones, whose coefficients have the covariance that a prior gives them."""
+
+    basis: Legendre | Fourier
+    factor: Float[Array, "n r"]
+
+    @staticmethod
+    def build(kernel: Kernel, basis: Legendre | Fourier, rank: int) -> "Weighted":
+        """Interpolate the prior at the basis' nodes; covariance ``C K C'`` with C from values to coefficients."""
+        x = basis.nodes
+        values, vectors = jnp.linalg.eigh(kernel.derivative((x[:, None] - x[None]) / (basis.upper - basis.lower)))
+        root = (vectors * jnp.sqrt(jnp.maximum(values, 0))[None])[:, ::-1][:, :rank]
+        return Weighted(basis, jnp.linalg.solve(basis.at_nodes(0), root))
+
+    @property
+    def lower(self):
+        """Lower end of the interval."""
+        return self.basis.lower
+
+    @property
+    def upper(self):
+        """Upper end of the interval."""
+        return self.basis.upper
+
+    @property
+    def size(self) -> int:
+        """Number of weights."""
+        return self.factor.shape[1]
+
+    def evaluate(self, x, order: int = 0):
+        """Return derivatives of the polynomials at x (k,)."""
+        return self.basis.evaluate(x, order)
+
+    def whitened(self, x, order: int = 0):
+        """Return derivatives of the functions that belong to unit weights."""
+        return matmul(self.basis.evaluate(x, order), self.factor)
+
+    def colour(self, tensor, axis: int):
+        """Turn whitened weights along one mode into coefficients."""
+        moved = jnp.moveaxis(tensor, axis, 0)
+        flat = matmul(self.factor, moved.reshape(moved.shape[0], -1))
+        return jnp.moveaxis(flat.reshape(-1, *moved.shape[1:]), 0, axis)

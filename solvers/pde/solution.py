@@ -1,0 +1,169 @@
+"""The answer: a function to be called anywhere, with its derivatives, its uncertainty and its residual."""
+
+from typing import Any, ClassVar
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+
+from ..core.checks import fail
+from ..core.precision import HIGHEST, matmul
+from ..core.solution import Solution, Status, StatusCode
+from ..core.typing import Array, Float
+from .kronecker import mode_products
+
+
+class PDEStatus(StatusCode):
+    """Reasons to stop beside those of `Status`."""
+
+    UNRESOLVED = 100, "unresolved: solved on the grid, but the equation does not hold between its nodes; refine `grid`"
+    UNIDENTIFIED = 101, "unidentified: the data say no more about some of `args` than their prior; observe more"
+    ALIASED = 102, "aliased: the uniform grid takes a frequency of the data for a slow one; use non-uniform nodes"
+
+
+class Posterior(eqx.Module):
+    """A Gaussian over whitened weights: ``coefficients = factor w``, ``w ~ N(mean, R^-1 R^-T)``.
+
+    Attributes
+    ----------
+    mean : Float[Array, "k"]
+        Whitened weights of all unknowns, then the whitened unknown `args`.
+    root : Float[Array, "k k"]
+        R, upper triangular.
+    """
+
+    mean: Float[Array, " k"]
+    root: Float[Array, "k k"]
+
+
+class GPSolution(Solution):
+    """The solution of a `PDEProblem`.
+
+    Attributes
+    ----------
+    value : Float[Array, "n1 ..."] or tuple of them
+        Coefficients in the bases, one tensor for each unknown.
+    residual : Float[Array, ""]
+        Root mean square over the grid of the equation's residual, relative to the sum of its terms'. Unlike `error` it
+        sees what the trial functions cannot resolve.
+    misfit : Float[Array, ""]
+        Largest disagreement of the conditions with the solution, relative to the largest condition value: not zero
+        where corner data are incompatible or there are more data than the equation can meet.
+    args : PyTree
+        The `args` of the residual; those found, when some were unknown.
+    args_std : PyTree or None
+        Standard deviations of the `args` found.
+    log_evidence : Float[Array, ""] or None
+        Log density of the data under the prior (Laplace's approximation for a nonlinear equation).
+    prior : PyTree or None
+        The prior that was used.
+    """
+
+    residual: Float[Array, "..."]
+    misfit: Float[Array, "..."]
+    bases: tuple
+    posterior: Posterior | None
+    args: Any
+    args_std: Any
+    log_evidence: Float[Array, "..."] | None
+    prior: Any
+
+    statuses: ClassVar[tuple[type[StatusCode], ...]] = (Status, PDEStatus)
+
+    def mean(self, x, *, field: int = 0):
+        """Return the solution at x; see `derivative` for what x may be."""
+        return self.derivative(x, (0,) * len(self.bases[field]), field=field)
+
+    def derivative(self, x, orders, *, field: int = 0):
+        """Return a derivative of the solution.
+
+        Parameters
+        ----------
+        x : Float[Array, "... d"] or tuple of Float[Array, "k"]
+            Points; in one dimension any shape. A tuple of d vectors means their product grid, which is much cheaper.
+        orders : int or tuple of int
+            How often to differentiate in each dimension. Static.
+        field : int
+            Which unknown.
+
+        Returns
+        -------
+        Float[Array, "..."]
+            One number a point.
+        """
+        bases, z = self.bases[field], self._tensors()[field]
+        orders = (orders,) if isinstance(orders, int) else tuple(orders)
+        if len(orders) != len(bases):
+            fail("GPSolution.derivative", "orders", f"{len(bases)} integers", orders)
+        points, shape = _points("GPSolution.derivative", x, bases)
+        matrices = [b.evaluate(p, q) for b, p, q in zip(bases, points, orders, strict=True)]
+        if isinstance(x, tuple):
+            return mode_products(matrices, z)
+        total = matmul(matrices[0], z.reshape(z.shape[0], -1)).reshape(-1, *z.shape[1:])
+        for m in matrices[1:]:
+            total = jnp.einsum("pi...,pi->p...", total, m, precision=HIGHEST)
+        return total.reshape(shape)
+
+    def std(self, x, orders=None, *, field: int = 0):
+        """Return the posterior standard deviation at x, of the solution or of a derivative of it.
+
+        Exact for a linear equation; Laplace's approximation at the solution otherwise.
+        """
+        rows, shape = self._rows("GPSolution.std", x, orders, field)
+        root = self.posterior.root  # type: ignore[union-attr]
+        spread = jax.scipy.linalg.solve_triangular(root, rows.T, trans=1)
+        return jnp.sqrt(jnp.sum(spread**2, axis=0)).reshape(shape)
+
+    def sample(self, key, x, orders=None, *, field: int = 0):
+        """Return one draw from the posterior at x."""
+        rows, shape = self._rows("GPSolution.sample", x, orders, field)
+        posterior = self.posterior
+        noise = jax.random.normal(key, posterior.mean.shape, posterior.mean.dtype)  # type: ignore[union-attr]
+        weights = posterior.mean + jax.scipy.linalg.solve_triangular(posterior.root, noise)  # type: ignore[union-attr]
+        return matmul(rows, weights).reshape(shape)
+
+    @property
+    def spectrum(self):
+        """For each dimension (frequencies in radians per unit length, weights): of the prior, or of the solution."""
+        from .spectrum import of_solution
+
+        return of_solution(self)
+
+    def _tensors(self):
+        return self.value if isinstance(self.value, tuple) else (self.value,)
+
+    def _rows(self, name: str, x, orders, field: int):
+        """Rows that map all whitened weights to values at points."""
+        if self.posterior is None:
+            fail(name, "solution", "one with a posterior: give gp_solve a `prior`, noise or observations", "none")
+        bases = self.bases[field]
+        orders = (0,) * len(bases) if orders is None else (orders,) if isinstance(orders, int) else tuple(orders)
+        points, shape = _points(name, x, bases)
+        matrices = [b.whitened(p, q) for b, p, q in zip(bases, points, orders, strict=True)]
+        if isinstance(x, tuple):
+            points_ = [m.reshape([-1 if i == d else 1 for i in range(len(x))] + [m.shape[1]])
+                       for d, m in enumerate(matrices)]  # fmt: skip
+            full = tuple(m.shape[0] for m in matrices)
+            matrices = [jnp.broadcast_to(m, (*full, m.shape[-1])).reshape(-1, m.shape[-1]) for m in points_]
+        rows = matrices[0]
+        for m in matrices[1:]:
+            rows = (rows[:, :, None] * m[:, None, :]).reshape(rows.shape[0], -1)
+        sizes = [z.size for z in self._tensors()]
+        before, total = sum(sizes[:field]), self.posterior.mean.size  # type: ignore[union-attr]
+        return jnp.pad(rows, ((0, 0), (before, total - before - rows.shape[1]))), shape
+
+
+def _points(name: str, x, bases):
+    dtype, d = bases[0].lower.dtype, len(bases)
+    if isinstance(x, tuple):
+        if len(x) != d:
+            fail(name, "x", f"a tuple of {d} vectors", len(x))
+        points = [jnp.atleast_1d(jnp.asarray(p, dtype)) for p in x]
+        return points, tuple(p.shape[0] for p in points)
+    x = jnp.asarray(x, dtype)
+    if d == 1:
+        return [x.reshape(-1)], x.shape
+    if x.ndim == 0 or x.shape[-1] != d:
+        fail(name, "x", f"points (..., {d}) or a tuple of {d} vectors", x.shape)
+    flat = x.reshape(-1, d)
+    return [flat[:, k] for k in range(d)], x.shape[:-1]

@@ -1,0 +1,154 @@
+"""What tracing the residual once tells: the derivatives it needs, whether it is linear, what its coefficients see."""
+
+from collections.abc import Callable
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jax.extend.core import Literal, jaxpr_as_fun
+
+from ..core.checks import fail
+
+MAX_ORDER = 4
+
+
+class Jet:
+    """An unknown and its derivatives on a set of points: ``u.v``, ``u.dx``, ``u.dxt``, ... are arrays."""
+
+    def __init__(self, names: tuple[str, ...], array: Callable):
+        self._names, self._array = names, array
+
+    def __getattr__(self, name: str):
+        if name.startswith("__"):
+            raise AttributeError(name)
+        letters = "" if name == "v" else name[1:]
+        known = name == "v" or (name[0] == "d" and 0 < len(letters) <= MAX_ORDER and set(letters) <= set(self._names))
+        if not known:
+            raise AttributeError(
+                f"residual: `u.{name}` must be u.v or u.d followed by up to {MAX_ORDER} of "
+                + ", ".join(self._names)
+                + ", got "
+                + name
+            )
+        return self._array(tuple(letters.count(n) for n in self._names))
+
+
+class Equation(eqx.Module):
+    """A residual as a function of plain arrays, and its structure.
+
+    Attributes
+    ----------
+    orders : tuple of tuple of tuple of int
+        For each unknown, the multi-indices of the derivatives that occur, sorted.
+    linear : bool
+        Whether the residual is affine in the unknowns.
+    coordinates : tuple of dict
+        For each unknown, multi-index -> dimensions that the coefficient of that derivative in the unknown's own
+        equation varies with. Only meaningful when `linear`.
+    function : callable
+        ``function(x, jets, args)``: ``jets[k][j]`` belongs to ``orders[k][j]``; returns a tuple of arrays.
+    elsewhere : callable
+        The same on points of another shape; traces the user's residual again.
+    """
+
+    orders: tuple = eqx.field(static=True)
+    linear: bool = eqx.field(static=True)
+    coordinates: tuple = eqx.field(static=True)
+    function: Callable
+    elsewhere: Callable
+
+    def __call__(self, x, jets, args):
+        """Return the residuals, a tuple of arrays."""
+        return self.function(x, jets, args)
+
+    def coefficients(self, x, jets, args):
+        """Return ``c[i][k][j]``: the derivative of residual i in ``jets[k][j]``, an array over the points."""
+        columns = []
+        for k, jet in enumerate(jets):
+            column = []
+            for j in range(len(jet)):
+                direction = jax.tree.map(jnp.zeros_like, jets)
+                direction[k][j] = jnp.ones_like(jet[j])
+                column.append(jax.jvp(lambda u: self.function(x, u, args), (jets,), (direction,))[1])
+            columns.append(column)
+        return [[[column[j][i] for j in range(len(column))] for column in columns] for i in range(len(jets))]
+
+
+def trace(residual: Callable, names: tuple[str, ...], fields: int, x, args) -> Equation:
+    """Trace ``residual(x, u, args)`` twice: to see which derivatives it names, then as a function of those arrays."""
+    shape = _shape(x)
+    dtype = x[0].dtype
+    seen: list[set] = [set() for _ in range(fields)]
+
+    def unknowns(array):
+        jets = tuple(Jet(names, lambda index, k=k: array(k, index)) for k in range(fields))
+        return jets if fields > 1 else jets[0]
+
+    def record(k, index):
+        seen[k].add(index)
+        return jnp.zeros(shape, dtype)
+
+    def outputs(value, shape):
+        values = tuple(value) if fields > 1 else (value,)
+        if len(values) != fields:
+            fail("PDEProblem", "residual", f"a function returning {fields} arrays", f"{len(values)}")
+        for v in values:
+            if jnp.broadcast_shapes(jnp.shape(v), shape) != shape:
+                fail("PDEProblem", "residual", f"pointwise, broadcasting to {shape}", f"shape {jnp.shape(v)}")
+        return tuple(jnp.broadcast_to(jnp.asarray(v, dtype), shape) for v in values)
+
+    jax.eval_shape(lambda x, args: outputs(residual(x, unknowns(record), args), shape), x, args)
+    orders = tuple(tuple(sorted(s)) for s in seen)
+
+    def plain(x, jets, args):
+        return outputs(residual(x, unknowns(lambda k, index: jets[k][orders[k].index(index)]), args), _shape(x))
+
+    jets = [[jax.ShapeDtypeStruct(shape, dtype) for _ in o] for o in orders]
+    closed = jax.make_jaxpr(plain)(x, jets, args)
+    evaluate = jaxpr_as_fun(closed)
+
+    def function(x, jets, args):
+        return tuple(evaluate(*jax.tree.leaves((x, jets, args))))
+
+    bare = Equation(orders, True, (), function, plain)
+    flat = jax.make_jaxpr(bare.coefficients)(x, jets, args)
+    starts = [len(x), len(x) + sum(len(o) for o in orders)]
+    needs = iter(_dependencies(flat.jaxpr))
+    linear, coordinates = True, [{} for _ in range(fields)]
+    for i in range(fields):
+        for k in range(fields):
+            for index in orders[k]:
+                inputs = next(needs)
+                linear &= not any(starts[0] <= n < starts[1] for n in inputs)
+                if i == k:
+                    coordinates[k][index] = tuple(n for n in inputs if n < starts[0])
+    return Equation(orders, linear, tuple(_Frozen(c) for c in coordinates), function, plain)
+
+
+def _shape(x):
+    return jnp.broadcast_shapes(*(c.shape for c in x))
+
+
+class _Frozen(dict):
+    def __hash__(self):
+        return hash(tuple(sorted(self.items())))
+
+
+def _dependencies(jaxpr) -> list[tuple[int, ...]]:
+    """For each output of a jaxpr, the positions of the inputs it may depend on."""
+    reach = {v: frozenset([i]) for i, v in enumerate(jaxpr.invars)}
+
+    def of(atom):
+        return frozenset() if isinstance(atom, Literal) else reach.get(atom, frozenset())
+
+    for eqn in jaxpr.eqns:
+        inputs = [of(a) for a in eqn.invars]
+        inner = eqn.params.get("jaxpr") or eqn.params.get("call_jaxpr")
+        inner = getattr(inner, "jaxpr", inner)
+        if inner is not None and len(inner.invars) == len(inputs) and eqn.primitive.name in ("jit", "pjit"):
+            for var, needs in zip(eqn.outvars, _dependencies(inner), strict=True):
+                reach[var] = frozenset().union(*(inputs[n] for n in needs))
+        else:
+            union = frozenset().union(*inputs)
+            reach.update((var, union) for var in eqn.outvars)
+    return [tuple(sorted(of(v))) for v in jaxpr.outvars]

@@ -1,0 +1,77 @@
+"""Handwritten digits told odd from even by a weight vector of length one on random hyperplanes."""
+
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import scipy.optimize
+from sklearn.datasets import load_digits
+
+from ..constrained.newton import NewtonSolution, sketched_newton
+from ..plot import convergence
+from ..problems.constrained import NLP, logistic
+from .record import Peer, Record, timed
+
+
+def digits() -> NLP:
+    """Return the problem of the paper on the digits of scikit-learn, features scaled to [-1, 1]."""
+    data, target = load_digits(return_X_y=True)
+    return logistic(data / 8.0 - 1.0, 2.0 * (target % 2) - 1.0)
+
+
+def run(plots: Path, say) -> list[Record]:
+    """Solve, compare, draw."""
+    problem = digits()
+    title = f"logistic regression of {problem.args[0].shape[0]:,} digits, 64 weights on a sphere and 10 hyperplanes"
+    say(title)
+
+    def solve(x0, args) -> NewtonSolution:
+        return sketched_newton(problem.objective, x0, equality=problem.equality, args=args, history=True)
+
+    ours = timed(solve, problem.x0, problem.args)
+    sol: NewtonSolution = ours.output
+    facts = {"loss": float(sol.objective), "violation": float(sol.constraint_violation)}
+    say(f"loss {facts['loss']:.6f}, constraints met to {facts['violation']:.0e}")
+    picture = plots / "constrained.png"
+    draw(sol, picture)
+    say(f"picture: {picture}")
+    record = Record.of(
+        "constrained", title, "sketched_newton", ours, peers=[_scipy(problem)], pictures=[str(picture)], facts=facts
+    )
+    for line in record.lines():
+        say(line)
+    return [record]
+
+
+def draw(sol: NewtonSolution, path: Path) -> None:
+    """Draw the error after each step."""
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(5, 3.5))
+    convergence({"sketched_newton": np.asarray(sol.history)}, tol=float(sol.tol), axes=axes)
+    figure.savefig(path, dpi=150, bbox_inches="tight")
+    plt.close(figure)
+
+
+def _scipy(problem: NLP) -> Peer:
+    """Run SciPy's trust-constr with exact derivatives."""
+    objective = jax.jit(jax.value_and_grad(lambda x: problem.objective(x, problem.args)))
+    hessian = jax.jit(jax.hessian(lambda x: problem.objective(x, problem.args)))
+    values = jax.jit(lambda x: problem.equality(x, problem.args))
+    jacobian = jax.jit(jax.jacfwd(lambda x: problem.equality(x, problem.args)))
+    x0 = np.asarray(problem.x0)
+    for function in (objective, hessian, values, jacobian):
+        jax.block_until_ready(function(x0))
+    curvature = 2 * np.eye(x0.size)
+    constraint = scipy.optimize.NonlinearConstraint(values, 0, 0, jac=jacobian, hess=lambda x, v: v[-1] * curvature)
+    start = time.perf_counter()
+    found = scipy.optimize.minimize(
+        lambda x: tuple(map(np.asarray, objective(x))), x0, jac=True, hess=lambda x: np.asarray(hessian(x)),
+        method="trust-constr", constraints=constraint, options={"gtol": 1e-9, "xtol": 1e-14},
+    )  # fmt: skip
+    seconds = time.perf_counter() - start
+    gradient, G = np.asarray(objective(found.x)[1]), np.asarray(jacobian(found.x))
+    multipliers = np.linalg.lstsq(G.T, -gradient, rcond=None)[0]
+    error = float(np.hypot(np.linalg.norm(gradient + multipliers @ G), np.linalg.norm(values(found.x))))
+    return Peer("SciPy trust-constr", seconds, error <= 1e-7, error, "exact derivatives; solved means error <= 1e-7")

@@ -1,0 +1,77 @@
+"""A heat simulation whose relaxation is learned from its own step counts, against fixed settings."""
+
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+
+from ..core.bandits import TsallisINF
+from ..linear.arms import Arms
+from ..linear.sequence import solve_sequence
+from ..linear.stencil import Stencil
+from ..linear.young import young_prior
+from ..problems.linear import heat_start, heat_step
+from .record import Peer, Record, timed
+
+NX, STEPS = 50, 1000
+TOL = 1e-8
+
+
+def run(plots: Path, say) -> list[Record]:
+    """Solve with a learned omega and with fixed ones, compare, draw."""
+    dtype = jnp.result_type(float)
+    tol = TOL if dtype == jnp.float64 else 1e-4
+    title = f"{STEPS:,} heat steps on a {NX - 1} x {NX - 1} grid, diffusivity from 0 to 10, {dtype}"
+    say(title)
+
+    def step(t, u, args):
+        problem = heat_step(t, u)
+        return Stencil.laplacian(2, scale=problem.s, shift=jnp.ones_like(problem.s)), problem.rhs
+
+    def simulate(u0, key, arms, learner):
+        return solve_sequence(
+            step, learner=learner, arms=arms, key=key, x0=u0, num_systems=STEPS, tol=tol, save=jnp.max
+        )
+
+    data = heat_start(NX), jax.random.key(7)
+    learned = timed(lambda u, k: simulate(u, k, Arms.sor(16), young_prior()), *data)
+    out, peers = learned.output, []
+    for omega in (1.0, 1.5, 1.75):
+        fixed = timed(lambda u, k, w=omega: simulate(u, k, Arms.sor([w]), TsallisINF()), *data)
+        note = f"{float(fixed.output.num_steps.mean()):.1f} sweeps a step"
+        solved, error = bool(fixed.output.converged.all()), float(fixed.output.error.max())
+        peers.append(Peer(f"omega = {omega}", fixed.run_seconds, solved, error, note))
+    picture = plots / "linear.png"
+    draw(out, Arms.sor(16).omega, picture)
+    record = Record(
+        "linear",
+        title,
+        "solve_sequence",
+        "converged" if bool(out.converged.all()) else out.message,
+        bool(out.converged.all()),
+        float(out.error.max()),
+        float(out.tol),
+        int(out.num_steps.sum()),
+        learned.compile_seconds,
+        learned.run_seconds,
+        peers=peers,
+        pictures=[str(picture)],
+        facts={"mean_sweeps": float(out.num_steps.mean())},
+    )
+    for line in record.lines():
+        say(line)
+    return [record]
+
+
+def draw(solution, omega, path: Path) -> None:
+    """Draw the omega chosen and the sweeps taken in every step."""
+    import matplotlib.pyplot as plt
+
+    fig, (above, below) = plt.subplots(2, 1, figsize=(7, 4.5), sharex=True)
+    above.plot(omega[solution.arms], ".", markersize=2, color="#0072B2")
+    above.set_ylabel("omega chosen")
+    below.plot(solution.num_steps, color="#D55E00", linewidth=0.8)
+    below.set(xlabel="time step", ylabel="sweeps")
+    fig.tight_layout()
+    fig.savefig(path, dpi=130)
+    plt.close(fig)

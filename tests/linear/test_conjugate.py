@@ -1,0 +1,223 @@
+"""The conjugate gradient family and multigrid against NumPy, dense algebra and each other."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from solvers import (
+    LinearStatus,
+    MatrixFree,
+    Status,
+    Stencil,
+    chebyshev_cg,
+    flexible_cg,
+    multigrid_cg,
+    sor,
+    ssor,
+    ssor_cg,
+)
+from solvers.linear.cycles import hierarchy, invert, prolong, restrict
+
+from .reference import dense, pcg
+
+X64 = jax.config.jax_enable_x64
+DTYPE = jnp.result_type(float)
+TOL = 1e-9 if X64 else 1e-4
+RNG = np.random.default_rng(37)
+NINE = [(i, j) for i in (-1, 0, 1) for j in (-1, 0, 1)]
+SHAPE = (9, 10)
+VARYING = Stencil.diffusion(jnp.asarray(np.exp(RNG.standard_normal(SHAPE)), DTYPE), scale=2.0, shift=0.3)
+B = jnp.asarray(RNG.standard_normal(SHAPE), DTYPE)
+M = dense(VARYING, SHAPE)
+
+
+def identity(r, _):
+    return r
+
+
+SOLVERS = {
+    "sor": lambda A, b, **k: sor(A, b, omega=1.5, **k),
+    "ssor": lambda A, b, **k: ssor(A, b, omega=1.3, **k),
+    "ssor_cg": lambda A, b, **k: ssor_cg(A, b, omega=1.1, **k),
+    "chebyshev_cg": chebyshev_cg,
+    "flexible_cg": lambda A, b, **k: flexible_cg(A, b, precondition=identity, **k),
+    "multigrid_cg": multigrid_cg,
+    "multigrid_cg red-black": lambda A, b, **k: multigrid_cg(A, b, smoother="red-black", degree=1, cycle="W", **k),
+}
+
+
+@pytest.mark.parametrize("name", SOLVERS)
+def test_all_solve_what_a_dense_solve_solves(name):
+    sol = SOLVERS[name](VARYING, B, tol=TOL)
+    want = np.linalg.solve(M, np.asarray(B, np.float64).ravel())
+    assert sol.converged
+    true = np.linalg.norm(M @ np.asarray(sol.value, np.float64).ravel() - np.asarray(B).ravel()) / np.linalg.norm(B)
+    np.testing.assert_allclose(float(sol.error), true, rtol=0.05, atol=10 * float(jnp.finfo(DTYPE).eps))
+    np.testing.assert_allclose(sol.value.ravel(), want, atol=TOL * 1e3)
+
+
+@pytest.mark.parametrize("name", ["sor", "chebyshev_cg", "multigrid_cg"])
+def test_derivatives_are_those_of_a_dense_solve(name):
+    """Against automatic differentiation of a dense solve: reverse, forward, and forward over reverse."""
+    offsets, direction = VARYING.offsets, jnp.asarray(RNG.standard_normal(SHAPE), DTYPE)
+
+    def matrix(c):
+        eye = jnp.eye(B.size, dtype=DTYPE).reshape(-1, *SHAPE)
+        return jax.vmap(Stencil(c, offsets).mv)(eye).reshape(B.size, B.size).T
+
+    def loss(c, b, solve):
+        return jnp.sum(direction * solve(c, b) ** 2)
+
+    ours = jax.jit(lambda c, b: SOLVERS[name](Stencil(c, offsets), b, tol=TOL / 100, max_steps=400).value)
+    exact = jax.jit(lambda c, b: jnp.linalg.solve(matrix(c), b.ravel()).reshape(SHAPE))
+    data = VARYING.coefficients, B
+    got, want = (jax.jit(jax.grad(lambda c, b: loss(c, b, f), (0, 1)))(*data) for f in (ours, exact))
+    for x, y in zip(got, want, strict=True):
+        np.testing.assert_allclose(
+            x, y, rtol=1e-5 if X64 else 0.02, atol=(1e-6 if X64 else 0.01) * float(jnp.abs(y).max())
+        )
+
+    # The stencil stays symmetric along this direction: twice the data, so second order has a meaning for CG too.
+    def along(f):
+        slope = jax.grad(lambda s: loss(s * data[0], data[1], f))
+        return jax.jit(lambda s: jax.jvp(slope, (s,), (jnp.ones_like(s),)))(jnp.ones((), DTYPE))
+
+    for x, y in zip(along(ours), along(exact), strict=True):
+        np.testing.assert_allclose(x, y, rtol=1e-5 if X64 else 0.02)
+
+
+def test_chebyshev_of_degree_one_is_jacobi_cg():
+    steps, x = pcg(M, np.asarray(B, np.float64).ravel(), lambda r: r / np.diag(M), 1e-4)
+    sol = chebyshev_cg(VARYING, B, degree=1, tol=1e-4)
+    assert int(sol.num_steps) == steps
+    np.testing.assert_allclose(sol.value.ravel(), x, atol=1e-3)
+
+
+def test_ssor_cg_in_natural_order_is_the_textbook_one():
+    w, D, L = 1.4, np.diag(np.diag(M)), np.tril(M, -1)
+    P = (D / w + L) @ np.linalg.inv(D) @ (D / w + L).T * w / (2 - w)
+    steps, x = pcg(M, np.asarray(B, np.float64).ravel(), lambda r: np.linalg.solve(P, r), 1e-4)
+    for system in (VARYING.rows(SHAPE, ordering="natural"), jnp.asarray(M, DTYPE)):
+        sol = ssor_cg(system, B.ravel(), omega=w, tol=1e-4)
+        assert int(sol.num_steps) == steps
+        np.testing.assert_allclose(sol.value, x, atol=1e-3)
+
+
+def test_identity_reproduces_conjugate_gradients():
+    steps, x = pcg(M, np.asarray(B, np.float64).ravel(), lambda r: r, 1e-4)
+    sol = flexible_cg(VARYING, B, precondition=identity, tol=1e-4, history=True)
+    assert abs(int(sol.num_steps) - steps) <= (0 if X64 else 2)
+    np.testing.assert_allclose(sol.value.ravel(), x, atol=1e-6 if X64 else 2e-3)
+    assert np.isfinite(np.asarray(sol.history)).sum() == sol.num_steps + 1
+
+
+def test_a_nonlinear_preconditioner():
+    weights = jnp.asarray(3.0, DTYPE)
+    sol = flexible_cg(
+        VARYING, B, precondition=lambda r, w: jnp.tanh(w * r / jnp.max(jnp.abs(r))), args=weights, tol=TOL
+    )
+    assert sol.converged
+    with pytest.raises(ValueError, match="precondition"):
+        flexible_cg(VARYING, B, precondition=lambda r, _: r[0])
+
+
+def test_a_function_is_traced_once():
+    calls = []
+
+    def product(x, d):
+        calls.append(1)
+        return d * x + jnp.sum(x)
+
+    d = jnp.asarray([1.0, 2.0, 3.0], DTYPE)
+    system = MatrixFree(product, d + 1, args=d)
+    b = jnp.asarray([1.0, 0.0, 2.0], DTYPE)
+    got = chebyshev_cg(system, b, tol=TOL).value
+    np.testing.assert_allclose(got, np.linalg.solve(np.diag(d) + 1, b), atol=TOL * 10)
+    assert len(calls) <= 2
+    slope = jax.grad(lambda d: jnp.sum(chebyshev_cg(MatrixFree(product, d + 1, args=d), b, tol=TOL).value))(d)
+    want = jax.grad(lambda d: jnp.sum(jnp.linalg.solve(jnp.diag(d) + 1, b)))(d)
+    np.testing.assert_allclose(slope, want, atol=TOL * 100)
+
+
+@pytest.mark.parametrize("name", ["ssor_cg", "chebyshev_cg", "flexible_cg", "multigrid_cg"])
+def test_indefinite_systems_say_so(name):
+    A = Stencil.laplacian(2, shift=jnp.asarray(-1.0, DTYPE))
+    sol = SOLVERS[name](A, B)
+    assert sol.status == LinearStatus.INDEFINITE
+    assert jnp.all(jnp.isfinite(sol.value))
+    assert sol.error <= 1
+
+
+@pytest.mark.parametrize("name", SOLVERS)
+def test_ends(name):
+    solve = jax.jit(lambda A, b, tol, steps: SOLVERS[name](A, b, tol=tol, max_steps=steps))
+    zero = solve(VARYING, 0 * B, TOL, 50)
+    assert (int(zero.status), int(zero.num_steps), float(zero.error)) == (0, 0, 0.0)
+    assert solve(VARYING, B, TOL, 0).status == Status.MAX_STEPS
+    assert jnp.all(solve(VARYING, B, TOL, 0).value == 0)
+    assert solve(VARYING, B, TOL, 1).num_steps == 1
+    lost = solve(VARYING, B.at[3, 3].set(jnp.nan), TOL, 50)
+    assert (int(lost.status), int(lost.num_steps)) == (Status.NONFINITE, 0)
+    below = solve(VARYING, B, 1e-25, 3000)
+    assert below.status == Status.STAGNATED
+    assert below.error < (1e-13 if X64 else 1e-5)
+
+
+def test_galerkin_operators_and_transfers():
+    for shape in [(12, 9), (7, 3, 5), (70,)]:
+        grid = (3 ** len(shape), *shape)
+        stencil = Stencil(
+            jnp.asarray(RNG.standard_normal(grid), DTYPE), np.array(list(np.ndindex(*(3,) * len(shape)))) - 1
+        )
+        levels = hierarchy(stencil, shape)
+        coarse, small = levels[1]
+        eye = jnp.eye(int(np.prod(small)), dtype=DTYPE).reshape(-1, *small)
+        P = np.asarray(jax.vmap(lambda z, s=shape: prolong(z, s))(eye)).reshape(len(eye), -1).T
+        fine = jnp.eye(int(np.prod(shape)), dtype=DTYPE).reshape(-1, *shape)
+        R = np.asarray(jax.vmap(lambda r, s=small: restrict(r, s))(fine)).reshape(len(fine), -1).T
+        np.testing.assert_allclose(R, P.T, atol=1e-6)
+        np.testing.assert_allclose(dense(coarse, small), R @ dense(stencil, shape) @ P, atol=1e-4)
+
+
+def test_small_inverse():
+    g = RNG.standard_normal((7, 7))
+    m = g @ g.T + np.eye(7)
+    got = invert(jnp.asarray(m, DTYPE))
+    np.testing.assert_allclose(got, np.linalg.inv(m), atol=1e-9 if X64 else 1e-3)
+
+
+def test_interpolation_is_linear():
+    for n in (7, 40):
+        line = prolong(2 * jnp.arange(n // 2, dtype=DTYPE) + 2, (n,))
+        inner = n - n % 2
+        np.testing.assert_allclose(line[:inner], np.arange(inner) + 1)
+
+
+def test_multigrid_does_not_mind_the_grid():
+    A = Stencil.laplacian(2)
+    solve = jax.jit(lambda b: multigrid_cg(A, b, tol=1e-5))
+    steps = [int(solve(jnp.asarray(RNG.standard_normal((n, n)), DTYPE)).num_steps) for n in (16, 50)]
+    assert max(steps) <= 8
+    cube = multigrid_cg(Stencil.laplacian(3), jnp.ones((6, 7, 5), DTYPE), tol=1e-5)
+    assert cube.converged
+    assert cube.num_steps <= 8
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "says"),
+    [
+        (lambda: chebyshev_cg(VARYING, B, degree=0), ValueError, "`degree`"),
+        (lambda: chebyshev_cg(VARYING, B, ratio=0.5), ValueError, "`ratio`"),
+        (lambda: multigrid_cg(jnp.eye(3), jnp.ones(3)), TypeError, "Stencil"),
+        (lambda: multigrid_cg(VARYING, B, smoother="ilu"), ValueError, "'red-black'"),
+        (lambda: multigrid_cg(VARYING, B, cycle="F"), ValueError, "`cycle`"),
+        (lambda: flexible_cg(VARYING, B, precondition=3), TypeError, "callable"),
+        (lambda: flexible_cg(VARYING, B, precondition=identity, directions=0), ValueError, "`directions`"),
+        (lambda: chebyshev_cg(MatrixFree(lambda x, _: x[:2]), jnp.ones(3)), ValueError, "shape"),
+        (lambda: ssor_cg(MatrixFree(lambda x, _: x), jnp.ones(3)), ValueError, "swept"),
+    ],
+)
+def test_bad_input_raises(call, error, says):
+    with pytest.raises(error, match=says):
+        call()
