@@ -223,6 +223,11 @@ def test_readme_example_prints_what_it_says():
     assert float(re.search(r"error (\S+)", run.stdout)[1]) <= 1e-9
 
 
+def test_readme_shows_the_committed_results():
+    run = subprocess.run([sys.executable, "bench/readme_table.py", "--check"], cwd=ROOT, check=False)
+    assert run.returncode == 0, "run python bench/readme_table.py"
+
+
 def test_tour_lists_every_family():
     from solvers.tour import FAMILIES as TOUR
 

@@ -96,9 +96,9 @@ def _peers(problem: TransportProblem, cost: float, patience: float) -> Iterator[
 
 def _ott(problem: TransportProblem, patience: float) -> Peer:
     """OTT-JAX's Sinkhorn at its defaults, its iterations limited by ``patience`` seconds."""
-    from ott.geometry.geometry import Geometry
-    from ott.problems.linear.linear_problem import LinearProblem
-    from ott.solvers.linear.sinkhorn import Sinkhorn
+    from ott.geometry.geometry import Geometry  # pyright: ignore[reportMissingImports]
+    from ott.problems.linear.linear_problem import LinearProblem  # pyright: ignore[reportMissingImports]
+    from ott.solvers.linear.sinkhorn import Sinkhorn  # pyright: ignore[reportMissingImports]
 
     def ready(iterations: int):
         def solve(cost, a, b):
@@ -120,7 +120,7 @@ def _pot(problem: TransportProblem, patience: float) -> Peer:
     """POT's log-domain Sinkhorn, its iterations limited by ``patience`` seconds."""
     import warnings
 
-    import ot
+    import ot  # pyright: ignore[reportMissingImports]
 
     def solve(iterations: int):
         with warnings.catch_warnings():
@@ -140,7 +140,7 @@ def _pot(problem: TransportProblem, patience: float) -> Peer:
 
 
 def _exact(problem: TransportProblem, cost: float) -> Peer:
-    import ot
+    import ot  # pyright: ignore[reportMissingImports]
 
     start = time.perf_counter()
     plan = ot.emd(problem.a, problem.b, problem.cost, numItermax=10**7)
