@@ -65,6 +65,7 @@ from .transport.solution import TransportSolution as TransportSolution
 __version__ = "0.1.0"
 
 __all__ = [
+    "KKT",
     "Arms",
     "Box",
     "CGSolution",
@@ -75,7 +76,6 @@ __all__ = [
     "ExpertMix",
     "GPSolution",
     "HagemanYoung",
-    "KKT",
     "KrylovKKT",
     "LinearSolution",
     "LinearStatus",

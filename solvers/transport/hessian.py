@@ -19,9 +19,8 @@ from ..core.typing import Array, Bool, Float, Int, Scalar
 from .kernel import Kernel
 from .problem import Problem
 
-
-USEFUL = 0.1
-"""A direction with this relative residual still gains a digit: conjugate gradients that stop there had no trouble."""
+USEFUL = 0.02
+"""A direction with this relative residual still gains most of two digits: conjugate gradients that stop there had no trouble."""
 
 
 class Direction(eqx.Module):
