@@ -20,7 +20,7 @@ from .kernel import Kernel
 from .problem import Problem
 
 USEFUL = 0.02
-"""A direction with this relative residual still gains most of two digits: conjugate gradients that stop there had no trouble."""
+"""A direction with this relative residual still gains a digit or more: conjugate gradients had no trouble."""
 
 
 class Direction(eqx.Module):
@@ -34,7 +34,8 @@ class Direction(eqx.Module):
     def of(cls, result: KrylovResult, system: "System") -> "Direction":
         """Scale the solution of a `System` back."""
         d = result.x.astype(system.r.dtype) * system.scale
-        return cls(d, result.num_steps, result.residual > jnp.maximum(system.tol, USEFUL).astype(result.residual.dtype))
+        useful = jnp.maximum(system.tol, USEFUL).astype(result.residual.dtype)
+        return cls(d, result.num_steps, ~(result.residual <= useful))
 
 
 class System(eqx.Module):

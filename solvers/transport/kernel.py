@@ -82,6 +82,7 @@ def absorb(problem: Problem, kernel: Kernel, f, g, epsilon) -> Kernel:
     If its sums under- or overflow, it is formed after a sweep in the log domain, which is exact whatever the exponents.
     """
     mask = problem.rows[:, None] & problem.columns[None, :]
+    widest = 50.0 if f.dtype == jnp.float64 else REACH
 
     def body(carry):
         _, trips, _ = carry
@@ -95,26 +96,25 @@ def absorb(problem: Problem, kernel: Kernel, f, g, epsilon) -> Kernel:
         ones = jnp.ones_like(f), jnp.ones_like(g)
         new = Kernel(jnp.where(mask, jnp.exp(exponent), 0), f_now, g_now, *ones, ones[0], epsilon)
         new = rescale(problem, new, new.alpha)
-        in_range = _within_reach(_ratio(problem.a, new.r)) & _within_reach(new.beta)
+        in_range = _within(widest, _ratio(problem.a, new.r)) & _within(widest, new.beta)
         return new, trips + 1, in_range
 
     start = (kernel, jnp.zeros((), jnp.int32), jnp.zeros((), bool))
     return lax.while_loop(lambda c: ~c[2] & (c[1] < 2), body, start)[0]
 
 
-def reach(dtype) -> float:
-    """Largest absolute logarithm of a scaling before it is absorbed."""
-    return 50.0 if jnp.finfo(dtype).bits == 64 else 15.0
-
-
-def _within_reach(scaling):
-    bound = jnp.exp(jnp.asarray(reach(scaling.dtype), scaling.dtype))
-    return jnp.all((scaling * bound > 1) & (scaling < bound))
+REACH = 15.0
+"""Largest absolute logarithm of a scaling before it is absorbed: its square is still a float32."""
 
 
 def needs_absorbing(kernel: Kernel):
     """Whether a scaling has left the range in which K represents the plan to full precision."""
-    return ~(_within_reach(kernel.alpha) & _within_reach(kernel.beta))
+    return ~(_within(REACH, kernel.alpha) & _within(REACH, kernel.beta))
+
+
+def _within(reach: float, scaling):
+    bound = jnp.exp(jnp.asarray(reach, scaling.dtype))
+    return jnp.all((scaling * bound > 1) & (scaling < bound))
 
 
 def column_update(problem: Problem, f, epsilon) -> Float[Array, " m"]:
