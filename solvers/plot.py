@@ -140,7 +140,7 @@ def plan(
     axes.add_collection(LineCollection(list(np.stack([x[i], y[j]], 1)), colors=colours, linewidths=0.8, zorder=1))
     for points, mass, colour, name in ((x, P.sum(1), PALETTE[1], "source"), (y, P.sum(0), PALETTE[0], "target")):
         axes.scatter(*points.T, s=14 * mass / mass.mean(), color=colour, label=name, zorder=2, linewidths=0)
-    axes.legend(frameon=False)
+    axes.legend(frameon=False, ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.06))
     axes.set_aspect("equal")
     return axes
 

@@ -3,6 +3,7 @@
 import ast
 import doctest
 import inspect
+import json
 import os
 import re
 import subprocess
@@ -242,6 +243,27 @@ def test_tour_answers_at_once(argument):
         [sys.executable, "-m", "solvers", argument], cwd=ROOT, capture_output=True, text=True, check=True, timeout=60
     )
     assert "solvers" in run.stdout or "transport" in run.stdout
+
+
+def test_tour_solves_compares_and_draws(tmp_path):
+    """The transport part with a small palette and no peers, as JSON on a clean standard output."""
+    code = f"""
+import sys
+import solvers.tour.transport as part
+from solvers.__main__ import main
+part.COLOURS, part.installed = 64, lambda module: False
+sys.exit(main(["--only", "transport", "--json", "--plots", {str(tmp_path)!r}]))
+"""
+    user = {k: v for k, v in os.environ.items() if k not in ("XLA_FLAGS", "JAX_ENABLE_X64")}
+    run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=user, capture_output=True, text=True, check=True)
+    (record,) = json.loads(run.stdout)
+    assert record["family"] == "transport"
+    assert record["converged"]
+    assert 0 < record["error"] <= record["tol"] == 1e-9
+    assert 0 < record["facts"]["duality_gap"] < 1e-6
+    assert [peer["solver"] for peer in record["peers"]] == ["sinkhorn"]
+    assert (tmp_path / "transport.png").stat().st_size > 100_000
+    assert "pip install" in run.stderr
 
 
 def test_tour_refuses_an_unknown_family(capsys):
