@@ -109,7 +109,7 @@ def test_identity_reproduces_conjugate_gradients():
     sol = flexible_cg(VARYING, B, precondition=identity, tol=1e-4, history=True)
     assert abs(int(sol.num_steps) - steps) <= (0 if X64 else 2)
     np.testing.assert_allclose(sol.value.ravel(), x, atol=1e-6 if X64 else 2e-3)
-    assert np.isfinite(np.asarray(sol.history)).sum() == sol.num_steps + 1
+    assert np.isfinite(np.asarray(sol.history)).sum() == int(sol.num_steps) + 1
 
 
 def test_a_nonlinear_preconditioner():
