@@ -154,7 +154,7 @@ def tables(options):
 
 
 def heat(options):
-    """The 5,000-step heat run at nx = 100, learning included, as one program."""
+    """Run 5,000 heat steps at nx = 100, learning included, as one program."""
     rows, steps = [], 500 if options.quick else 5000
 
     def step(t, u, args):
@@ -180,7 +180,7 @@ def heat(options):
     }
     for name, run in runs.items():
         program = harness.compiled(run, jax.random.key(9))
-        timing = harness.clock(lambda: program(jax.random.key(9)), repeat=3, budget=15)
+        timing = harness.clock(lambda p=program: p(jax.random.key(9)), repeat=3, budget=15)
         out = timing.output
         rows.append({
             "run": name, "systems": steps, "seconds": timing.seconds, "compile": program.first_call_seconds,
@@ -192,7 +192,7 @@ def heat(options):
 
 
 def instance(n, kappa=10.0, variable=False, dtype=jnp.float64):
-    """The heat step of the notes on an n x n grid from zero, constant or log-normal conductivity."""
+    """Return a heat step on an n x n grid from zero, with constant or log-normal conductivity."""
     nx = n + 1
     s = 0.5 * kappa * 1e-3 * nx * nx
     g = np.arange(1, nx) / nx
@@ -286,7 +286,7 @@ def single(options):
             name = f"{n} x {n}, {'variable' if variable else 'constant'}"
             for label, solver in ours(omega).items():
                 program = harness.compiled(solver, A, b)
-                timing = harness.clock(lambda p=program: p(A, b), repeat=9, budget=2, warm=True)
+                timing = harness.clock(lambda p=program, A=A, b=b: p(A, b), repeat=9, budget=2, warm=True)
                 out = timing.output
                 rows.append({
                     "system": name, "solver": label, "ms": 1e3 * timing.seconds, "steps": int(out.num_steps),
@@ -308,7 +308,7 @@ def overhead(options):
     rows = []
     for label, (learner, _) in learners(0.0, 1.0, 6).items():
         program = harness.compiled(
-            lambda c, x, k, l=learner: replay(l, c, key=k, contexts=x, arms=jnp.asarray(GRID)).costs,
+            lambda c, x, k, chosen=learner: replay(chosen, c, key=k, contexts=x, arms=jnp.asarray(GRID)).costs,
             table, context, jax.random.key(9),
         )  # fmt: skip
         timing = harness.clock(lambda p=program: p(table, context, jax.random.key(9)), repeat=5, warm=True)
@@ -317,7 +317,7 @@ def overhead(options):
 
 
 def accelerator(options):
-    """The targets for one GPU: single systems, a batch, a sweep against the copy rate, the heat run."""
+    """Measure the targets for one GPU: single systems, a batch, a sweep against the copy rate, the heat run."""
     rows, quick = [], options.quick
     for n in (64,) if quick else (256, 1024):
         A, b = instance(n)
@@ -327,11 +327,12 @@ def accelerator(options):
         calls["jax.scipy cg"] = lambda A, b: jax.scipy.sparse.linalg.cg(A.mv, b, tol=1e-8, maxiter=10000)[0]
         for label, solver in calls.items():
             program = harness.compiled(solver, A, b)
-            timing = harness.clock(lambda p=program: p(A, b), repeat=9, budget=2, warm=True)
+            timing = harness.clock(lambda p=program, A=A, b=b: p(A, b), repeat=9, budget=2, warm=True)
             x = timing.output if label.startswith("jax") else timing.output.value
             steps = None if label.startswith("jax") else int(timing.output.num_steps)
             rows.append({
-                "what": f"{n} x {n}", "solver": label, "ms": 1e3 * timing.seconds, "steps": steps, "error": judge(A, b, x)
+                "what": f"{n} x {n}", "solver": label, "ms": 1e3 * timing.seconds, "steps": steps,
+                "error": judge(A, b, x),
             })  # fmt: skip
     lanes, n = (8, 32) if quick else (1024, 64)
     kappa = jnp.linspace(0.1, 10, lanes)

@@ -6,7 +6,6 @@ from .constrained.matrix_free import KrylovKKT as KrylovKKT
 from .constrained.newton import NewtonSolution as NewtonSolution
 from .constrained.newton import sketched_newton as sketched_newton
 from .constrained.sketching import SketchProject as SketchProject
-from .constrained.sketching import sketch_and_project as sketch_and_project
 from .core.bandits import ContextBins as ContextBins
 from .core.bandits import ExpertMix as ExpertMix
 from .core.bandits import TsallisINF as TsallisINF
@@ -115,7 +114,6 @@ __all__ = [
     "print_progress",
     "replay",
     "sinkhorn",
-    "sketch_and_project",
     "sketched_newton",
     "sns_sinkhorn",
     "solve_sequence",

@@ -109,11 +109,11 @@ class Arms(eqx.Module):
         """Join two sets of arms."""
         methods = self.methods + tuple(m for m in other.methods if m not in self.methods)
         place = jnp.asarray([methods.index(m) for m in other.methods], jnp.int32)
-        joined = [
+        omega, ratio, degree, work = (
             jnp.concatenate([getattr(self, n), getattr(other, n).astype(getattr(self, n).dtype)])
             for n in ("omega", "ratio", "degree", "work")
-        ]
-        return Arms(jnp.concatenate([self.kind, place[other.kind]]), *joined, methods)
+        )
+        return Arms(jnp.concatenate([self.kind, place[other.kind]]), omega, ratio, degree, work, methods)
 
     def __len__(self) -> int:
         """Return the number of arms."""

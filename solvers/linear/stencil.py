@@ -9,7 +9,7 @@ import numpy as np
 from jax import lax
 
 from ..core.checks import fail, float_array
-from ..core.typing import Array
+from ..core.typing import Array, Scalar
 from .rows import SparseRows
 from .systems import Layout, System
 
@@ -59,7 +59,7 @@ class Stencil(System, Layout):
             fail("Stencil", "coefficients", expected, self.coefficients.shape)
 
     @classmethod
-    def laplacian(cls, ndim: int = 2, *, scale=1.0, shift=0.0) -> "Stencil":
+    def laplacian(cls, ndim: int = 2, *, scale: Scalar = 1.0, shift: Scalar = 0.0) -> "Stencil":
         """Return ``shift I + scale (2 ndim I - sum of the 2 ndim neighbours)``."""
         scale = float_array("Stencil.laplacian", "scale", scale)
         shift = float_array("Stencil.laplacian", "shift", shift, dtype=scale.dtype)
@@ -132,7 +132,7 @@ class Stencil(System, Layout):
         for k, o in enumerate(self.offsets):
             target = index + np.reshape(o, (-1,) + (1,) * len(shape))
             inside = np.all((target >= 0) & (target < np.reshape(shape, (-1,) + (1,) * len(shape))), axis=0)
-            row.append(np.ravel_multi_index(tuple(index), shape)[inside])
+            row.append(np.asarray(np.ravel_multi_index(tuple(index), shape))[inside])
             column.append(np.ravel_multi_index(tuple(t[inside] for t in target), shape))
             entries.append(k * inside.size + np.flatnonzero(inside))
         full = jnp.reshape(self.coefficients, (len(self.offsets), -1))

@@ -78,8 +78,10 @@ def gp_solve(
         See `error`; 50 eps, and about 3e-6 (float64) or 2e-2 (float32) when conditioning. Traced.
     max_steps : int
         Newton steps. Traced.
-    history, progress
-        See `core.loop.iterate`.
+    history : bool or int
+        Record the error of that many steps (``True``: 256). Static.
+    progress : callable, optional
+        Called on the host as ``progress(step, error)``.
 
     Returns
     -------

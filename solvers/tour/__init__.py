@@ -16,6 +16,7 @@ Say: TypeAlias = Callable[[str], None]
 FAMILIES: dict[str, str] = {
     "linear": "a heat simulation whose relaxation is learned from its own step counts",
     "transport": "optimal transport: the colours of one photograph moved to another",
+    "pde": "a differential equation with three scales, by a spectral Gaussian-process solve",
     "constrained": "equality constraints: digits told odd from even by weights on a sphere",
 }
 """Name of the module, and what it shows."""

@@ -2,6 +2,7 @@
 
 import time
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -64,7 +65,8 @@ def _scipy(problem: NLP) -> Peer:
     for function in (objective, hessian, values, jacobian):
         jax.block_until_ready(function(x0))
     curvature = 2 * np.eye(x0.size)
-    constraint = scipy.optimize.NonlinearConstraint(values, 0, 0, jac=jacobian, hess=lambda x, v: v[-1] * curvature)
+    derivatives: dict[str, Any] = {"jac": jacobian, "hess": lambda x, v: v[-1] * curvature}
+    constraint = scipy.optimize.NonlinearConstraint(values, 0, 0, **derivatives)
     start = time.perf_counter()
     found = scipy.optimize.minimize(
         lambda x: tuple(map(np.asarray, objective(x))), x0, jac=True, hess=lambda x: np.asarray(hessian(x)),

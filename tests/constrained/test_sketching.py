@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import scipy.linalg
 
-from solvers import SketchProject, sketch_and_project, sketched_newton
+from solvers import SketchProject, sketched_newton
+from solvers.constrained.sketching import sketch_and_project
 from solvers.core.sketch import SKETCHES, draw, hadamard
 from solvers.problems.constrained import HAND_WRITTEN
 
