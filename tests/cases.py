@@ -175,7 +175,7 @@ def _linear(name, solution, status, *, shape=(4, 5), user_function=None, **setti
         warm=lambda data, solution: (data, {"x0": solution.value}),
         zero=lambda: flat((3, 3), 0.0),
         single=lambda: flat((1, 1), 2.0),
-        failing=lambda data: ({**data, "shift": jnp.full_like(data["shift"], -3)}, {}, int(status)),
+        failing=lambda data: ({**data, "shift": jnp.full_like(data["shift"], -2)}, {}, int(status)),
         differentiable=("conductivity", "shift", "b"),
         direction=lambda rng, data: {
             "conductivity": 0.1 * rng.standard_normal(shape),
