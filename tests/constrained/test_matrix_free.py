@@ -42,6 +42,7 @@ def test_pde_control_on_31_by_31_in_few_inner_steps():
     assert s.value["state"].shape == (31, 31)
 
 
+@needs_x64
 def test_an_infeasible_problem_is_called_so_without_matrices():
     s = sketched_newton(
         lambda x, _: jnp.sum(x**2), jnp.asarray([2.0, 1.0], FLOAT), equality=lambda x, _: x[:1] ** 2 + 1, kkt="krylov"
