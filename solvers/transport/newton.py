@@ -108,8 +108,9 @@ def sns_sinkhorn(
     Bad values (NaN, negative weights, unequal masses, a point that may go nowhere) are reported by status, without a
     step; the status codes are those of `Status` and of `TransportStatus`.
 
-    *Cost.* A step is about ten products with an n x m matrix plus one a conjugate-gradient step; exponentials are
-    taken once an epsilon. Memory beside the cost: some two arrays of its shape, three more while a system is factored.
+    *Cost.* A step is four products with an n x m matrix, two more for every point tried beyond the first and two for
+    every conjugate-gradient step; exponentials are taken when epsilon changes or scalings are absorbed.
+    Memory beside the cost: some two arrays of its shape, three more while a system is factored.
 
     *Batches.* Under ``jax.vmap`` lanes give the same answers as alone; all wait for the slowest, and a lane whose
     systems need factoring makes every lane pay for it in that step.
