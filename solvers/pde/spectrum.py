@@ -69,7 +69,7 @@ def pursue(signal, count: int):
     return omega, used * amplitude
 
 
-def data_prior(problem: PDEProblem, equation: Equation, args, raw_args, dtype, *, count: int = 8):
+def data_prior(problem: PDEProblem, equation: Equation, args, raw_args, nodes, dtype, *, count: int = 8):
     """Return one `SpectralMixture` a dimension, from the source along a few lines and from the face values.
 
     Peaks of the source are divided by the symbol of the linearised equation, so that what counts is how much of an
@@ -82,15 +82,8 @@ def data_prior(problem: PDEProblem, equation: Equation, args, raw_args, dtype, *
         width = upper - lower
         found = []
         for fraction in LINES if ndim > 1 else LINES[:1]:
-            x = _line(problem, d, fraction, dtype)
-            shape = jnp.broadcast_shapes(*(c.shape for c in x))
-            jets = [[jnp.zeros(shape, dtype) for _ in o] for o in equation.orders]
-            try:
-                source = jnp.sum(jnp.stack(equation.elsewhere(x, jets, args)), axis=0)
-                slopes = _slopes(equation, x, jets, args)
-            except (TypeError, ValueError):  # a residual with arrays of the grid's shape cannot be sampled elsewhere
-                continue
-            omega, amplitude = pursue(source.reshape(-1), count)
+            source, slopes = _source(problem, equation, args, nodes, d, fraction, dtype)
+            omega, amplitude = pursue(source, count)
             real, imaginary = jnp.zeros(count, dtype), jnp.zeros(count, dtype)
             for index, c in zip(equation.orders[0], slopes, strict=True):
                 if all(p == 0 for e, p in enumerate(index) if e != d):
@@ -109,6 +102,31 @@ def data_prior(problem: PDEProblem, equation: Equation, args, raw_args, dtype, *
                         found.append(pursue(values.reshape(-1), count))
         kernels.append(_merge(found, count, dtype))
     return tuple(kernels)
+
+
+def _source(problem: PDEProblem, equation: Equation, args, nodes, d: int, fraction: float, dtype):
+    """Return the equation's source on a line, equally spaced, and its mean coefficients there.
+
+    Where the residual holds arrays of the grid's shape the grid's own line next to the one asked for is interpolated.
+    """
+    x = _line(problem, d, fraction, dtype)
+    try:
+        jets = _zeros(equation, x)
+        source = sum(equation.elsewhere(x, jets, args))
+        slopes = _slopes(equation, x, jets, args)
+    except (TypeError, ValueError):
+        jets = _zeros(equation, nodes)
+        source = sum(equation(nodes, jets, args))
+        slopes = equation.coefficients(nodes, jets, args)[0][0]
+        source = jnp.moveaxis(source, d, 0)
+        at = tuple(int(fraction * (n - 1)) for n in source.shape[1:])
+        source = jnp.interp(x[d].reshape(-1), nodes[d].reshape(-1), source[(slice(None), *at)])
+    return source.reshape(-1), slopes
+
+
+def _zeros(equation: Equation, x):
+    shape = jnp.broadcast_shapes(*(c.shape for c in x))
+    return [[jnp.zeros(shape, x[0].dtype) for _ in o] for o in equation.orders]
 
 
 def of_solution(solution, *, field: int = 0, count: int = 8):
