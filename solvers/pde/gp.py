@@ -116,18 +116,30 @@ def gp_solve(
 
     *Conditioning.* One QR factorisation a step, ``O(m k^2)`` for m data and k weights, of the Jacobian in whitened
     weights: the kernel matrix is truncated relative to its largest eigenvalue and never inverted. The Jacobian is
-    dense, so k should stay below a few thousand. Exact data have noise of ``eps^0.55`` of what the prior allows.
+    dense, ``(m + k) k`` numbers, so k should stay below a few thousand. Exact data have noise of ``eps^0.55`` of what
+    the prior allows.
+
+    *Learning.* ``log N(y; 0, K + noise^2)`` of the data (at most 240 of an equation, 48 of a face), linearised at a
+    first solution where need be, is maximised by BFGS over logarithms, with frequencies; `SpectralMixture` components
+    that BIC finds superfluous get weight zero. Kernels enter by their closed-form derivatives: no eigenvector is
+    differentiated.
+
+    *Default grid.* Degrees come from the Chebyshev coefficients of the source along lines and of the face values; a
+    dimension whose last coefficients exceed ``eps^0.7`` of the largest gets half as many nodes more, up to 2048, 512 or
+    96 in one, two or three dimensions (when conditioning 128, 20, 8, which is below Nyquist where it must be).
+
+    *Domains other than boxes*: a residual that is zero outside, `Observe` on the boundary, and a prior.
 
     *Status.* `PDEStatus.UNRESOLVED` when the equation is solved on the grid yet its residual there exceeds
     ``10 sqrt(tol)``; `PDEStatus.ALIASED`, `PDEStatus.UNIDENTIFIED`.
 
     *Derivatives.* Implicit, forward and reverse, any order, in condition values and coefficients, bounds (spectral
-    only), `args`, noise and observations.
+    only), `args`, noise and observations. In the prior: of `log_evidence` by `learn`, not through the solution.
 
     *Precision.* In the inputs' dtype; float32 reaches about 1e-5 and says so in `error` and `residual`.
 
-    *Departures from [1].* No Adam: the spectrum is read off the data and u eliminated. Error is judged by the residual
-    at the last state, never by the test error.
+    *Departures from [1].* No Adam (but see `published`): the spectrum is read off the data and u eliminated. Error is
+    judged by the residual at the last state, never by the test error.
 
     References
     ----------

@@ -75,7 +75,12 @@ def first_grid(problem: PDEProblem, args: Any, dtype, forced: bool) -> tuple[tup
     cancel: for it only the strong ones count, and refinement does the rest.
     """
     ndim = problem.domain.ndim
-    lines, structure = _sampled(problem, args, dtype)
+    try:
+        lines, structure = _sampled(problem, args, dtype)
+    except (TypeError, ValueError) as cause:
+        if str(cause).startswith("PDEProblem"):
+            raise
+        fail("gp_solve", "grid", "given, or the residual a function of any x: it cannot be sampled elsewhere", cause)
     orders, linear = structure.value
     conditioned = forced or is_conditioned(problem, orders)
     most, grid = (CONDITIONED if conditioned else LARGEST)[ndim], []
