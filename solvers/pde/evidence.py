@@ -18,9 +18,11 @@ from .conditioning import Data
 from .priors import Kernel, SpectralMixture, StudentMixture
 from .tracing import Equation
 
-MOST = {"equation": 240, "face": 48}
+MOST = {"equation": 160, "face": 40}
 """Data of an equation, and of a face, that are learned from."""
-STEPS = 60
+STEPS = 40
+TOL = 0.05
+"""Slope at which the search ends, in nats per unit of a logarithm: far below what the data can tell."""
 SPREAD = 1.5
 """Standard deviation of the logarithms of lengths and noises around where the search starts."""
 CYCLES = 0.25

@@ -119,7 +119,7 @@ def gp_solve(
     dense, ``(m + k) k`` numbers, so k should stay below a few thousand. Exact data have noise of ``eps^0.55`` of what
     the prior allows.
 
-    *Learning.* ``log N(y; 0, K + noise^2)`` of the data (at most 240 of an equation, 48 of a face), linearised at a
+    *Learning.* ``log N(y; 0, K + noise^2)`` of the data (at most 160 of an equation, 40 of a face), linearised at a
     first solution where need be, is maximised by BFGS over logarithms, with frequencies; `SpectralMixture` components
     that BIC finds superfluous get weight zero. Kernels enter by their closed-form derivatives: no eigenvector is
     differentiated.
@@ -131,7 +131,8 @@ def gp_solve(
     *Domains other than boxes*: a residual that is zero outside, `Observe` on the boundary, and a prior.
 
     *Status.* `PDEStatus.UNRESOLVED` when the equation is solved on the grid yet its residual there exceeds
-    ``10 sqrt(tol)``; `PDEStatus.ALIASED`, `PDEStatus.UNIDENTIFIED`.
+    ``10 sqrt(tol)``; `PDEStatus.ALIASED`, `PDEStatus.UNIDENTIFIED`; `PDEStatus.CONTRADICTED` when a measurement lies
+    twelve standard deviations from the mean: equation, prior and data cannot all be right, or not in this precision.
 
     *Derivatives.* Implicit, forward and reverse, any order, in condition values and coefficients, bounds (spectral
     only), `args`, noise and observations. In the prior: of `log_evidence` by `learn`, not through the solution.

@@ -27,9 +27,11 @@ def conditioned(problem, equation, args, dynamic, x, prior, guess, infer, tol, g
     nugget = eps(dtype) ** 0.55
     tol = jnp.asarray(30 * eps(dtype) / nugget, dtype) if tol is None else tol
     if prior is None:
+        free = tuple(not p and any(len(problem.faces(k, d)) < max((i[d] for i in o), default=0) for k, o in enumerate(
+            equation.orders)) for d, p in enumerate(problem.periodic))  # fmt: skip
         prior, aliased = _below_nyquist(data_prior(problem, equation, dynamic, args, x, dtype), x)
     else:
-        aliased = jnp.zeros((), bool)
+        free, aliased = (False,) * ndim, jnp.zeros((), bool)
     prior = lax.stop_gradient(per_dimension(prior, ndim))
     sizes = [c.size for c in x]
     rank = rank or {1: 256, 2: 40, 3: 12}[ndim]
@@ -43,7 +45,7 @@ def conditioned(problem, equation, args, dynamic, x, prior, guess, infer, tol, g
     data = Data(stated, faces, dynamic, infer)
 
     def conditioning(prior, data, guess):
-        bases = tuple(_whitened(problem, d, prior[d], sizes[d], ranks[d], basis, dtype) for d in range(ndim))
+        bases = tuple(_whitened(problem, d, prior[d], sizes[d], ranks[d], basis, free[d], dtype) for d in range(ndim))
         bases = lax.stop_gradient((bases,) * fields)
         moving, still = eqx.partition(data, eqx.is_inexact_array)
 
@@ -69,6 +71,11 @@ def conditioned(problem, equation, args, dynamic, x, prior, guess, infer, tol, g
         blind = (status == Status.CONVERGED) & jnp.any(whitened > 0.95)
         status = jnp.where(blind, int(PDEStatus.UNIDENTIFIED), status).astype(jnp.int32)
         args = rows.args(found)[1]
+    stated = zip(parts[count:], rows.scales[count:], sum(_noises(data)[1:], ()), strict=True)
+    noisy = [jnp.max(jnp.abs(p) / s) for p, s, noise in stated if noise is not None]
+    if noisy:
+        apart = (status == Status.CONVERGED) & (jnp.max(jnp.stack(noisy)) > 12)
+        status = jnp.where(apart, int(PDEStatus.CONTRADICTED), status)
     status = status.astype(jnp.int32)
     return GPSolution(
         value=z if fields > 1 else z[0], status=status, num_steps=run.num_steps, error=run.error, tol=tol,
@@ -118,14 +125,15 @@ def _noises(data: Data):
         o.noise for o in data.problem.observations)  # fmt: skip
 
 
-def _whitened(problem, d: int, kernel, size: int, rank: int, basis: str, dtype):
+def _whitened(problem, d: int, kernel, size: int, rank: int, basis: str, free: bool, dtype):
     lower, upper = (jnp.asarray(b, dtype) for b in problem.domain.bounds[d])
     if problem.periodic[d]:
         return Weighted.build(kernel, Fourier(lower, upper, size), min(rank, size))
     if basis == "polynomial":
         return Weighted.build(kernel, Legendre(lower, upper, size, min(2, size - 1)), min(rank, size))
     anchors = max(128, 2 * size) if problem.domain.ndim == 1 else 128
-    return Eigen.build(kernel, lower, upper, anchors, min(rank, anchors))
+    line = jnp.sqrt(kernel.derivative(jnp.zeros((), dtype))) if free else None
+    return Eigen.build(kernel, lower, upper, anchors, min(rank, anchors), line)
 
 
 def _colour(bases, tensor):

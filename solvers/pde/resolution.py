@@ -33,7 +33,8 @@ def refined(
     """Solve on finer and finer grids until the coefficients of the solution have decayed; on the host.
 
     ``solve(grid, guess)`` is tried on a first grid that resolves source and conditions. A dimension whose last
-    coefficients exceed ``eps^0.7`` of the largest is refined, until that no longer helps.
+    coefficients exceed ``eps^0.7`` of the largest is refined, until that no longer helps; all are where Newton's method
+    found nothing.
     """
     if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves((problem, args))):
         fail("gp_solve", "grid", "given where the data are traced: inside jit, vmap and grad", None)
@@ -45,12 +46,15 @@ def refined(
         while True:
             solution = solve(grid, guess)
             status, most = int(solution.status), LARGEST[len(grid)]
-            solved = status == Status.CONVERGED
+            rounding = status == Status.STAGNATED and float(solution.error) <= eps(dtype) ** 0.5
+            solved = status == Status.CONVERGED or rounding
             tails = _tails(solution, len(grid))
             bad = tails > eps(dtype) ** 0.7 if solved else np.ones(len(grid), bool)
             stuck = solved and before is not None and tails.max() < 1e-3 and tails.max() > before / 2
-            finer = tuple(max(n, min(most, n + n // 2)) if b else n for n, b in zip(grid, bad, strict=True))
-            if stuck or finer == grid or status in (Status.NONFINITE, Status.STAGNATED):
+            finer = tuple(
+                max(n, min(most, n + n // 2 if solved else 2 * n)) if b else n for n, b in zip(grid, bad, strict=True)
+            )
+            if stuck or finer == grid or status == Status.NONFINITE:
                 return solution
             before = tails.max() if solved else None
             grid, guess = finer, solution if solved or status == PDEStatus.UNRESOLVED else guess

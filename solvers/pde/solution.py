@@ -18,6 +18,10 @@ class PDEStatus(StatusCode):
 
     UNRESOLVED = 100, "unresolved: solved on the grid, but the equation does not hold between its nodes; refine `grid`"
     UNIDENTIFIED = 101, "unidentified: the data say no more about some of `args` than their prior; observe more"
+    CONTRADICTED = (
+        103,
+        "contradicted: measurements lie a dozen standard deviations off; state more noise or a wider prior",
+    )
     ALIASED = 102, "aliased: the uniform grid takes a frequency of the data for a slow one; use non-uniform nodes"
 
 

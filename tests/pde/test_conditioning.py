@@ -246,3 +246,27 @@ def test_float32_data_stay_float32_and_say_what_was_reached():
     points = T.astype(jnp.float32)
     np.testing.assert_allclose(solution.mean(points), mean, atol=2e-3)
     np.testing.assert_allclose(solution.std(points), np.sqrt(np.diag(covariance)), atol=2e-3)
+
+
+@needs_x64
+def test_an_exact_equation_without_boundary_data_is_a_regression_on_straight_lines(rng):
+    """What f leaves free is a line; twenty noisy observations find it as least squares does, with the same errors."""
+
+    def u(x):
+        return np.sin(x) + 0.1 * np.sin(20 * x) + 0.05 * np.cos(100 * x)
+
+    def residual(x, v, a):
+        return v.dxx + jnp.sin(x[0]) + 40 * jnp.sin(20 * x[0]) + 500 * jnp.cos(100 * x[0])
+
+    seen = np.sort(rng.uniform(0.05, 0.95, 20))
+    noise = 0.01 * rng.standard_normal(20)
+    problem = PDEProblem(residual, Box((0.0, 1.0)), [Observe(seen, u(seen) + noise, 0.01)])
+    solution = gp_solve(problem, grid=100)
+    rows, t = np.stack([np.ones(20), seen], 1), np.asarray(T)
+    at = np.stack([np.ones(9), t], 1)
+    covariance = at @ np.linalg.inv(rows.T @ rows) @ at.T * 1e-4
+    np.testing.assert_allclose(solution.std(T), np.sqrt(np.diag(covariance)), rtol=1e-2)
+    np.testing.assert_allclose(solution.mean(T), u(t) + at @ np.linalg.lstsq(rows, noise, rcond=None)[0], atol=1e-4)
+    assert bool(solution.converged)
+    # Functions a twentieth of the domain long imitate no line to the precision of an exact equation: it is said so.
+    assert int(gp_solve(problem, grid=100, prior=SquaredExponential(0.05)).status) == PDEStatus.CONTRADICTED
