@@ -50,6 +50,7 @@ from .pde import PDEProblem as PDEProblem
 from .pde import PDEStatus as PDEStatus
 from .pde import Periodic as Periodic
 from .pde import PeriodicKernel as PeriodicKernel
+from .pde import PublishedGPHM as PublishedGPHM
 from .pde import Robin as Robin
 from .pde import SpectralMixture as SpectralMixture
 from .pde import SquaredExponential as SquaredExponential
@@ -88,6 +89,7 @@ __all__ = [
     "PDEStatus",
     "Periodic",
     "PeriodicKernel",
+    "PublishedGPHM",
     "PublishedSNS",
     "Robin",
     "SORSolution",
