@@ -14,7 +14,7 @@ from ..core.solution import Status
 from ..core.typing import Array
 from .answer import LinearStatus, axpy, inner, measure
 from .drive import drive
-from .systems import Layout
+from .systems import Layout, settle
 
 STALL = 500
 """Steps without a new smallest residual after which conjugate gradients stop: they may plateau for long."""
@@ -132,15 +132,6 @@ def _ratio(a, b):
 def _join(past, new, steps):
     index = jnp.arange(past.shape[0], dtype=jnp.int32) - steps
     return jnp.where((index > 0) | (steps == 0), new[jnp.maximum(index, 0)], past)
-
-
-def settle(x: Any) -> Any:
-    """Keep XLA from fusing what makes x into what uses it, on the CPU.
-
-    Fused into a product on a grid, a value is computed again at every neighbour of every neighbour. On accelerators
-    that is often cheaper than another kernel, and XLA weighs it; on the CPU it fuses whatever it can.
-    """
-    return lax.platform_dependent(x, cpu=lax.optimization_barrier, default=lambda x: x)
 
 
 def chebyshev(mv: Callable[[Any], Any], inverse: Any, low, high, degree) -> Callable[[Any], Any]:

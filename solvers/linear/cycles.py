@@ -12,8 +12,9 @@ from ..core import checks
 from ..core.precision import matmul
 from ..core.typing import Array, Float, Progress, Scalar
 from .answer import LinearSolution, Method, solve
-from .conjugate import chebyshev, conjugate, settle
+from .conjugate import chebyshev, conjugate
 from .stencil import Phases, Stencil
+from .systems import settle
 
 COARSEST = 16
 """At most this many unknowns are solved for directly."""

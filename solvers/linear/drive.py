@@ -37,7 +37,7 @@ def drive(
     first = error(start)
     max_steps = jnp.asarray(max_steps, jnp.int32)
     stall = jnp.asarray(stall, jnp.int32)
-    steps = since = jnp.zeros((), jnp.int32)
+    steps = since = zero = jnp.zeros((), jnp.int32)
     best, best_error = value(start), first
     stalled = jnp.zeros((), bool)
 
@@ -54,7 +54,7 @@ def drive(
 
         def body(carry):
             _, state, best, best_error, since, steps, _ = carry
-            new = lax.fori_loop(0, every, lambda _, s: step(s), state)
+            new = repeat(step, state, every)
             err = error(new)
             better = err < best_error
             ok = passes(new, err)
@@ -76,7 +76,19 @@ def drive(
 
         carry = (start, start, best, best_error, since, steps, passes(start, first))
         before, last, best, best_error, since, steps, ok = lax.while_loop(more, body, carry)
-        start = jax.tree.map(lambda x, y: jnp.where(ok, x, y), last, before)
+
+        def closer(carry):
+            state, _, k, _ = carry
+            new = step(state)
+            err = error(new)
+            return new, err, k + 1, passes(new, err)
+
+        # Most blocks end because the error has passed tol: then only the first state that does so matters.
+        ended = ~ok & (error(last) <= tol) & (first > tol)
+        near, err, k, _ = lax.while_loop(lambda c: c[3] & (c[2] < every), closer, (before, first, zero, ended))
+        ended &= err <= tol
+        start = jax.tree.map(lambda x, y, z: jnp.where(ok, x, jnp.where(ended, z, y)), last, before, near)
+        steps = jnp.where(ended, steps + k, steps)
         stalled = ok & (since >= stall)
 
     def verdict(state):
@@ -100,3 +112,15 @@ def drive(
     return Run(
         run.state, best, jnp.where(better, run.error, best_error), run.status, steps + run.num_steps, run.history
     )
+
+
+def repeat(step: Callable[[Any], Any], state: Any, count: int) -> Any:
+    """Return the state after `count` steps: a loop on the CPU, written out on accelerators.
+
+    There a loop costs copies and launches, and XLA can make one kernel of several steps where a grid is small.
+    """
+
+    def times(unroll):
+        return lambda state: lax.fori_loop(0, count, lambda _, s: step(s), state, unroll=unroll)
+
+    return lax.platform_dependent(state, cpu=times(1), default=times(True))
