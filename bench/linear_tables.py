@@ -148,11 +148,11 @@ def count(centre, side, b, start, which, omega, method):
         first = jnp.linalg.norm(b[t] - A.mv(start[t])) / jnp.linalg.norm(b[t]) if "SOR" in method.split()[-1:] else 1.0
         options = dict(x0=start[t], tol=TOL * first, max_steps=CAP)
         if method == "CG":
-            return chebyshev_cg(A_stencil(centre[t], side[t]), b[t], degree=1, **options).num_steps
+            return chebyshev_cg(five_points(centre[t], side[t]), b[t], degree=1, **options).num_steps
         if method == "red-black SOR":
-            return sor(A_stencil(centre[t], side[t]), b[t], omega=w, every=8, **options).num_steps
+            return sor(five_points(centre[t], side[t]), b[t], omega=w, every=8, **options).num_steps
         if method == "red-black SSOR-CG":
-            return ssor_cg(A_stencil(centre[t], side[t]), b[t], omega=w, **options).num_steps
+            return ssor_cg(five_points(centre[t], side[t]), b[t], omega=w, **options).num_steps
         if method == "SOR":
             return sor(A, b[t], omega=w, every=8, **options).num_steps
         return ssor_cg(A, b[t], omega=w, **options).num_steps
@@ -160,7 +160,7 @@ def count(centre, side, b, start, which, omega, method):
     return lax.map(jax.vmap(one), (which, omega))
 
 
-def A_stencil(centre, side):
+def five_points(centre, side):
     """Return the same system as a stencil, for red-black sweeps."""
     return Stencil(jnp.stack([centre, -side, -side, -side, -side]), [(0, 0), (1, 0), (0, 1), (-1, 0), (0, -1)])
 
@@ -188,10 +188,12 @@ def heat(nx, every, method):
     out = dict(steps=steps_of(method, systems, GRID, radius), context=np.asarray(kappa), s=s, radius=radius)
     young = np.asarray(young_omega(radius))[:, None]
     if method == "SOR":
-        out |= {"young": steps_of("SOR", systems, young, radius), "young_red_black": steps_of("red-black SOR", systems, young, radius)}
+        out["young"] = steps_of("SOR", systems, young, radius)
+        out["young_red_black"] = steps_of("red-black SOR", systems, young, radius)
     else:
         one = np.ones(1)
-        out |= {"cg": steps_of("CG", systems, one, radius), "red_black": steps_of("red-black SSOR-CG", systems, one, radius)}
+        out["cg"] = steps_of("CG", systems, one, radius)
+        out["red_black"] = steps_of("red-black SSOR-CG", systems, one, radius)
     return out | {"every": np.asarray(every)}
 
 
@@ -203,7 +205,8 @@ def iid(spread, size):
     young = np.asarray(young_omega(radius))[:, None]
     return dict(
         steps=steps_of("SOR", systems, GRID, radius), context=c, radius=radius, every=np.asarray(1),
-        young=steps_of("SOR", systems, young, radius), young_red_black=steps_of("red-black SOR", systems, young, radius),
+        young=steps_of("SOR", systems, young, radius),
+        young_red_black=steps_of("red-black SOR", systems, young, radius),
     )  # fmt: skip
 
 
@@ -220,9 +223,9 @@ def main():
             begin = time.perf_counter()
             for key, value in job().items():
                 tables[f"{name}.{key}"] = value.astype(np.uint16) if value.dtype == np.int32 else value
-            digest = hashlib.sha256(tables[f"{name}.steps"].tobytes()).hexdigest()[:12]
-            steps = tables[f"{name}.steps"]
-            print(name, steps.shape, f"{time.perf_counter() - begin:.0f} s", digest, np.round(steps.mean(0), 2), flush=True)
+            steps, seconds = tables[f"{name}.steps"], time.perf_counter() - begin
+            digest = hashlib.sha256(steps.tobytes()).hexdigest()[:12]
+            print(name, steps.shape, f"{seconds:.0f} s", digest, np.round(steps.mean(0), 2), flush=True)
             np.savez_compressed(path, **tables)
 
 

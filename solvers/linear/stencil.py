@@ -146,8 +146,8 @@ class Phases(Layout):
     """The polyphase layout of a stencil: one array for each parity class of grid points.
 
     A point ``2 i + p`` with p in {0, 1}^d lives at index i of array p; its neighbour at offset o is at index
-    ``i + (p + o - q) / 2`` of array ``q = (p + o) mod 2``. An odd axis is padded by a layer that stays zero, so that all
-    classes have one shape and XLA makes one kernel of those of a colour.
+    ``i + (p + o - q) / 2`` of array ``q = (p + o) mod 2``. An odd axis is padded by a layer that stays zero, so that
+    all classes have one shape and XLA makes one kernel of those of a colour.
     """
 
     coefficients: tuple[tuple[Array, ...], ...]

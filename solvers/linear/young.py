@@ -69,9 +69,9 @@ def jacobi_radius(rate: Scalar, omega: Scalar) -> Array:
 def relaxation_features(context: Array, arms: Any) -> Array:
     """Return features (d, 13) of log cost for `ThompsonRegression`: Chebyshev products, and Young's surrogates.
 
-    The surrogate of log cost is ``log(-1 / log rate)`` with Young's rate at the Jacobi radius. The context is a bound on
-    that radius, so there is one surrogate for each of several ratios of the radius to the bound: the regression finds
-    which of them explains the counts. That matters where the bound is above one, and near the best omega always.
+    The surrogate of log cost is ``log(-1 / log rate)`` with Young's rate at the Jacobi radius. The context is a bound
+    on that radius, so there is one surrogate for each of several ratios of the radius to the bound: the regression
+    finds which of them explains the counts. That matters where the bound is above one, and near the best omega always.
 
     Parameters
     ----------
