@@ -14,14 +14,10 @@ from ..core.solution import Status
 from ..core.typing import Array
 from .answer import LinearStatus, axpy, inner, measure
 from .drive import drive
-from .systems import Layout, settle
+from .systems import Layout, repeat, settle
 
 STALL = 500
 """Steps without a new smallest residual after which conjugate gradients stop: they may plateau for long."""
-
-
-UNROLLED = 8
-"""Chebyshev steps written out one after the other: a loop costs an accelerator copies and launches."""
 
 
 class State(eqx.Module):
@@ -138,15 +134,14 @@ def chebyshev(mv: Callable[[Any], Any], inverse: Any, low, high, degree) -> Call
     """Return ``r -> z``, `degree` steps of Chebyshev's method for ``A z = r`` from zero.
 
     The method is tuned to eigenvalues of ``inverse A`` in [low, high], where ``mv`` is the product with A; degree 1 is
-    Jacobi's method if `inverse` is that of the diagonal. ``low == high`` is ordinary. A short loop of a degree known
-    while tracing is unrolled.
+    Jacobi's method if `inverse` is that of the diagonal. ``low == high`` is ordinary.
     """
     centre, half = (high + low) / 2, (high - low) / 2
 
     def scaled(r):
         return jax.tree.map(jnp.multiply, r, inverse)
 
-    def body(_, carry):
+    def body(carry):
         z, r, d, rho = carry
         r = settle(jax.tree.map(jnp.subtract, r, mv(settle(d))))
         below = 2 * centre - rho * half
@@ -156,7 +151,9 @@ def chebyshev(mv: Callable[[Any], Any], inverse: Any, low, high, degree) -> Call
 
     def apply(r):
         d = jax.tree.map(lambda u: (1 / centre) * u, scaled(r))
-        unroll = min(degree - 1, UNROLLED) if isinstance(degree, int) else None
-        return lax.fori_loop(1, degree, body, (d, r, d, half / centre), unroll=unroll or None)[0]
+        start = (d, r, d, half / centre)
+        if isinstance(degree, int):
+            return repeat(body, start, degree - 1)[0]
+        return lax.fori_loop(1, degree, lambda _, carry: body(carry), start)[0]
 
     return apply

@@ -10,6 +10,7 @@ from jax import lax
 from ..core.loop import Run, iterate
 from ..core.solution import Status
 from ..core.typing import Progress, Scalar
+from .systems import repeat
 
 
 def drive(
@@ -112,15 +113,3 @@ def drive(
     return Run(
         run.state, best, jnp.where(better, run.error, best_error), run.status, steps + run.num_steps, run.history
     )
-
-
-def repeat(step: Callable[[Any], Any], state: Any, count: int) -> Any:
-    """Return the state after `count` steps: a loop on the CPU, written out on accelerators.
-
-    There a loop costs copies and launches, and XLA can make one kernel of several steps where a grid is small.
-    """
-
-    def times(unroll):
-        return lambda state: lax.fori_loop(0, count, lambda _, s: step(s), state, unroll=unroll)
-
-    return lax.platform_dependent(state, cpu=times(1), default=times(True))
