@@ -57,6 +57,7 @@ from .pde import StudentMixture as StudentMixture
 from .pde import gp_solve as gp_solve
 from .transport.fixed_point import sinkhorn as sinkhorn
 from .transport.newton import sns_sinkhorn as sns_sinkhorn
+from .transport.pointcloud import PointCloud as PointCloud
 from .transport.problem import TransportStatus as TransportStatus
 from .transport.published import PublishedSNS as PublishedSNS
 from .transport.solution import TransportSolution as TransportSolution
@@ -88,6 +89,7 @@ __all__ = [
     "PDEStatus",
     "Periodic",
     "PeriodicKernel",
+    "PointCloud",
     "PublishedSNS",
     "Robin",
     "SORSolution",

@@ -23,6 +23,7 @@ from .kernel import (
     row_error,
     sweep,
 )
+from .pointcloud import stored_if_small
 from .problem import Problem, check, prepare
 from .solution import TransportSolution
 
@@ -136,6 +137,7 @@ def sinkhorn(
 
 @partial(jax.jit, static_argnums=(4, 5))
 def _solve(data, init, tol, max_steps, history, progress) -> TransportSolution:
+    data = (stored_if_small(data[0]), *data[1:])
     problem = prepare(*lax.stop_gradient(data), tol=tol)
     f, g = reduced_potentials(problem, lax.stop_gradient(init))
     kernel = absorb(problem, empty(problem), f, problem.least if init is None else g, problem.epsilon)

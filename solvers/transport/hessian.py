@@ -87,8 +87,8 @@ class DenseCG(eqx.Module):
         """Solve in float32 where allowed."""
         dtype = self.dtype_for(system.r.dtype)
         K, alpha, s = kernel.K.astype(dtype), kernel.alpha.astype(dtype), system.astype(dtype)
-        diagonal = s.r - alpha**2 * jnp.sum(K * K * s.w[None, :], axis=1)
-        product = lambda x: alpha * matmul(K, s.w * matmul(alpha * x, K))  # noqa: E731
+        diagonal = s.r - alpha**2 * K.squares_times(s.w)
+        product = lambda x: alpha * K.times(s.w * K.transposed_times(alpha * x))  # noqa: E731
         return Direction.of(pcg(product, diagonal, s, problem.rows, self), system)
 
 
@@ -101,7 +101,7 @@ class Cholesky(eqx.Module):
 
     def direction(self, prepared, problem: Problem, kernel: Kernel, system: System, hard) -> Direction:
         """Solve ``(S + lam D_r + r r') d = a - r``; the last term pins the constants and changes nothing else."""
-        A = (kernel.alpha[:, None] * kernel.K) * jnp.sqrt(system.w)[None, :]
+        A = (kernel.alpha[:, None] * kernel.K.dense()) * jnp.sqrt(system.w)[None, :]
         live = problem.rows
         diagonal = jnp.where(live, system.r * (1 + system.lam), 1)
         scale = jnp.where(live, lax.rsqrt(jnp.where(live, system.r, 1)), 1)

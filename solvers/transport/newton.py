@@ -15,6 +15,7 @@ from .ascent import DECAY, STAGE_ERROR, ascend, extrapolate, state_at
 from .backends import HESSIANS, Backend, anneals_in_single, choose_backend
 from .finish import finish
 from .kernel import absorb, check_potentials, empty, reduced_potentials, row_error, sweep
+from .pointcloud import stored_if_small
 from .problem import Problem, check, prepare
 from .published import PublishedSNS, solve_published
 from .solution import TransportSolution
@@ -149,6 +150,7 @@ def sns_sinkhorn(
 
 @partial(jax.jit, static_argnums=(4, 5, 6, 7, 8))
 def _solve(data, init, tol, max_steps, hessian, anneal, published, history, progress) -> TransportSolution:
+    data = (stored_if_small(data[0]), *data[1:])
     problem = prepare(*lax.stop_gradient(data), tol=tol)
     f, g = reduced_potentials(problem, lax.stop_gradient(init))
     loop = {"tol": tol, "max_steps": max_steps, "history": history, "progress": progress}
