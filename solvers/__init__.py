@@ -55,7 +55,10 @@ from .pde import SpectralMixture as SpectralMixture
 from .pde import SquaredExponential as SquaredExponential
 from .pde import StudentMixture as StudentMixture
 from .pde import gp_solve as gp_solve
+from .transport.divergence import DivergenceSolution as DivergenceSolution
+from .transport.divergence import sinkhorn_divergence as sinkhorn_divergence
 from .transport.fixed_point import sinkhorn as sinkhorn
+from .transport.grid import Grid as Grid
 from .transport.newton import sns_sinkhorn as sns_sinkhorn
 from .transport.pointcloud import PointCloud as PointCloud
 from .transport.problem import TransportStatus as TransportStatus
@@ -73,8 +76,10 @@ __all__ = [
     "ContextBins",
     "DenseKKT",
     "Dirichlet",
+    "DivergenceSolution",
     "ExpertMix",
     "GPSolution",
+    "Grid",
     "HagemanYoung",
     "KrylovKKT",
     "LinearSolution",
@@ -116,6 +121,7 @@ __all__ = [
     "print_progress",
     "replay",
     "sinkhorn",
+    "sinkhorn_divergence",
     "sketched_newton",
     "sns_sinkhorn",
     "solve_sequence",

@@ -77,7 +77,8 @@ def attach_potentials(potentials, data, shift):
         plan = kernel_of(f, g, cost, a, b, epsilon, shift)
         solver = _schur_solver(plan, a > 0, b > 0)
         scaled = lambda x: jax.tree.map(lambda y: -epsilon * y, jacobian(x))  # noqa: E731
-        return linear_solve(scaled, jax.tree.map(lambda y: -epsilon * y, rhs), solver)
+        nothing = 0 * (jnp.sum(rhs[0]) + jnp.sum(rhs[1]))  # the transposed solve wants all blocks to depend on the data
+        return linear_solve(scaled, jax.tree.map(lambda y: nothing - epsilon * y, rhs), solver)
 
     return attach(residual, potentials, data, solve=solve)
 

@@ -9,6 +9,7 @@ from ..core.precision import eps as machine_eps
 from ..core.solution import Status, StatusCode
 from ..core.typing import Array, Bool, Float, Int, Scalar
 from .costs import Cost, as_cost
+from .grid import flat_weights
 
 
 class TransportStatus(StatusCode):
@@ -79,8 +80,8 @@ def check(function: str, cost, a, b, epsilon):
     n, m = cost.shape
     if n == 0 or m == 0:
         checks.fail(function, "cost", "an (n, m) array with n, m >= 1", f"shape {cost.shape}")
-    a = _weights(function, "a", a, n, cost.dtype)
-    b = _weights(function, "b", b, m, cost.dtype)
+    a = _weights(function, "a", flat_weights(cost, a, 0), n, cost.dtype)
+    b = _weights(function, "b", flat_weights(cost, b, 1), m, cost.dtype)
     epsilon = checks.number(function, "epsilon", epsilon, positive=True, dtype=cost.dtype)
     return cost, a, b, epsilon
 
