@@ -57,6 +57,8 @@ from .pde import StudentMixture as StudentMixture
 from .pde import gp_solve as gp_solve
 from .transport.divergence import DivergenceSolution as DivergenceSolution
 from .transport.divergence import sinkhorn_divergence as sinkhorn_divergence
+from .transport.exact import ExactSolution as ExactSolution
+from .transport.exact import transport_exactly as transport_exactly
 from .transport.fixed_point import sinkhorn as sinkhorn
 from .transport.grid import Grid as Grid
 from .transport.newton import sns_sinkhorn as sns_sinkhorn
@@ -64,6 +66,7 @@ from .transport.pointcloud import PointCloud as PointCloud
 from .transport.problem import TransportStatus as TransportStatus
 from .transport.published import PublishedSNS as PublishedSNS
 from .transport.solution import TransportSolution as TransportSolution
+from .transport.unbalanced import UnbalancedSolution as UnbalancedSolution
 
 __version__ = "0.1.0"
 
@@ -77,6 +80,7 @@ __all__ = [
     "DenseKKT",
     "Dirichlet",
     "DivergenceSolution",
+    "ExactSolution",
     "ExpertMix",
     "GPSolution",
     "Grid",
@@ -113,6 +117,7 @@ __all__ = [
     "TransportSolution",
     "TransportStatus",
     "TsallisINF",
+    "UnbalancedSolution",
     "chebyshev_cg",
     "flexible_cg",
     "gp_solve",
@@ -129,6 +134,7 @@ __all__ = [
     "ssor",
     "ssor_cg",
     "tqdm_progress",
+    "transport_exactly",
     "young_omega",
     "young_prior",
     "young_rate",
