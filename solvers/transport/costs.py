@@ -204,14 +204,15 @@ class LazyKernel(eqx.Module):
         """The transposed kernel."""
         return LazyKernel(self.transposed, self.cost, self.v, self.u, self.scale)
 
-    def over_rows(self, function, *vectors):
-        """Return ``function(some rows of K, their entries of the vectors)``, tile by tile, for a `PointCloud`."""
+    def over_rows(self, function, *vectors, shared: tuple = ()):
+        """Return ``function(some rows of K, their entries of the vectors, *shared)``, stacked, for a `PointCloud`."""
         cost: Any = self.cost
-        return cost.over_rows(
-            lambda costs, u, *parts: function(jnp.exp((u[:, None] + self.v[None, :]) - self.scale * costs), *parts),
-            self.u,
-            *vectors,
-        )
+
+        def rows(costs, u, *rest):
+            *rest, v, scale = rest
+            return function(jnp.exp((u[:, None] + v[None, :]) - scale * costs), *rest)
+
+        return cost.over_rows(rows, self.u, *vectors, shared=(*shared, self.v, self.scale))
 
     def astype(self, dtype) -> "LazyKernel":
         """Return the kernel in another precision."""

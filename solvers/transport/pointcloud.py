@@ -1,12 +1,14 @@
 """Costs between points, computed tile by tile."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from ..core import checks
 from ..core.precision import matmul
@@ -37,6 +39,8 @@ class PointCloud(Lazy):
         points of shape ``(d,)`` that returns a scalar. Static: pass the same function object to avoid recompiling.
     tile : int, optional
         Largest number of costs computed at a time; by default 2^20 on a CPU and 2^26 on accelerators. Static.
+    mesh : jax.sharding.Mesh, optional
+        Devices to spread the work over, any number of them. Static.
 
     Raises
     ------
@@ -49,6 +53,12 @@ class PointCloud(Lazy):
     TF32) of centred points; coinciding points then have a distance of rounding size, not zero. Gradients of "euclidean"
     and "cosine" are zero where they do not exist. Derivatives with respect to the points, of any order, recompute tiles
     and keep none.
+
+    *Several devices.* With a `mesh` each device computes the rows of its share of the points, or the columns of its
+    share when the kernel is applied transposed, and a product ends in one gathering of a marginal; the points and all
+    vectors are on every device, entries kept for Newton's systems are spread. Several processes count as one if all
+    make the same call inside ``jax.jit`` after ``jax.distributed.initialize()``. A stored matrix needs nothing of this:
+    pass one whose rows JAX has spread. Batches are spread by ``jax.shard_map`` over the batch.
 
     Examples
     --------
@@ -64,8 +74,11 @@ class PointCloud(Lazy):
     y: Float[Array, "m d"]
     metric: Any = eqx.field(static=True)
     tile: int | None = eqx.field(static=True)
+    mesh: Mesh | None = eqx.field(static=True)
 
-    def __init__(self, x, y, *, metric: str | Callable = "sqeuclidean", tile: int | None = None):
+    def __init__(
+        self, x, y, *, metric: str | Callable = "sqeuclidean", tile: int | None = None, mesh: Mesh | None = None
+    ):
         x, y = (checks.float_array("PointCloud", name, z, ndim=2) for name, z in (("x", x), ("y", y)))
         if 0 in (*x.shape, *y.shape) or x.shape[1] != y.shape[1]:
             checks.fail("PointCloud", "y", f"(m, {x.shape[1]}), points like `x`, and none empty", y.shape)
@@ -75,7 +88,10 @@ class PointCloud(Lazy):
             checks.choice("PointCloud", "metric", metric, METRICS)
         if tile is not None and tile < 1:
             checks.fail("PointCloud", "tile", "a positive integer", tile)
+        if mesh is not None and not isinstance(mesh, Mesh):
+            checks.fail("PointCloud", "mesh", "a jax.sharding.Mesh", type(mesh).__name__, TypeError)
         self.x, self.y, self.metric, self.tile = x, y, metric, tile
+        self.mesh = None if mesh is None else Mesh(mesh.devices, mesh.axis_names)
 
     @property
     def shape(self):
@@ -90,17 +106,17 @@ class PointCloud(Lazy):
     @property
     def T(self) -> "PointCloud":
         """The points exchanged."""
-        return PointCloud(self.y, self.x, metric=_flipped(self.metric), tile=self.tile)
+        return PointCloud(self.y, self.x, metric=_flipped(self.metric), tile=self.tile, mesh=self.mesh)
 
     @property
     def among_sources(self) -> "PointCloud":
         """Costs among the first points."""
-        return PointCloud(self.x, self.x, metric=self.metric, tile=self.tile)
+        return PointCloud(self.x, self.x, metric=self.metric, tile=self.tile, mesh=self.mesh)
 
     @property
     def among_targets(self) -> "PointCloud":
         """Costs among the second points."""
-        return PointCloud(self.y, self.y, metric=self.metric, tile=self.tile)
+        return PointCloud(self.y, self.y, metric=self.metric, tile=self.tile, mesh=self.mesh)
 
     @property
     def tile_size(self) -> int:
@@ -109,9 +125,9 @@ class PointCloud(Lazy):
 
     @property
     def fits_a_tile(self) -> bool:
-        """Whether all costs together are no more than a tile."""
+        """Whether all costs together are no more than a tile of one device."""
         n, m = self.shape
-        return n * m <= self.tile_size
+        return n * m <= self.tile_size and self.mesh is None
 
     def entries(self, x, y) -> Float[Array, "k m"]:
         """Return the costs between some points."""
@@ -121,65 +137,80 @@ class PointCloud(Lazy):
         """Return all costs as one array."""
         return self.entries(self.x, self.y)
 
-    def over_rows(self, function: Callable, *vectors) -> Any:
-        """Return ``function(costs of some rows, their entries of the vectors)``, tile by tile, stacked over the rows.
+    def over_rows(self, function: Callable, *vectors, shared: tuple = ()) -> Any:
+        """Return ``function(costs of some rows, their entries of the vectors, *shared)``, stacked over the rows.
 
-        Padding rows repeat the first one. Reverse mode keeps the inputs and recomputes each tile.
+        Tile by tile; padding rows repeat the first one. What is differentiated must be among the arguments, not closed
+        over. Reverse mode keeps the inputs and recomputes each tile.
         """
-        n, m = self.shape
-        wide = 1 if isinstance(self.metric, str) and self.metric != "manhattan" else self.x.shape[1]
+        if self.mesh is None:
+            return self._tiled(function, (self.x, *vectors), (self.y, *shared))
+        mesh, n = self.mesh, self.x.shape[0]
+        spread, whole = PartitionSpec(mesh.axis_names), NamedSharding(mesh, PartitionSpec())
+        padded = tuple(_pad_rows(z, -n % mesh.size) for z in (self.x, *vectors))
+        share = jax.shard_map(
+            partial(self._tiled, function), mesh=mesh, in_specs=(spread, PartitionSpec()), out_specs=spread
+        )
+        parts = share(padded, (self.y, *shared))
+        parts = jax.tree.map(lambda z: lax.with_sharding_constraint(z, whole) if z.ndim == 1 else z, parts)
+        return jax.tree.map(lambda z: z[:n], parts)
+
+    def _tiled(self, function: Callable, lines: tuple, shared: tuple) -> Any:
+        (n, dimension), m = lines[0].shape, self.shape[1]
+        wide = 1 if isinstance(self.metric, str) and self.metric != "manhattan" else dimension
         height = max(1, min(n, self.tile_size // (m * wide)))
         count = -(-n // height)
         height = -(-n // count)
-        y = self.y
 
         @jax.checkpoint
-        def tile(carry):
-            x, *parts = carry
-            return function(self.entries(x, y), *parts)
+        def tile(lines, shared):
+            return function(self.entries(lines[0], shared[0]), *lines[1:], *shared[1:])
 
         if count == 1:
-            return tile((self.x, *vectors))
+            return tile(lines, shared)
 
         def split(z):
-            extra = jnp.broadcast_to(z[:1], (count * height - n, *z.shape[1:]))
-            return jnp.concatenate([z, extra]).reshape(count, height, *z.shape[1:])
+            return _pad_rows(z, count * height - n).reshape(count, height, *z.shape[1:])
 
-        stacked = lax.map(tile, tuple(split(z) for z in (self.x, *vectors)))
+        stacked = lax.map(lambda part: tile(part, shared), tuple(split(z) for z in lines))
         return jax.tree.map(lambda z: z.reshape(count * height, *z.shape[2:])[:n], stacked)
 
     def product(self, u, v, x, scale, *, weighted: bool = False):
         """Return ``sum_j exp(u_i + v_j - scale C_ij) x_j``, tile by tile."""
 
-        def rows(cost, u):
+        def rows(cost, u, v, x, scale):
             terms = jnp.exp((u[:, None] + v[None, :]) - scale * cost)
             terms = terms * jnp.where(terms > 0, cost, 0) if weighted else terms
             # a GPU fuses all of it into one pass without a tile in memory; a CPU is faster with a product of the tile
             return matmul(terms, x) if jax.default_backend() == "cpu" else jnp.sum(terms * x[None, :], axis=1)
 
-        return self.over_rows(rows, u)
+        return self.over_rows(rows, u, shared=(v, x, scale))
 
     def least(self, g=None, columns=None):
         """Return ``min_j C_ij - g_j``."""
         lift = jnp.zeros(self.shape[1], self.dtype) if g is None else g
         lift = lift if columns is None else jnp.where(columns, lift, -jnp.inf)
-        return self.over_rows(lambda cost: jnp.min(cost - lift[None, :], 1))
+        return self.over_rows(lambda cost, lift: jnp.min(cost - lift[None, :], 1), shared=(lift,))
 
     def most(self, columns):
         """Return the largest entry of every row."""
-        return self.over_rows(lambda cost: jnp.max(jnp.where(columns[None, :] & (cost < jnp.inf), cost, -jnp.inf), 1))
+        
+        def rows(cost, columns):
+            return jnp.max(jnp.where(columns[None, :] & (cost < jnp.inf), cost, -jnp.inf), 1)
+
+        return self.over_rows(rows, shared=(columns,))
 
     def logsumexp(self, g, columns, epsilon, shift):
         """Return ``log sum_j exp((g_j - (C_ij - shift)) / epsilon)``."""
         scale = 1 / epsilon
         v = jnp.where(columns, (g + shift) * scale, DEAD)
 
-        def rows(cost):
+        def rows(cost, v, scale):
             exponent = v[None, :] - scale * cost
             top = lax.stop_gradient(jnp.max(exponent, 1))
             return top + jnp.log(jnp.sum(jnp.exp(exponent - top[:, None]), 1))
 
-        return self.over_rows(rows)
+        return self.over_rows(rows, shared=(v, scale))
 
 
 def stored_if_small(cost):
@@ -195,6 +226,10 @@ class Flipped(eqx.Module):
     def __call__(self, y, x):
         """Return ``metric(x, y)``."""
         return self.metric(x, y)
+
+
+def _pad_rows(z, extra: int):
+    return jnp.concatenate([z, jnp.broadcast_to(z[:1], (extra, *z.shape[1:]))]) if extra else z
 
 
 def _flipped(metric):

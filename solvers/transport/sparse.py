@@ -80,14 +80,14 @@ class SparseCG(eqx.Module):
         dtype = self.dense.dtype_for(kernel.r.dtype)
 
         def lines(K, alpha, beta, mine, other, compress):
-            def tile(entries, alpha, mine):
+            def tile(entries, alpha, mine, beta, other):
                 least = DROPPED * jnp.minimum(mine[:, None], other[None, :])
                 keep = (alpha[:, None] * entries * beta[None, :] >= least) & (entries > 0)
                 if compress:
                     return _compress(keep, entries, self.width, dtype, 1)
                 return jnp.sum(keep, 1, dtype=jnp.int32)
 
-            return K.over_rows(tile, alpha, mine)
+            return K.over_rows(tile, alpha, mine, shared=(beta, other))
 
         def both(compress):
             return (
