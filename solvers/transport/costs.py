@@ -31,7 +31,7 @@ class Cost(eqx.Module):
         raise NotImplementedError
 
     @property
-    def T(self) -> "Cost":
+    def T(self) -> "Cost":  # noqa: N802
         """The cost with its sides exchanged."""
         raise NotImplementedError
 
@@ -89,7 +89,7 @@ class Stored(Cost):
         return self.array.dtype
 
     @property
-    def T(self) -> "Stored":
+    def T(self) -> "Stored":  # noqa: N802
         """The transposed array."""
         return Stored(self.array.T)
 
@@ -137,7 +137,7 @@ class StoredKernel(eqx.Module):
         return self.array.shape
 
     @property
-    def T(self) -> "StoredKernel":
+    def T(self) -> "StoredKernel":  # noqa: N802
         """The transposed array."""
         return StoredKernel(self.array.T)
 
@@ -200,7 +200,7 @@ class LazyKernel(eqx.Module):
         return self.cost.shape
 
     @property
-    def T(self) -> "LazyKernel":
+    def T(self) -> "LazyKernel":  # noqa: N802
         """The transposed kernel."""
         return LazyKernel(self.transposed, self.cost, self.v, self.u, self.scale)
 

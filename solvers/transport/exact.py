@@ -244,7 +244,8 @@ def _solve(data, tol, max_steps, history, progress) -> ExactSolution:
         upper = Rounding.of(plan, *weights).cost(plan, problem.cost)
         g = problem.cost.T.least(f, problem.rows)
         f = problem.cost.least(g, problem.columns)
-        lower = jnp.sum(jnp.where(problem.rows, problem.a * f, 0)) + jnp.sum(jnp.where(problem.columns, problem.b * g, 0))
+        live = ((problem.rows, problem.a, f), (problem.columns, problem.b, g))
+        lower = sum(jnp.sum(jnp.where(has, weights * potential, 0)) for has, weights, potential in live)
         return Step(inner, f, g, upper, lower, newton_steps)
 
     def error(step: Step):

@@ -146,9 +146,7 @@ def _iterated(plan, inverse_c, r, rows):
 
 def _extend(f, g, cost, a, b, epsilon, shift):
     """Give rows without mass the soft c-transform of g."""
-    return lax.cond(
-        jnp.any(a <= 0), lambda: jnp.where(a > 0, f, row_transform(g, cost, b, epsilon, shift)), lambda: f
-    )
+    return lax.cond(jnp.any(a <= 0), lambda: jnp.where(a > 0, f, row_transform(g, cost, b, epsilon, shift)), lambda: f)
 
 
 def _mean(weights, x):

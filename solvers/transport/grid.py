@@ -24,8 +24,8 @@ class Grid(Lazy):
     ``C[(i, j, ...), (k, l, ...)] = c_1(s_i, t_k) + c_2(s_j, t_l) + ...`` costs a product of two 512 x 512 images
     ``512^3`` exponentials where a matrix would need ``512^4``, and memory for the axes' own small matrices.
     Squared Euclidean and Manhattan distances are of this kind, Euclidean distance is not. Accepted by `sinkhorn`,
-    `sns_sinkhorn`, `sinkhorn_divergence` and `transport_exactly` in the place of a cost matrix; weights may then have the
-    image's shape or be flat, potentials are flat.
+    `sns_sinkhorn`, `sinkhorn_divergence` and `transport_exactly` in the place of a cost matrix; weights may then have
+    the image's shape or be flat, potentials are flat.
 
     Parameters
     ----------
@@ -94,7 +94,7 @@ class Grid(Lazy):
         return self.sides[0].dtype
 
     @property
-    def T(self) -> "Grid":
+    def T(self) -> "Grid":  # noqa: N802
         """The images exchanged."""
         return Grid(*self.others, targets=self.sides, metric=self.metric, _flipped=not self.flipped)
 

@@ -1,6 +1,7 @@
 """Maps between clouds: how far one is from optimal, and how to learn one that is."""
 
 from functools import partial
+from itertools import pairwise
 from typing import Any, ClassVar
 
 import equinox as eqx
@@ -123,7 +124,7 @@ class TransportMap(eqx.Module):
         """Return a map close to the identity, its hidden layers random."""
         sizes = [dimension, *[width] * depth, dimension]
         keys = jax.random.split(key, len(sizes))
-        pairs = list(zip(sizes[:-1], sizes[1:], strict=True))
+        pairs = list(pairwise(sizes))
         weights = [jax.random.normal(k, (q, p), dtype) / p**0.5 for k, (p, q) in zip(keys, pairs, strict=False)]
         weights[-1] = jnp.zeros_like(weights[-1])
         offsets = [jax.random.normal(jax.random.fold_in(keys[-1], i), (q,), dtype) for i, (_, q) in enumerate(pairs)]
@@ -186,8 +187,9 @@ def fit_transport_map(
 ) -> MapSolution:
     """Learn a map that carries one cloud to another as cheaply as possible (squared distance).
 
-    ``min over T of S(T x, y) + strength * gap(T)`` with S the Sinkhorn divergence and the debiased Monge gap. The result
-    can be applied to new points. For the points themselves ``sns_sinkhorn(...).barycentric_map(y)`` needs no training.
+    ``min over T of S(T x, y) + strength * gap(T)`` with S the Sinkhorn divergence and the debiased Monge gap. The
+    result can be applied to new points. For the points themselves ``sns_sinkhorn(...).barycentric_map(y)`` needs no
+    training.
 
     Parameters
     ----------

@@ -59,8 +59,8 @@ def sns_sinkhorn(
     Parameters
     ----------
     cost : Float[Array, "n m"], PointCloud or Grid
-        Cost of moving a unit of mass from i to j; ``inf`` forbids a pair in a matrix. Only its differences matter, and only
-        relative to `epsilon`. Differentiable.
+        Cost of moving a unit of mass from i to j; ``inf`` forbids a pair in a matrix. Only its differences matter, and
+        only relative to `epsilon`. Differentiable.
     a, b : Float[Array, "n"], Float[Array, "m"], optional
         Weights, non-negative, of equal sum; uniform of sum one by default. Zeros are allowed. Differentiable.
     epsilon : scalar

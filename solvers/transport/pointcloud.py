@@ -104,7 +104,7 @@ class PointCloud(Lazy):
         return self.x.dtype
 
     @property
-    def T(self) -> "PointCloud":
+    def T(self) -> "PointCloud":  # noqa: N802
         """The points exchanged."""
         return PointCloud(self.y, self.x, metric=_flipped(self.metric), tile=self.tile, mesh=self.mesh)
 
@@ -194,7 +194,7 @@ class PointCloud(Lazy):
 
     def most(self, columns):
         """Return the largest entry of every row."""
-        
+
         def rows(cost, columns):
             return jnp.max(jnp.where(columns[None, :] & (cost < jnp.inf), cost, -jnp.inf), 1)
 

@@ -52,7 +52,8 @@ def stack_ragged(
     if length < longest:
         checks.fail(name, "length", f"at least {longest}", length)
     dtype = np.result_type(*clouds, np.float32)
-    given = [np.full(len(z), 1 / len(z), dtype) for z in clouds] if weights is None else [np.asarray(w) for w in weights]
+    uniform = [np.full(len(z), 1 / len(z), dtype) for z in clouds]
+    given = uniform if weights is None else [np.asarray(w) for w in weights]
     if [w.shape for w in given] != [z.shape[:1] for z in clouds]:
         checks.fail(name, "weights", f"vectors of {[len(z) for z in clouds]} entries", [w.shape for w in given])
     stacked = np.stack([np.concatenate([z, np.repeat(z[:1], length - len(z), 0)]) for z in clouds])

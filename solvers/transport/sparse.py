@@ -97,9 +97,7 @@ class SparseCG(eqx.Module):
 
         longest = jnp.maximum(*(jnp.max(x) for x in both(False)))
         fits = longest <= self.width
-        return lax.cond(
-            fits, lambda: SparseKernel(*both(True), jnp.ones((), bool)), lambda: self.nothing(n, m, dtype)
-        )
+        return lax.cond(fits, lambda: SparseKernel(*both(True), jnp.ones((), bool)), lambda: self.nothing(n, m, dtype))
 
     def direction(self, prepared, problem: Problem, kernel: Kernel, system: System, hard) -> Direction:
         """Solve on the kept entries where they fitted, else on all."""

@@ -127,7 +127,8 @@ def _plan(value, cost, a, b, epsilon):
 def _priced(weights, f, rho):
     """``rho <a, 1 - exp(-f / rho)>``, which is ``<a, f>`` where rho is infinite."""
     finite = jnp.where(jnp.isfinite(rho), rho, 1)
-    return jnp.sum(jnp.where(weights > 0, weights * jnp.where(jnp.isfinite(rho), -finite * jnp.expm1(-f / finite), f), 0))
+    price = jnp.where(jnp.isfinite(rho), -finite * jnp.expm1(-f / finite), f)
+    return jnp.sum(jnp.where(weights > 0, weights * price, 0))
 
 
 def _dual(value, data):
