@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from .costs import Cost, Stored
+from .costs import Stored
 from .hessian import Cholesky, DenseCG, Escalating
 from .problem import Problem
 from .sparse import SparseCG, default_width
@@ -24,25 +24,18 @@ def choose_backend(hessian: str, problem: Problem) -> Backend:
 
     On a CPU, products with the whole kernel run from cache or at memory speed and gathers do not, so "auto" stays dense
     there; on accelerators the sparse rows save an order of magnitude where they fit, and give way where they do not.
+    A product with a cost that is not stored takes n m exponentials, so there entries are kept wherever they fit.
     """
     n, m = problem.cost.shape
     sparse = SparseCG(default_width(m))
     if not isinstance(problem.cost, Stored) and hessian in ("auto", "sparse"):
-        return sparse_or_streamed(problem.cost, m)
+        tiled = hasattr(problem.cost, "over_rows")
+        return Escalating(sparse if tiled else DenseCG(), DenseCG(single=False))
     if hessian == "direct" or (hessian == "auto" and n <= SMALL):
         return Cholesky()
     large = n >= SPARSE_FROM and jax.default_backend() != "cpu"
     first = sparse if hessian == "sparse" or (hessian == "auto" and large) else DenseCG()
     return Escalating(first, Cholesky() if hessian == "auto" and n <= LARGE else DenseCG(single=False))
-
-
-def sparse_or_streamed(cost: Cost, m: int) -> Backend:
-    """Return conjugate gradients for a cost that is not stored, in the data's precision.
-
-    A product costs n m exponentials, so entries that matter are stored wherever they fit, while annealing too.
-    """
-    whole = DenseCG(single=False)
-    return SparseCG(default_width(m), whole) if hasattr(cost, "over_rows") else whole
 
 
 def anneals_in_single(problem: Problem) -> bool:

@@ -178,6 +178,11 @@ class Lazy(Cost):
         n, _ = self.shape
         return self.product(jnp.zeros(n, x.dtype), zeros(x), x, jnp.zeros((), x.dtype), weighted=True)
 
+    @property
+    def T(self) -> "Lazy":  # noqa: N802
+        """The cost with its sides exchanged."""
+        raise NotImplementedError
+
     def kernel(self, f, g, rows, columns, epsilon, shift):
         """Return the kernel as an operator: a product computes its entries anew."""
         scale = 1 / epsilon

@@ -59,6 +59,7 @@ def sinkhorn_divergence(
     epsilon: Scalar,
     tol: Scalar | None = None,
     max_steps: Scalar = 200,
+    init: tuple[Float[Array, " n"], Float[Array, " m"]] | None = None,
     history: bool | int = False,
     progress: Progress | None = None,
 ) -> DivergenceSolution:
@@ -82,6 +83,8 @@ def sinkhorn_divergence(
         Target for `error`; 1e-9 in float64, 1e-5 in float32. Traced.
     max_steps : int
         Largest number of steps of each of the three. Traced.
+    init : pair of arrays, optional
+        Potentials ``(f, g)`` of the problem between a and b to start from; their derivative is zero.
     history : bool or int
         Record the marginal error of that many steps of the problem between a and b (``True``: 256). Static.
     progress : callable, optional
@@ -128,8 +131,8 @@ def sinkhorn_divergence(
     dtype = a.dtype
     tol = checks.number(name, "tol", default_tol(dtype) if tol is None else tol, dtype=dtype)
     max_steps = checks.count(name, "max_steps", max_steps)
-    between = sns_sinkhorn(
-        *data[0][:3], epsilon=data[0][3], tol=tol, max_steps=max_steps, history=history, progress=progress
+    between: Any = sns_sinkhorn(
+        *data[0][:3], epsilon=data[0][3], tol=tol, max_steps=max_steps, init=init, history=history, progress=progress
     )
     first, second = (solve_symmetric(d, tol, max_steps) for d in data[1:])
     value = between.regularized_cost - (first.regularized_cost + second.regularized_cost) / 2

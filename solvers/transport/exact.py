@@ -116,7 +116,7 @@ class ExactSolution(Solution):
 
     def _lanes(self, function, *more):
         def one(reduced, cost, a, b, epsilon, *more):
-            plan = kernel_of(*reduced, as_cost(cost), a, b, epsilon, jnp.zeros_like(epsilon))
+            plan = kernel_of(reduced, as_cost(cost), a, b, epsilon, jnp.zeros_like(epsilon))
             return function(plan, as_cost(cost), a, b, *more)
 
         return self._vmapped(one)(self.reduced, self.cost, self.a, self.b, self.epsilon, *more)
@@ -124,7 +124,7 @@ class ExactSolution(Solution):
 
 def _entropic_dual(reduced, data):
     (f, g), (cost, a, b, epsilon) = reduced, data
-    plan = kernel_of(f, g, as_cost(cost), a, b, epsilon, jnp.zeros_like(epsilon))
+    plan = kernel_of((f, g), as_cost(cost), a, b, epsilon, jnp.zeros_like(epsilon))
     return jnp.sum(a * f) + jnp.sum(b * g) - epsilon * jnp.sum(marginals(plan)[0])
 
 
@@ -239,13 +239,12 @@ def _solve(data, tol, max_steps, history, progress) -> ExactSolution:
     def certified(inner: State, newton_steps) -> Step:
         kernel = inner.kernel
         f, g = kernel.potentials
-        weights = problem.a, problem.b
-        plan = kernel_of(f, g, problem.cost, *weights, kernel.epsilon, problem.shift)
-        upper = Rounding.of(plan, *weights).cost(plan, problem.cost)
+        plan = kernel_of((f, g), problem.cost, problem.a, problem.b, kernel.epsilon, problem.shift)
+        upper = Rounding.of(plan, problem.a, problem.b).cost(plan, problem.cost)
         g = problem.cost.T.least(f, problem.rows)
         f = problem.cost.least(g, problem.columns)
-        live = ((problem.rows, problem.a, f), (problem.columns, problem.b, g))
-        lower = sum(jnp.sum(jnp.where(has, weights * potential, 0)) for has, weights, potential in live)
+        rows, columns = jnp.where(problem.rows, problem.a * f, 0), jnp.where(problem.columns, problem.b * g, 0)
+        lower = jnp.sum(rows) + jnp.sum(columns)
         return Step(inner, f, g, upper, lower, newton_steps)
 
     def error(step: Step):
@@ -267,7 +266,8 @@ def _solve(data, tol, max_steps, history, progress) -> ExactSolution:
     goal = jnp.asarray(INNER_ERROR, tol.dtype)
     start = at(first)
     settings = {"tol": goal, "max_steps": far, "history": 0, "progress": None}
-    state, earlier = begin(start, *reduced_potentials(start, None), True, True, solver, **settings)
+    flat, none = reduced_potentials(start, None)
+    state, earlier = begin(start, flat, none, True, True, solver, **settings)
     run = ascend(start, state, hessian=solver, after=earlier, **settings)
     outer = iterate(
         proximal,

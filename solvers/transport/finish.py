@@ -66,7 +66,7 @@ def attach_potentials(potentials, data, shift):
 
     def residual(fg, data):
         (f, g), (cost, a, b, epsilon) = fg, data
-        r, c = marginals(kernel_of(f, g, cost, a, b, epsilon, shift))
+        r, c = marginals(kernel_of((f, g), cost, a, b, epsilon, shift))
         dead = jnp.where(a > 0, 0, f), jnp.where(b > 0, 0, g)
         return a - r - dead[0], b - c - dead[1]
 
@@ -74,7 +74,7 @@ def attach_potentials(potentials, data, shift):
     f, g = lax.stop_gradient(potentials)
 
     def solve(jacobian, rhs):
-        plan = kernel_of(f, g, cost, a, b, epsilon, shift)
+        plan = kernel_of((f, g), cost, a, b, epsilon, shift)
         solver = _schur_solver(plan, a > 0, b > 0)
         scaled = lambda x: jax.tree.map(lambda y: -epsilon * y, jacobian(x))  # noqa: E731
         nothing = 0 * (jnp.sum(rhs[0]) + jnp.sum(rhs[1]))  # the transposed solve wants all blocks to depend on the data

@@ -254,9 +254,9 @@ def fit_transport_map(
     strength = checks.number(name, "strength", strength, dtype=dtype)
     tol = checks.number(name, "tol", 1e-4 if tol is None else tol, dtype=dtype)
     rate = checks.number(name, "learning_rate", learning_rate, positive=True, dtype=dtype)
-    max_steps = checks.count(name, "max_steps", max_steps)
+    limit = checks.count(name, "max_steps", max_steps)
     start = TransportMap.random(key, cloud.x.shape[1], width=width, depth=depth, dtype=dtype)
-    return _fit(start, cloud.x, cloud.y, epsilon, strength, rate, tol, max_steps, history_length(history), progress)
+    return _fit(start, cloud.x, cloud.y, epsilon, strength, rate, tol, limit, history_length(history), progress)
 
 
 @partial(jax.jit, static_argnums=(8, 9))
@@ -289,7 +289,7 @@ def _fit(start, x, y, epsilon, strength, rate, tol, max_steps, history, progress
     def step(state: Training) -> Training:
         gradient, (towards, along, parts) = jax.grad(loss, has_aux=True)(state.map, state)
         with jax.numpy_dtype_promotion("standard"):  # Optax mixes integers and floats
-            updates, optimiser_state = optimiser.update(gradient, state.optimiser, state.map)
+            updates, optimiser_state = optimiser.update(gradient, state.optimiser)
         done = state.step / jnp.maximum(max_steps, 1)
         scale = rate * 0.5 * (1 + jnp.cos(jnp.pi * done)).astype(rate.dtype)
         moved = jax.tree.map(lambda p, u: p + scale * u, state.map, updates)

@@ -1,5 +1,7 @@
 """Functions of a plan given by potentials; those of arrays take leading batch axes."""
 
+from typing import Any
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -46,8 +48,9 @@ def round_to_marginals(plan, a, b) -> Float[Array, "... n m"]:
     return plan + short_a[..., :, None] * (short_b / jnp.where(total > 0, total, 1)[..., None])[..., None, :]
 
 
-def kernel_of(f, g, cost: Cost, a, b, epsilon, shift):
+def kernel_of(potentials, cost: Cost, a, b, epsilon, shift) -> Any:
     """Return the plan of potentials of ``cost - shift`` as a kernel; differentiable."""
+    f, g = potentials
     if isinstance(cost, Stored):
         return StoredKernel(jnp.exp(log_plan(f, g, cost.array - shift, a, b, epsilon)))
     assert isinstance(cost, Lazy)

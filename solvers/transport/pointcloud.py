@@ -241,7 +241,9 @@ def _flipped(metric):
 def _distances(metric, x, y):
     if metric in ("sqeuclidean", "euclidean"):
         if x.shape[1] <= UNROLLED:
-            squares = sum((x[:, k, None] - y[None, :, k]) ** 2 for k in range(x.shape[1]))
+            squares = (x[:, 0, None] - y[None, :, 0]) ** 2
+            for k in range(1, x.shape[1]):
+                squares += (x[:, k, None] - y[None, :, k]) ** 2
         else:
             centre = lax.stop_gradient(jnp.mean(y, 0))
             x, y = x - centre[None], y - centre[None]

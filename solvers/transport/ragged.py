@@ -5,12 +5,12 @@ from collections.abc import Sequence
 import numpy as np
 
 from ..core import checks
-from ..core.typing import Array, Float
+from ..core.typing import Float
 
 
 def stack_ragged(
     points: Sequence, weights: Sequence | None = None, *, length: int | None = None
-) -> tuple[Float[Array, "batch length d"], Float[Array, "batch length"]]:
+) -> tuple[Float[np.ndarray, "batch length d"], Float[np.ndarray, "batch length"]]:
     """Stack clouds of different sizes for ``jax.vmap``, padded with points of zero weight.
 
     A point without weight changes nothing: potentials, plan and costs on the others are those of the cloud alone, to
@@ -27,8 +27,8 @@ def stack_ragged(
 
     Returns
     -------
-    Float[Array, "batch length d"], Float[Array, "batch length"]
-        Points, a cloud's first one repeated behind its end, and weights, zero there. NumPy arrays.
+    Float[ndarray, "batch length d"], Float[ndarray, "batch length"]
+        Points, a cloud's first one repeated behind its end, and weights, zero there.
 
     Raises
     ------

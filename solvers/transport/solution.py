@@ -157,7 +157,7 @@ class TransportSolution(Solution):
         """Return ``function(plan, (cost, a, b, epsilon), ...)``, lane by lane of a batch."""
 
         def one(reduced, shift, cost, a, b, epsilon, *more):
-            plan = kernel_of(*reduced, as_cost(cost), a, b, epsilon, shift)
+            plan = kernel_of(reduced, as_cost(cost), a, b, epsilon, shift)
             return function(plan, (as_cost(cost), a, b, epsilon), *more)
 
         return self._vmapped(one)(self.reduced, self.shift, self.cost, self.a, self.b, self.epsilon, *more)
@@ -173,6 +173,6 @@ def _dual(potentials, data):
     cost, a, b, epsilon, shift = data
     linear = jnp.sum(a * f, -1) + jnp.sum(b * g, -1)
     if isinstance(cost, Cost):
-        plan = kernel_of(*reduced, cost, a, b, epsilon, shift)
+        plan = kernel_of(reduced, cost, a, b, epsilon, shift)
         return linear - epsilon * jnp.sum(plan.times(jnp.ones_like(b)))
     return linear - epsilon * jnp.sum(_plan(reduced, data[:4], shift), axis=(-2, -1))

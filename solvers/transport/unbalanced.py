@@ -121,7 +121,7 @@ def _log(weights):
 def _plan(value, cost, a, b, epsilon):
     f, g = value
     zero = jnp.zeros_like(epsilon)
-    return kernel_of(f + epsilon * _log(a), g + epsilon * _log(b), as_cost(cost), a, b, epsilon, zero)
+    return kernel_of((f + epsilon * _log(a), g + epsilon * _log(b)), as_cost(cost), a, b, epsilon, zero)
 
 
 def _priced(weights, f, rho):
@@ -218,9 +218,13 @@ class Unbalanced(eqx.Module):
             def good(t):
                 return self.height(f + t * d, epsilon) >= now + 1e-4 * t * slope - slack
 
+            def halve(carry):
+                t, _, trials = carry
+                return t / 2, good(t / 2), trials + 1
+
             t, fine, _ = lax.while_loop(
                 lambda c: ~c[1] & (c[2] < TRIALS),
-                lambda c: (c[0] / 2, good(c[0] / 2), c[2] + 1),
+                halve,
                 (t, good(t), jnp.zeros((), jnp.int32)),
             )
             f = jnp.where(fine, f + t * d, f)
