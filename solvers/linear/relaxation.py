@@ -12,7 +12,6 @@ from .answer import LinearSolution, Method, known, measure, solve
 from .drive import drive
 from .systems import System
 
-
 PATIENCE = 2000
 """Sweeps without a new smallest residual that are always allowed."""
 
