@@ -9,10 +9,14 @@ from jax.scipy.linalg import solve_triangular
 
 from ..core.precision import dot, eps, matmul
 from ..core.typing import Array, Float
-from .kkt import KKT, Answer, Question, unit
+from .kkt import KKT, Answer, Question, norm, unit
 
 SWEPT = 16
 """Systems up to this size are inverted by sweeps, one kernel a pivot; larger ones by Cholesky factorisation."""
+
+
+LARGE = 1e3
+"""Where the Hessian needs a shift, multipliers are estimates: damping keeps them below this in the scaled problem."""
 
 
 class DenseModel(NamedTuple):
@@ -85,7 +89,7 @@ class DenseKKT(KKT):
         least = jnp.maximum(1e-3 * size_h, jnp.where(ask.hint > 0, 0, eps(dtype) ** 0.375))
         first = jnp.maximum(ask.hint / 3, least)
         initial = jnp.where(ask.penalised, 1, eps(dtype) ** 0.5 / penalty)
-        squared = product(G.T, G)
+        squared, norm_lam = product(G.T, G), norm(ask.lam)
         zero, no, none = jnp.zeros((), dtype), jnp.zeros((), bool), jnp.zeros((), jnp.int32)
 
         def condense(shift, damping):
@@ -117,7 +121,7 @@ class DenseKKT(KKT):
                 z = jnp.where(stage == 0, step, own)
                 x, u = z[:n], z[n:]
                 ex = ask.rx - product(H, x) - shift * x - product(G.T, u)
-                ec = jnp.where(stage == 0, ask.rc, 0) - product(G, x) + damping * u
+                ec = jnp.where(stage == 0, ask.rc, damping * ask.lam) - product(G, x) + damping * u
                 r = jnp.concatenate([ex + rho * product(G.T, ec), half * ec])
                 r = jnp.where(stage < 2, r, v)
                 w = back_substitute(factor, r, n)
@@ -126,19 +130,23 @@ class DenseKKT(KKT):
                 return step, own, jnp.where(stage < 2, v, unit(jnp.where(jnp.arange(n + m) < n, w, 0)))
 
             # Two passes solve and refine; two more, without the constraints' residual, give the multipliers of a
-            # shifted system, whose own mean nothing; then inverse iteration for a direction of curvature.
-            passes = jnp.where((shift > 0) | ask.renew, jnp.where(ask.explore, 10, 4), 2)
+            # shifted system, whose own mean nothing, damped towards zero: along dependent gradients they would grow
+            # without limit. Then inverse iteration for a direction of curvature.
+            estimate = (shift > 0) | ask.renew
+            passes = jnp.where(estimate, jnp.where(ask.explore, 10, 4), 2)
             nothing = jnp.zeros(n + m, dtype)
             initial_v = jnp.concatenate([start_vector(n, dtype), nothing[n:]])
             step, own, v = lax.fori_loop(0, passes, improve, (nothing, nothing, initial_v))
-            dlam = jnp.where((shift > 0) | ask.renew, own[n:], step[n:])
-            tame = ask.penalised | (dot(dlam, dlam) <= ask.bound**2) | (damping > size_g) | ~convex
+            dlam = jnp.where(estimate, own[n:], step[n:])
+            bound = jnp.where(estimate, jnp.maximum(LARGE, norm_lam), 10 * jnp.maximum(10, norm_lam))
+            size = norm(jnp.where(estimate, ask.lam, 0) + dlam)
+            tame = ask.penalised | (size <= bound) | (damping > size_g) | ~convex
             deficient = (damping > initial) | (dual_pivot <= 10 * m * damping)
             damping = jnp.where(tame, damping, 1000 * damping)
             return shift, damping, step[:n], dlam, v[:n], deficient, convex, tame, tries + more
 
         start = (zero, initial, jnp.zeros(n, dtype), jnp.zeros(m, dtype), jnp.zeros(n, dtype), no, no, no, none)
-        end = lax.while_loop(lambda s: ~s[7], attempt, start)
+        end = lax.while_loop(lambda s: ~s[7] & (s[8] < 200), attempt, start)
         shift, _, dx, dlam, v, deficient, valid, _, tries = end
         gv = product(G, v)
         curvature = dot(v, product(H, v)) + jnp.where(ask.penalised, dot(gv, gv), 0)

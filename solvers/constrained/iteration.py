@@ -8,7 +8,7 @@ from ..core.precision import dot, eps
 from ..core.solution import Status
 from ..core.typing import Array, Bool, Float, Int
 from . import merit
-from .kkt import KKT, Question
+from .kkt import KKT, Question, norm
 from .problem import Point, Problem
 
 NEWTON, RESTORE, REFRESH = 0, 1, 2
@@ -85,7 +85,7 @@ def step(s: State, problem: Problem, kkt: KKT, tol) -> State:
         rc=-c,
         penalised=restore,
         renew=refresh,
-        bound=10 * jnp.maximum(10, norm(s.lam)),
+        lam=s.lam,
         hint=s.shift,
         explore=s.suspect | s.slow,
         index=s.moves,
@@ -176,8 +176,3 @@ def step(s: State, problem: Problem, kkt: KKT, tol) -> State:
         evaluations=s.evaluations + search.trials,
         inner=s.inner + answer.inner,
     )
-
-
-def norm(v):
-    """Return the Euclidean norm."""
-    return jnp.sqrt(dot(v, v))

@@ -5,6 +5,7 @@ from typing import Any, ClassVar, NamedTuple
 import equinox as eqx
 import jax.numpy as jnp
 
+from ..core.precision import dot
 from ..core.typing import Array, Bool, Float, Int, Scalar
 from .problem import Problem
 
@@ -13,17 +14,18 @@ class Question(NamedTuple):
     """Solve ``[[B, G'], [G, -d I]] (dx, dlam) = (rx, rc)`` with ``B = H + shift I`` made convex.
 
     Convex means positive definite on the null space of G; when `penalised`, that ``B + G'G`` is positive definite, and
-    then d = 1 and dlam is of no interest. Otherwise d is as small as keeps ``|dlam| <= bound``. Where a shift was
-    needed, dlam comes from ``(rx, 0)`` instead: a correction of the multipliers for the gradient -rx; with `renew` such
-    a correction, best by least squares, is all that is wanted. `hint` is the shift of the step before. With `explore`,
-    a direction of negative curvature is wanted if a shift was needed.
+    then d = 1 and dlam is of no interest. Otherwise d is as small as keeps dlam in proportion to `lam`.
+
+    Where a shift was needed, dlam comes from ``(rx, 0)`` instead: a correction of the multipliers for the gradient -rx.
+    With `renew` such a correction, best by least squares, is all that is wanted. `hint` is the last step's shift.
+    With `explore`, a direction of negative curvature is wanted if a shift was needed.
     """
 
     rx: Float[Array, " n"]
     rc: Float[Array, " m"]
     penalised: Bool[Array, ""]
     renew: Bool[Array, ""]
-    bound: Float[Array, ""]
+    lam: Float[Array, " m"]
     hint: Float[Array, ""]
     explore: Bool[Array, ""]
     index: Int[Array, ""]
@@ -73,7 +75,12 @@ class KKT(eqx.Module):
         raise NotImplementedError
 
 
+def norm(v):
+    """Return the Euclidean norm."""
+    return jnp.sqrt(dot(v, v))
+
+
 def unit(v):
     """Return ``v / |v|``, zero for zero."""
-    size = jnp.sqrt(jnp.sum(v * v))
+    size = norm(v)
     return v / jnp.where(size > 0, size, 1)

@@ -66,7 +66,7 @@ def sketched_newton(
     multipliers: PyTree | None = None,
     kkt: KKT | str = "auto",
     tol: Scalar | None = None,
-    max_steps: Scalar = 300,
+    max_steps: Scalar = 500,
     history: bool | int = False,
     progress: Progress | None = None,
 ) -> NewtonSolution:
@@ -126,8 +126,8 @@ def sketched_newton(
 
     A step: one linearisation, one KKT system, and a line search that usually accepts its first point. The Hessian is
     shifted until it is positive definite on the null space of G; the multipliers then come from the shifted system
-    without the constraints' residual, for those of the whole system mean nothing. Dependent constraint gradients are met
-    by damping, ``[[B, G'], [G, -d I]]``, and flagged as `licq_suspect`. Where the search fails away from the
+    without the constraints' residual, for those of the whole system mean nothing. Dependent gradients of c are
+    met by damping, ``[[B, G'], [G, -d I]]``, and flagged as `licq_suspect`. Where the search fails away from the
     constraints, or their linearisation has no solution, the method turns to ``min |c|^2 / 2``, with exact second
     derivatives, until the violation has fallen tenfold. Points where anything is not finite count as infinitely bad.
 
