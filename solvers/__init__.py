@@ -5,6 +5,8 @@ from .constrained.kkt import KKT as KKT
 from .constrained.matrix_free import KrylovKKT as KrylovKKT
 from .constrained.newton import NewtonSolution as NewtonSolution
 from .constrained.newton import sketched_newton as sketched_newton
+from .constrained.preconditioning import DiagonalPreconditioner as DiagonalPreconditioner
+from .constrained.preconditioning import NystromPreconditioner as NystromPreconditioner
 from .constrained.sketching import SketchProject as SketchProject
 from .core.bandits import ContextBins as ContextBins
 from .core.bandits import ExpertMix as ExpertMix
