@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from ..core.precision import matmul
-from ..core.typing import Array, Float
+from ..core.typing import Array, Bool, Float
 
 DEAD = -1e9
 """Exponent of pairs that may carry no mass, in place of minus infinity: its derivatives are zero and not NaN."""
@@ -42,6 +42,10 @@ class Cost(eqx.Module):
     def astype(self, dtype) -> Self:
         """Return the cost in another precision."""
         return jax.tree.map(lambda x: x.astype(dtype), self)
+
+    def has_nan(self, rows, columns) -> Bool[Array, ""]:
+        """Return whether a cost between the given rows and columns is not a number: a minimum may lose that."""
+        return jnp.any(jnp.stack([jnp.any(jnp.isnan(x)) for x in jax.tree.leaves(self)]))
 
     def least(self, g=None, columns=None) -> Float[Array, " n"]:
         """Return ``min_j C_ij - g_j`` over the given columns: the c-transform of g."""
@@ -96,6 +100,10 @@ class Stored(Cost):
     def dense(self):
         """Return the array."""
         return self.array
+
+    def has_nan(self, rows, columns):
+        """Return whether an entry is not a number."""
+        return jnp.any(jnp.isnan(self.array) & rows[:, None] & columns[None, :])
 
     def least(self, g=None, columns=None):
         """Return the smallest entry of every row, of ``C - g`` if g is given."""

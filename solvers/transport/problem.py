@@ -110,7 +110,7 @@ def prepare(cost, a, b, epsilon, tol: Scalar) -> Problem:
     shift = jnp.min(jnp.where(rows, row_least, jnp.inf))
     most = jnp.max(jnp.where(rows & (row_least < jnp.inf), row_most, -jnp.inf))
     numbers = jnp.sum(row_least, where=row_least < jnp.inf) + jnp.sum(least, where=least < jnp.inf) + mass + mass_b
-    broken = ~jnp.isfinite(numbers + epsilon) | jnp.any(jnp.isnan(live) & rows[:, None])  # a minimum may lose NaN
+    broken = ~jnp.isfinite(numbers + epsilon) | cost.has_nan(rows, columns)
     shift, most = (jnp.where(jnp.isfinite(x), x, 0) for x in (shift, most))
     slack = jnp.maximum(jnp.asarray(tol, a.dtype), 100 * machine_eps(a.dtype))
 

@@ -77,7 +77,7 @@ def check_operations(cost, C):
         )
 
 
-@pytest.mark.parametrize("metric", METRICS, ids=str)
+@pytest.mark.parametrize("metric", METRICS, ids=lambda metric: getattr(metric, "__name__", metric))
 def test_point_cloud_operations(metric):
     x, y = points()
     cost, C = cloud(metric), cdist(x, y, METRICS[metric])
