@@ -122,7 +122,7 @@ def extrapolate(state: State, lower):
     The second result is what to remember of this stage. At an unchanged epsilon the potentials are those of the state.
     """
     potentials, epsilon = state.kernel.potentials, state.kernel.epsilon
-    known = state.before[2] > epsilon
+    known = state.before[2] > 1.01 * epsilon
     ratio = jnp.where(known, (lower - epsilon) / jnp.where(known, epsilon - state.before[2], 1), 0)
     ahead = tuple(p + ratio * (p - q) for p, q in zip(potentials, state.before[:2], strict=True))
     return ahead, (*potentials, epsilon)

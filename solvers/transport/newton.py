@@ -189,7 +189,8 @@ def begin(problem: Problem, f, g, cold: bool, anneal: bool, hessian: Backend, *,
         return state_at(problem, kernel, hessian), None
 
     run = anneal_in_single(problem, hard, top, hessian, max_steps=max_steps, **loop)
-    lower = jnp.maximum(run.state.kernel.epsilon.astype(top.dtype) * DECAY, problem.epsilon)
+    lower = run.state.kernel.epsilon.astype(top.dtype) * DECAY
+    lower = jnp.where(lower > 1.01 * problem.epsilon, lower, problem.epsilon)  # no stage for a rounding error's sake
     lower = jnp.where(run.num_steps >= max_steps, problem.epsilon, lower)
     ahead, before = jax.tree.map(lambda x: x.astype(top.dtype), extrapolate(run.state, lower.astype(jnp.float32)))
     kernel = when(hard, lambda k: absorb(problem, k, *ahead, epsilon=lower), kernel)
