@@ -34,6 +34,7 @@ from solvers import (
     young_omega,
     young_prior,
 )
+from solvers.linear.young import safe_learner
 from solvers.problems.linear import heat_start, heat_step
 
 GRID = np.linspace(1, 1.95, 20)
@@ -68,7 +69,7 @@ def heat(options):
         "learned omega (Young prior)": lambda k: solve_sequence(
             step, learner=young_prior(), arms=Arms.sor(16), key=k, **common
         ),
-        "learned omega (mix)": lambda k: learned_sor(step, key=k, **common),
+        "learned omega (mix with Tsallis-INF)": lambda k: learned_sor(step, learner=safe_learner(), key=k, **common),
         "omega = 1.5": lambda k: solve_sequence(
             step, learner=TsallisINF(), arms=Arms.sor([1.5]), key=k, max_steps=10000, patience=10000, **common
         ),
@@ -81,7 +82,7 @@ def heat(options):
     }
     for name, run in runs.items():
         program = harness.compiled(run, jax.random.key(9))
-        timing = harness.clock(lambda p=program: p(jax.random.key(9)), repeat=3, budget=15)
+        timing = harness.clock(lambda p=program: p(jax.random.key(9)), repeat=3, budget=12)
         out = timing.output
         rows.append({
             "run": name, "systems": steps, "seconds": timing.seconds, "compile": program.first_call_seconds,
