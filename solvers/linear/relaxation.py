@@ -12,7 +12,6 @@ from .answer import LinearSolution, Method, known, measure, solve
 from .drive import drive
 from .systems import System
 
-
 PATIENCE = 2000
 """Sweeps without a new smallest residual that are always allowed."""
 
@@ -42,7 +41,7 @@ class SOR(Method):
             y = sweep(y, b)
             return sweep(y, b, reverse=True) if self.both_ways else y
 
-        # A first sweep may double a smooth residual, in red-black order on one colour, and over-relaxation raises it for
+        # A first sweep may double a smooth residual, in red-black order on one colour; over-relaxation raises it for
         # a few times 1 / (2 - omega) sweeps; at a slow rate it then takes a thousand sweeps to be below the first.
         patience = PATIENCE + 20 / jnp.maximum(jnp.abs(2 - self.omega), 1e-3)
         return drive(
