@@ -1,8 +1,8 @@
 """Conjugate gradients preconditioned by a geometric multigrid cycle, for stencils.
 
-Transfers and Galerkin products are written here, not taken from solvax 0.34, whose own were tried: they hold each axis'
-transfer as a dense matrix, want sizes that halve evenly, and their solvers' step limits are static. Here a grid has any
-size, memory is a few vectors, coarse operators are stencils again, and limits are traced.
+Transfers and Galerkin products are written here, not taken from solvax: its transfers (0.34) are dense matrices, one an
+axis, with Dirichlet axes of odd length only, and its solvers' step limits are static. Here a grid has any size, memory
+is a few vectors, coarse operators are stencils again, and limits are traced.
 """
 
 import itertools
