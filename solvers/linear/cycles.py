@@ -1,4 +1,9 @@
-"""Conjugate gradients preconditioned by a geometric multigrid cycle, for stencils."""
+"""Conjugate gradients preconditioned by a geometric multigrid cycle, for stencils.
+
+Transfers and Galerkin products are written here, not taken from solvax: its transfers (0.34) are dense matrices, one an
+axis, with Dirichlet axes of odd length only, and its solvers' step limits are static. Here a grid has any size, memory
+is a few vectors, coarse operators are stencils again, and limits are traced.
+"""
 
 import itertools
 from typing import Any, ClassVar
@@ -204,7 +209,8 @@ def multigrid_cg(
     degree : int
         Chebyshev steps, or sweeps, before and after each coarse correction. Static.
     ratio : scalar
-        The Chebyshev smoother works on eigenvalues of D^-1 A in ``[bound / ratio, bound]``. Traced; no derivative.
+        The Chebyshev smoother works on eigenvalues of R^-1 A in ``[1 / ratio, 1]``, where R are the absolute row sums.
+        Traced; no derivative.
     cycle : str
         ``"V"`` or ``"W"``.
     x0, tol, max_steps, every, history, progress : optional

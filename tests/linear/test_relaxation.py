@@ -160,6 +160,14 @@ def test_failures_say_so():
     assert jnp.all(lost.value == 0)
 
 
+def test_a_rise_before_a_slow_fall_is_no_stagnation():
+    """Red-black, the first sweep takes a smooth residual above its start for over a hundred sweeps."""
+    sol = sor(Stencil.laplacian(2), jnp.ones((60, 60), DTYPE), omega=1.0, tol=0.5, history=4)
+    assert sol.converged
+    assert sol.history[1] > 1.2
+    assert sol.num_steps > 200
+
+
 def test_nothing_to_do():
     A, b = jnp.asarray(spd(6), DTYPE), jnp.asarray(RNG.standard_normal(6), DTYPE)
     zero = sor(A, 0 * b, omega=1.2, x0=b)

@@ -17,6 +17,7 @@ from solvers import (
     sor,
     young_omega,
     young_prior,
+    young_rate,
 )
 from solvers.core.bandits import Learner, replay
 from solvers.core.loop import Run
@@ -140,13 +141,17 @@ def test_derivatives_through_a_simulation():
 
 
 def test_state_goes_on_and_keys_repeat():
-    arms, first = Arms.sor(6), slice(0, 3)
-    options = dict(learner=TsallisINF(), arms=arms, key=KEY)
+    options = dict(learner=TsallisINF(), arms=Arms.sor(6), key=KEY)
     head = solve_sequence(SYSTEMS, RHS, **options)
     again = solve_sequence(SYSTEMS, RHS, **options)
     assert head.arms.tolist() == again.arms.tolist()
-    more = solve_sequence(jax.tree.map(lambda x: x[first], SYSTEMS), RHS[first], state=head.state, **options)
-    assert more.state.rounds == head.state.rounds + 3
+    more = solve_sequence(SYSTEMS, RHS, state=head.state, **options)
+    assert more.state.rounds == head.state.rounds + T
+    # The same system over and over starts at its solution: nothing is solved and nothing learned.
+    same = solve_sequence(jax.tree.map(lambda x: jnp.stack([x[0]] * T), SYSTEMS), jnp.stack([RHS[0]] * T), **options)
+    assert same.num_steps[1:].tolist() == [0] * (T - 1)
+    assert jnp.isnan(same.costs[1:]).all()
+    assert same.state.rounds == head.state.rounds - T + 1
     seen = []
     solve_sequence(SYSTEMS, RHS, progress=lambda t, e: seen.append(t), **options).value.block_until_ready()
     jax.effects_barrier()
@@ -180,9 +185,16 @@ def test_features_have_the_shapes_promised():
     context = jnp.asarray(0.9, DTYPE)
     assert relaxation_features(context, arms).shape == (7, 13)
     assert arm_features(context, arms).shape == (7, 21)
-    table = jnp.asarray(RNG.random((30, 7)), DTYPE)
-    run = replay(young_prior(), table, key=KEY, contexts=jnp.full(30, 0.9, DTYPE), arms=arms)
-    assert run.costs.shape == (30,)
+
+
+def test_a_bound_above_one_is_enough():
+    """Costs follow Young's rate at 0.96 times the bound, which alone says nothing where it exceeds one."""
+    arms, bound = Arms.sor(12), 0.95 + 0.08 * RNG.random(80)
+    rate = young_rate(np.asarray(arms.omega)[None], 0.96 * bound[:, None])
+    table = np.log(1e-8) / np.log(np.asarray(rate))
+    run = replay(young_prior(), jnp.asarray(table, DTYPE), key=KEY, contexts=jnp.asarray(bound, DTYPE), arms=arms)
+    assert run.costs.shape == (80,)
+    assert run.costs[30:].mean() < 1.05 * table[30:].min(1).mean()
 
 
 @pytest.mark.parametrize(
