@@ -1,6 +1,7 @@
 """Equality-constrained optimisation: the CUTEst sets of the notes against peers, and batches on an accelerator.
 
-``python bench/constrained.py [--quick] [--only HS7,BT8]`` for one processor, ``--gpu`` for batches on a device.
+``python bench/constrained.py [--quick] [--only paper/,harder/,logistic/,/HS7]`` for one processor, ``--gpu`` for
+batches on a device. ``--quick`` runs no peers.
 """
 
 import time
@@ -31,7 +32,7 @@ def judge(fs, x):
     return float(np.sqrt(np.sum((g + lam @ G) ** 2) + np.sum(c**2)))
 
 
-def race(p, group, *, repeat):
+def race(p, group, *, repeat, peers=True):
     """Solve one problem with everybody."""
     solve = harness.compiled(
         lambda x, args: sketched_newton(p.objective, x, equality=p.equality, args=args), p.x0, p.args
@@ -50,7 +51,7 @@ def race(p, group, *, repeat):
         "first call s": solve.first_call_seconds,
     }
     x0 = np.asarray(p.x0)
-    for name, peer in available().items():
+    for name, peer in available(p.name).items() if peers else ():
         try:
             timing = harness.clock(
                 lambda peer=peer: peer(fs, x0), repeat=3 if p.x0.size < 50 else 1, budget=2, warm=p.x0.size < 50
@@ -68,13 +69,14 @@ def summary(rows):
     for group in dict.fromkeys(r["set"] for r in rows):
         for name in dict.fromkeys(r["solver"] for r in rows):
             mine = [r for r in rows if r["set"] == group and r["solver"] == name]
-            good = [r for r in mine if (r["kkt"] if r["kkt"] is not None else np.inf) <= SOLVED]
+            good = [r for r in mine if r["kkt"] <= SOLVED]
             lines.append(
                 {
                     "set": group,
                     "solver": name,
                     "problems": len(mine),
                     "kkt <= 1e-8": sum(r["kkt"] <= 1e-8 for r in good),
+                    "own kkt <= 1e-8, status 0": sum(r.get("own kkt", 1) <= 1e-8 and r["status"] == 0 for r in mine),
                     "kkt <= 1e-6": len(good),
                     "median ms": float(np.median([r["ms"] for r in good])) if good else None,
                     "mean steps": float(np.mean([r["steps"] for r in good])) if good else None,
@@ -88,7 +90,7 @@ def profile(rows, path, record):
     fig, axes = harness.figure(1, 1, width=5.5, height=3.6)
     names = list(dict.fromkeys(r["solver"] for r in rows))
     problems = list(dict.fromkeys(r["problem"] for r in rows))
-    time = {(r["problem"], r["solver"]): r["ms"] if (r["kkt"] or 0) <= SOLVED else np.inf for r in rows}
+    time = {(r["problem"], r["solver"]): r["ms"] if r["kkt"] <= SOLVED else np.inf for r in rows}
     best = {p: min(time.get((p, s), np.inf) for s in names) for p in problems}
     factors = np.logspace(0, 4, 400)
     for name, colour in zip(names, harness.PALETTE, strict=False):
@@ -118,22 +120,22 @@ def classification():
 
 def on_cpu(options):
     """Race on the CUTEst sets and on logistic regression."""
-    record = harness.machine("cyipopt-wheels", "sif2jax", "scikit-learn")
+    record = harness.machine("cyipopt-wheels", "pounce-solver", "ipax", "slsqp-jax", "sif2jax", "scikit-learn")
     rows = []
     sets = [("paper", PAPER.split()), ("harder", HARDER.split())]
     for group, names in sets:
         for name in names:
-            if harness.chosen(name, options.only) and not (options.quick and name in ("MSS1", "MANCINONE")):
-                rows += race(problem(name), group, repeat=20)
+            if harness.chosen(f"{group}/{name}", options.only):
+                rows += race(problem(name), group, repeat=20, peers=not options.quick)
                 jax.clear_caches()
     for p in classification():
-        if harness.chosen(p.name, options.only):
-            rows += race(p, "logistic", repeat=10)
+        if harness.chosen(f"logistic/{p.name}", options.only):
+            rows += race(p, "logistic", repeat=10, peers=not options.quick)
     harness.table(rows, ["set", "problem", "n", "m", "solver", "steps", "ms", "kkt", "status", "first call s"])
-    harness.table(summary(rows))
     saved = harness.save(options.out / "constrained.json", rows, key=("problem", "solver"), record=record)
-    nlp = [r for r in saved["rows"] if r["set"] != "logistic"]
-    profile(nlp, options.out / "constrained.png", record)
+    rows = [r | {"kkt": np.inf if r["kkt"] is None else r["kkt"]} for r in saved["rows"]]
+    harness.table(summary(rows))
+    profile([r for r in rows if r["set"] != "logistic"], options.out / "constrained.png", record)
 
 
 def spheres(n, m):
@@ -166,9 +168,12 @@ def on_device(options):
     small = options.quick
 
     def add(name, solve, loss, args, batch, target):
-        for what, call in (("solve", solve), ("gradient", jax.grad(loss, argnums=len(args) - 1))):
-            run = harness.compiled(call, *args)
-            timing = harness.clock(lambda run=run: run(*args), repeat=9, budget=10, warm=True)
+        """Time the solve, one step of it, and the gradient of a loss: at most a solve and a step."""
+        whole, single = jnp.asarray(300), jnp.asarray(1)
+        forward = harness.compiled(solve, *args, whole)
+        backward = harness.compiled(jax.grad(loss, argnums=len(args) - 1), *args, whole)
+        for what, run, limit in (("solve", forward, whole), ("step", forward, single), ("gradient", backward, whole)):
+            timing = harness.clock(lambda run=run, limit=limit: run(*args, limit), repeat=9, budget=8, warm=True)
             out = timing.output
             row = {"problem": name, "batch": batch, "what": what, "ms": 1e3 * timing.seconds, "target ms": target}
             if what == "solve":
@@ -187,28 +192,30 @@ def on_device(options):
         p, batch = HAND_WRITTEN[name](), 256 if small else 65536
         starts = p.x0[None] + jnp.asarray(0.1 * rng.standard_normal((batch, p.x0.size)))
 
-        def one(x, weight, p=p):
+        def one(x, weight, limit, p=p):
             return sketched_newton(
-                lambda x, w: p.objective(x, None) + w * jnp.sum(x**2), x, equality=p.equality, args=weight
+                lambda x, w: p.objective(x, None) + w * jnp.sum(x**2),
+                x,
+                equality=p.equality,
+                args=weight,
+                max_steps=limit,
             )
 
+        lanes = jax.vmap(one, in_axes=(0, 0, None))
         weights = jnp.zeros(batch)
-        add(
-            name,
-            jax.vmap(one),
-            lambda x, w, one=one: jnp.sum(jax.vmap(one)(x, w).value ** 2),
-            (starts, weights),
-            batch,
-            target,
-        )
+        loss = lambda x, w, limit, lanes=lanes: jnp.sum(lanes(x, w, limit).value ** 2)  # noqa: E731
+        add(name, lanes, loss, (starts, weights), batch, target)
     objective, equality, data = spheres(50, 20)
     batch = 16 if small else 4096
     args = data(rng, batch)
 
-    def many(args):
-        return jax.vmap(lambda a: sketched_newton(objective, jnp.zeros(50), equality=equality, args=a))(args)
+    def many(args, limit):
+        def one(a):
+            return sketched_newton(objective, jnp.zeros(50), equality=equality, args=a, max_steps=limit)
 
-    add("spheres 50/20", many, lambda a: jnp.sum(many(a).value ** 2), (args,), batch, 100)
+        return jax.vmap(one)(args)
+
+    add("spheres 50/20", many, lambda a, limit: jnp.sum(many(a, limit).value ** 2), (args,), batch, 100)
     harness.table(rows)
     harness.save(options.out / "constrained_gpu.json", rows, key=("problem", "batch", "what"), record=record)
 

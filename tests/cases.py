@@ -110,6 +110,38 @@ def _transport(name, **settings) -> Case:
     )
 
 
+def _divergence_data(rng):
+    a, b = (w / w.sum() for w in (rng.random(5) + 0.2, rng.random(6) + 0.2))
+    return {"x": rng.random((5, 2)), "y": rng.random((6, 2)), "a": a, "b": b, "epsilon": np.asarray(0.1)}
+
+
+def _divergence(data, **options):
+    cloud = solvers.PointCloud(data["x"], data["y"])
+    return solvers.sinkhorn_divergence(cloud, data.get("a"), data.get("b"), epsilon=data["epsilon"], **options)
+
+
+_SINKHORN_DIVERGENCE = Case(
+    name="sinkhorn_divergence",
+    solution=solvers.DivergenceSolution,
+    make=_divergence_data,
+    solve=_divergence,
+    poison="x",
+    warm=lambda data, solution: (data, {"init": solution.between.value}),
+    zero=lambda: {"x": np.zeros((3, 2)), "y": np.zeros((3, 2)), "epsilon": np.asarray(0.5)},
+    single=lambda: {"x": np.ones((1, 1)), "y": np.zeros((1, 1)), "epsilon": np.asarray(0.5)},
+    failing=lambda data: ({**data, "a": 2 * data["a"]}, {}, int(solvers.TransportStatus.UNEQUAL_MASSES)),
+    differentiable=("x", "y", "a", "b", "epsilon"),
+    direction=lambda rng, data: {
+        "x": 0.1 * rng.standard_normal((5, 2)),
+        "y": 0.1 * rng.standard_normal((6, 2)),
+        "a": _zero_sum(rng, 5),
+        "b": _zero_sum(rng, 6),
+        "epsilon": np.asarray(0.01),
+    },
+    observe=lambda s: s.value,
+)
+
+
 def _quartic(x, args):
     return 0.5 * jnp.sum((x - args["target"]) ** 2) + 0.1 * jnp.sum(x**4)
 
@@ -254,6 +286,7 @@ CASES = [
     _SKETCHED_NEWTON,
     _transport("sinkhorn"),
     _transport("sns_sinkhorn"),
+    _SINKHORN_DIVERGENCE,
     _linear("sor", solvers.SORSolution, Status.DIVERGED, omega=1.4),
     _linear("ssor", solvers.SSORSolution, Status.DIVERGED, omega=1.2),
     _linear("ssor_cg", solvers.CGSolution, solvers.LinearStatus.INDEFINITE),

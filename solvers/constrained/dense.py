@@ -1,6 +1,6 @@
 """Dense KKT systems by elimination without pivoting: the pivots tell the inertia for nothing."""
 
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -9,10 +9,14 @@ from jax.scipy.linalg import solve_triangular
 
 from ..core.precision import dot, eps, matmul
 from ..core.typing import Array, Float
-from .kkt import KKT, Answer, Multipliers, Question, unit
+from .kkt import KKT, Answer, Question, norm, unit
 
 SWEPT = 16
 """Systems up to this size are inverted by sweeps, one kernel a pivot; larger ones by Cholesky factorisation."""
+
+
+LARGE = 1e3
+"""Where the Hessian needs a shift, multipliers are estimates: damping keeps them below this in the scaled problem."""
 
 
 class DenseModel(NamedTuple):
@@ -23,15 +27,15 @@ class DenseModel(NamedTuple):
 
     def hessian(self, v):
         """Return ``H v``."""
-        return matmul(self.H, v)
+        return product(self.H, v)
 
     def jacobian(self, v):
         """Return ``G v``."""
-        return matmul(self.G, v)
+        return product(self.G, v)
 
     def adjoint(self, u):
         """Return ``G'u``."""
-        return matmul(u, self.G)
+        return product(self.G.T, u)
 
 
 class DenseKKT(KKT):
@@ -45,6 +49,8 @@ class DenseKKT(KKT):
     dependent constraint gradients, raises d. Cost ``n^3/3 + n^2 m + m^3/3`` a factorisation.
     """
 
+    width: ClassVar[int] = 4
+
     def model(self, problem, x, sigma, mu):
         """Return H and G from n forward-over-reverse products."""
         return DenseModel(*jax.jacfwd(lambda x: problem.gradient(x, sigma, mu))(x))
@@ -57,20 +63,24 @@ class DenseKKT(KKT):
         """Solve the regularised normal equations ``(GG' + d I) u = -G g``, refined once."""
         G, m = model.G, model.G.shape[0]
         if m == 0:
-            return Multipliers(jnp.zeros(0, g.dtype), jnp.zeros((), bool))
+            return jnp.zeros(0, g.dtype)
         size = dot(G, G)
         gram = matmul(G, G.T)
         d = eps(g.dtype) ** 0.75 * jnp.where(size > 0, size, 1)
-        factor, pivot = factorise(gram + d * jnp.eye(m, dtype=g.dtype), jnp.zeros((0, m), g.dtype), d)
+        factor, _, _ = factorise(gram + d * jnp.eye(m, dtype=g.dtype), jnp.zeros((0, m), g.dtype), d)
         r = -matmul(G, g)
-        u, _ = back_substitute(factor, r, r[:0])
-        u = u + back_substitute(factor, r - matmul(gram, u) - d * u, r[:0])[0]
-        return Multipliers(jnp.where(jnp.isfinite(u), u, 0), pivot <= 10 * m * d)
+
+        def refine(_, u):
+            return u + back_substitute(factor, r - matmul(gram, u) - d * u, m)
+
+        u = lax.fori_loop(0, 2, refine, jnp.zeros_like(r))
+        return jnp.where(jnp.isfinite(u), u, 0)
 
     def solve(self, model, ask: Question, penalties):
         """Raise shift and damping until the system is convex and the multipliers tame."""
-        H, G = model
-        (m, n), dtype = G.shape, H.dtype
+        (m, n), dtype, G = model.G.shape, model.H.dtype, model.G
+        identity = jnp.eye(n, dtype=dtype)
+        H = jnp.where(ask.renew, identity, model.H)
         size_h = jnp.sqrt(dot(H, H))
         size_g = dot(G, G) / max(m, 1)
         size_g = jnp.where(size_g > 0, size_g, 1)
@@ -78,59 +88,80 @@ class DenseKKT(KKT):
         penalty = eps(dtype) ** -0.25 * scale / size_g
         least = jnp.maximum(1e-3 * size_h, jnp.where(ask.hint > 0, 0, eps(dtype) ** 0.375))
         first = jnp.maximum(ask.hint / 3, least)
-        identity = jnp.eye(n, dtype=dtype)
+        initial = jnp.where(ask.penalised, 1, eps(dtype) ** 0.5 / penalty)
+        squared, norm_lam = product(G.T, G), norm(ask.lam)
+        zero, no, none = jnp.zeros((), dtype), jnp.zeros((), bool), jnp.zeros((), jnp.int32)
 
-        def weights(damping):
-            """Return rho, and the square root of ``1 - rho damping`` that makes the condensed system symmetric."""
+        def condense(shift, damping):
+            """Factorise K and what it leaves; return also rho and the factor that makes the whole symmetric."""
             rho = jnp.where(ask.penalised, 1, jnp.minimum(penalty, 0.5 / damping))
-            return rho, jnp.sqrt(jnp.where(ask.penalised, 0, 1 - rho * damping))
-
-        def apply(factor, damping, rx, rc):
-            rho, half = weights(damping)
-            dx, w = back_substitute(factor, rx + rho * matmul(rc, G), half * rc)
-            return dx, w / jnp.where(half > 0, half, 1)
+            half = jnp.sqrt(jnp.where(ask.penalised, 0, 1 - rho * damping))
+            K = H + shift * identity + rho * squared
+            factor, pivot, dual_pivot = factorise(K, half * G, damping)
+            floor = jnp.maximum(0.1 * shift, 10 * n * eps(dtype) * jnp.max(jnp.abs(K), initial=0))
+            return factor, rho, half, pivot > floor, dual_pivot
 
         def attempt(carry):
-            shift, damping, _, _, _, _, tries = carry
-            rho, half = weights(damping)
-            K = H + shift * identity + rho * matmul(G.T, G)
-            factor, pivot = factorise(K, half * G, damping)
-            convex = pivot > jnp.maximum(0.1 * shift, 10 * n * eps(dtype) * jnp.max(jnp.abs(K), initial=0))
+            shift, damping, *_, tries = carry
 
-            def refine(_, z):
-                dx, dlam = z
-                ex = ask.rx - matmul(H, dx) - shift * dx - matmul(dlam, G)
-                ec = ask.rc - matmul(G, dx) + damping * dlam
-                cx, clam = apply(factor, damping, ex, ec)
-                return dx + cx, dlam + clam
+            def raise_shift(carry):
+                shift, *_, tries = carry
+                shift = jnp.where(tries == 0, shift, jnp.where(shift > 0, 8 * shift, first))
+                return shift, *condense(shift, damping), tries + 1
 
-            # The first sweep solves, the second refines; the penalised system needs no refinement.
-            sweeps = jnp.where(ask.penalised, 1, 2)
-            dx, dlam = lax.fori_loop(0, sweeps, refine, (jnp.zeros(n, dtype), jnp.zeros(m, dtype)))
-            tame = ask.penalised | (dot(dlam, dlam) <= ask.bound**2) | (damping > size_g)
-            raised = jnp.where(shift > 0, 8 * shift, first)
-            damping = jnp.where(convex & ~tame, 30 * damping, damping)
-            return jnp.where(convex, shift, raised), damping, dx, dlam, factor, convex & tame, tries + 1
+            blank = jax.tree.map(
+                lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), jax.eval_shape(condense, shift, damping)
+            )
+            found = lax.while_loop(lambda s: ~s[4] & (s[6] < 30), raise_shift, (shift, *blank, none))
+            shift, factor, rho, half, convex, dual_pivot, more = found
 
-        zero, none = jnp.zeros((), dtype), jnp.zeros((), jnp.int32)
-        damping = jnp.where(ask.penalised, 1, eps(dtype) ** 0.5 / penalty)
-        blank = blank_factor(n, m, dtype)
-        start = (zero, damping, jnp.zeros(n, dtype), jnp.zeros(m, dtype), blank, jnp.zeros((), bool), none)
-        shift, damping, dx, dlam, factor, valid, tries = lax.while_loop(lambda s: ~s[5] & (s[6] < 40), attempt, start)
+            def improve(k, carry):
+                step, own, v = carry
+                stage = k // 2
+                z = jnp.where(stage == 0, step, own)
+                x, u = z[:n], z[n:]
+                ex = ask.rx - product(H, x) - shift * x - product(G.T, u)
+                ec = jnp.where(stage == 0, ask.rc, damping * ask.lam) - product(G, x) + damping * u
+                r = jnp.concatenate([ex + rho * product(G.T, ec), half * ec])
+                r = jnp.where(stage < 2, r, v)
+                w = back_substitute(factor, r, n)
+                better = z + jnp.concatenate([w[:n], w[n:] / jnp.where(half > 0, half, 1)])
+                step, own = jnp.where(stage == 0, better, step), jnp.where(stage == 1, better, own)
+                return step, own, jnp.where(stage < 2, v, unit(jnp.where(jnp.arange(n + m) < n, w, 0)))
 
-        def power(carry):
-            v, k = carry
-            return unit(apply(factor, damping, v, jnp.zeros(m, dtype))[0]), k + 1
+            # Two passes solve and refine; two more, without the constraints' residual, give the multipliers of a
+            # shifted system, whose own mean nothing, damped towards zero: along dependent gradients they would grow
+            # without limit. Then inverse iteration for a direction of curvature.
+            estimate = (shift > 0) | ask.renew
+            passes = jnp.where(estimate, jnp.where(ask.explore, 10, 4), 2)
+            nothing = jnp.zeros(n + m, dtype)
+            initial_v = jnp.concatenate([start_vector(n, dtype), nothing[n:]])
+            step, own, v = lax.fori_loop(0, passes, improve, (nothing, nothing, initial_v))
+            dlam = jnp.where(estimate, own[n:], step[n:])
+            bound = jnp.where(estimate, jnp.maximum(LARGE, norm_lam), 10 * jnp.maximum(10, norm_lam))
+            size = norm(jnp.where(estimate, ask.lam, 0) + dlam)
+            tame = ask.penalised | (size <= bound) | (damping > size_g) | ~convex
+            deficient = (damping > initial) | (dual_pivot <= 10 * m * damping)
+            damping = jnp.where(tame, damping, 1000 * damping)
+            return shift, damping, step[:n], dlam, v[:n], deficient, convex, tame, tries + more
 
-        wanted = ask.explore & (shift > 0)
-        v, _ = lax.while_loop(lambda s: wanted & (s[1] < 6), power, (start_vector(n, dtype), none))
-        gv = matmul(G, v)
-        curvature = dot(v, matmul(H, v)) + jnp.where(ask.penalised, dot(gv, gv), 0)
-        found = wanted & (curvature < -(eps(dtype) ** 0.5) * size_h)
-        # The multipliers of a shifted system mean nothing: aim at least squares instead.
-        dlam = jnp.where((shift > 0) & ~ask.penalised, ask.dual, dlam)
+        start = (zero, initial, jnp.zeros(n, dtype), jnp.zeros(m, dtype), jnp.zeros(n, dtype), no, no, no, none)
+        end = lax.while_loop(lambda s: ~s[7] & (s[8] < 200), attempt, start)
+        shift, _, dx, dlam, v, deficient, valid, _, tries = end
+        gv = product(G, v)
+        curvature = dot(v, product(H, v)) + jnp.where(ask.penalised, dot(gv, gv), 0)
+        found = ask.explore & (shift > 0) & (curvature < -(eps(dtype) ** 0.5) * size_h)
         valid = valid & jnp.all(jnp.isfinite(dx)) & jnp.all(jnp.isfinite(dlam))
-        return Answer(dx, dlam, shift, valid, jnp.where(found, v, 0), jnp.where(found, curvature, 0), tries)
+        return Answer(
+            dx,
+            dlam,
+            shift,
+            valid,
+            deficient & ~ask.penalised,
+            jnp.where(found, v, 0),
+            jnp.where(found, curvature, 0),
+            tries,
+        )
 
     def implicit(self, matvec, b, n):
         """Factorise the matrix of `matvec` with a little damping, and refine twice."""
@@ -139,11 +170,13 @@ class DenseKKT(KKT):
         size_h, size_g = jnp.sqrt(dot(H, H)), dot(G, G) / max(G.shape[0], 1)
         rho = eps(b.dtype) ** -0.25 * jnp.where(size_h > 0, size_h, 1) / jnp.where(size_g > 0, size_g, 1)
         damping = eps(b.dtype) ** 0.5 / rho
-        factor, _ = factorise(H + rho * matmul(G.T, G), G, damping)
+        half = (1 - rho * damping) ** 0.5
+        factor, _, _ = factorise(H + rho * matmul(G.T, G), half * G, damping)
 
         def apply(r):
-            dx, w = back_substitute(factor, r[:n] + rho * matmul(r[n:], G), r[n:])
-            return jnp.concatenate([dx, w / (1 - rho * damping)])
+            z = jnp.concatenate([r[:n] + rho * matmul(r[n:], G), half * r[n:]])
+            z = back_substitute(factor, z, n)
+            return jnp.concatenate([z[:n], z[n:] / half])
 
         z = apply(b)
         z = z + apply(b - matmul(A, z))
@@ -158,55 +191,68 @@ class Factor(NamedTuple):
     half: Array
 
 
-def factorise(K, G, damping) -> tuple[Factor, Array]:
-    """Factorise ``[[K, G'], [G, -damping I]]``; also return the smallest pivot of K, not positive if indefinite."""
+def factorise(K, G, damping) -> tuple[Factor, Array, Array]:
+    """Factorise ``[[K, G'], [G, -damping I]]``; also return the smallest pivots of K and of its negated complement.
+
+    The first is not positive if K is indefinite.
+    """
     n, m = K.shape[0], G.shape[0]
     identity = jnp.eye(m, dtype=K.dtype)
     if n + m <= SWEPT:
         inverse, pivots = sweep(jnp.block([[K, G.T], [G, -damping * identity]]))
-        return Factor(inverse, inverse[:0], inverse[:0]), jnp.min(pivots[:n], initial=jnp.inf)
+        factor = Factor(inverse, inverse[:0], inverse[:0])
+        return factor, jnp.min(pivots[:n], initial=jnp.inf), jnp.min(-pivots[n:], initial=jnp.inf)
     L = jnp.linalg.cholesky(K)
     half = solve_triangular(L, G.T, lower=True)
     smallest = jnp.min(jnp.diagonal(L)) ** 2
     S = jnp.linalg.cholesky(matmul(half.T, half) + damping * identity)
-    return Factor(L, S, half), jnp.where(jnp.isfinite(smallest), smallest, -1)
+    return (
+        Factor(L, S, half),
+        jnp.where(jnp.isfinite(smallest), smallest, -1),
+        jnp.min(jnp.diagonal(S), initial=jnp.inf) ** 2,
+    )
 
 
-def blank_factor(n, m, dtype) -> Factor:
-    """Return a `Factor` of zeros, of the shapes that `factorise` returns."""
-    if n + m <= SWEPT:
-        return Factor(jnp.zeros((n + m, n + m), dtype), jnp.zeros((0, n + m), dtype), jnp.zeros((0, n + m), dtype))
-    return Factor(jnp.zeros((n, n), dtype), jnp.zeros((m, m), dtype), jnp.zeros((n, m), dtype))
-
-
-def back_substitute(factor: Factor, rx, rc):
-    """Solve with a `Factor`."""
+def back_substitute(factor: Factor, r, n):
+    """Solve with a `Factor` whose K is (n, n)."""
     L, S, half = factor
-    n = rx.shape[0]
-    if n + rc.shape[0] <= SWEPT:
-        z = matmul(L, jnp.concatenate([rx, rc]))
-        return z[:n], z[n:]
-    y = solve_triangular(L, rx, lower=True)
-    w = solve_triangular(S, matmul(y, half) - rc, lower=True)
+    if r.shape[0] <= SWEPT:
+        return product(L, r)
+    y = solve_triangular(L, r[:n], lower=True)
+    w = solve_triangular(S, matmul(y, half) - r[n:], lower=True)
     w = solve_triangular(S, w, lower=True, trans=1)
-    return solve_triangular(L, y - matmul(half, w), lower=True, trans=1), w
+    return jnp.concatenate([solve_triangular(L, y - matmul(half, w), lower=True, trans=1), w])
+
+
+def product(A, B):
+    """Return ``A @ B``; on accelerators small products are sums, for a library call a lane is slow in a batch."""
+    B_ = B if B.ndim == 2 else B[:, None]
+    if A.size > SWEPT**2 or B_.size > SWEPT**2 or not A.size or not B.size:
+        return matmul(A, B)
+
+    def summed(A, B):
+        return jnp.sum(A[:, :, None] * B[None], axis=1)
+
+    return lax.platform_dependent(A, B_, cpu=matmul, default=summed).reshape(A.shape[:1] + B.shape[1:])
 
 
 def sweep(A):
-    """Invert a symmetric quasi-definite matrix by Gauss-Jordan sweeps; return the inverse and the pivots."""
+    """Invert a symmetric quasi-definite matrix by Beaton's sweep operator; return the inverse and the pivots."""
     size = A.shape[0]
     index = jnp.arange(size)
 
     def pivot_on(k, carry):
         A, pivots = carry
-        pivot, row, column = A[k, k], A[k], A[:, k]
-        row = row / pivot
+        pivot, column = A[k, k], A[k]
+        scaled = column / pivot
         at_row, at_column = (index == k)[:, None], (index == k)[None, :]
-        edge = jnp.where(at_row, row[None, :], -(column / pivot)[:, None])
-        edge = jnp.where(at_row & at_column, 1 / pivot, edge)
-        return jnp.where(at_row | at_column, edge, A - column[:, None] * row[None, :]), pivots.at[k].set(pivot)
+        edge = jnp.where(at_row, scaled[None, :], scaled[:, None])
+        edge = jnp.where(at_row & at_column, -1 / pivot, edge)
+        swept = jnp.where(at_row | at_column, edge, A - scaled[:, None] * column[None, :])
+        return swept, jnp.where(index == k, pivot, pivots)
 
-    return lax.fori_loop(0, size, pivot_on, (A, jnp.zeros(size, A.dtype)))
+    A, pivots = lax.fori_loop(0, size, pivot_on, (A, jnp.zeros(size, A.dtype)))
+    return -A, pivots
 
 
 def start_vector(n, dtype):

@@ -2,14 +2,13 @@
 
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 
 from ..core.precision import dot, eps
 from ..core.solution import Status
 from ..core.typing import Array, Bool, Float, Int
 from . import merit
-from .kkt import KKT, Question
+from .kkt import KKT, Question, norm
 from .problem import Point, Problem
 
 NEWTON, RESTORE, REFRESH = 0, 1, 2
@@ -81,15 +80,14 @@ def step(s: State, problem: Problem, kkt: KKT, tol) -> State:
     # plus G'G.
     sigma = jnp.where(restore, 0, 1).astype(dtype)
     model = kkt.model(problem, s.x, sigma, jnp.where(restore, c, s.lam))
-    dual = kkt.multipliers(model, g)
     ask = Question(
         rx=jnp.where(restore, 0, -g),
         rc=-c,
         penalised=restore,
-        bound=10 * jnp.maximum(10, norm(s.lam)),
+        renew=refresh,
+        lam=s.lam,
         hint=s.shift,
         explore=s.suspect | s.slow,
-        dual=dual.step,
         index=s.moves,
     )
     answer = kkt.solve(model, ask, (s.eta1, s.eta2))
@@ -98,8 +96,7 @@ def step(s: State, problem: Problem, kkt: KKT, tol) -> State:
     still = refresh | settle
 
     dx = jnp.where(still, 0, answer.dx)
-    dlam = jnp.where(refresh, dual.step, answer.dlam)
-    dlam = jnp.where(restore | settle, 0, dlam)
+    dlam = jnp.where(restore | settle, 0, answer.dlam)
     terms = merit.slope(s.point, model, dx, dlam)
     eta1, eta2 = merit.penalties(terms, s.eta1, s.eta2)
     slope = jnp.where(restore, terms.feasibility, terms.at(eta1, eta2))
@@ -130,11 +127,11 @@ def step(s: State, problem: Problem, kkt: KKT, tol) -> State:
         return merit.BETA * (alpha * slope + 0.5 * alpha**2 * bend)
 
     willing = (answer.valid & ((slope < 0) | escape) | refresh) & ~settle
-    search = merit.armijo(trial, decrease, s.point, noise=noise, willing=willing, always=refresh)
+    search = merit.armijo(trial, decrease, s.point, noise=noise, willing=willing, always=refresh, width=kkt.width)
     moved, alpha = search.accepted, search.alpha
     x = jnp.where(moved, s.x + alpha * dx, s.x)
     lam = jnp.where(moved, s.lam + alpha * dlam, s.lam)
-    point = jax.tree.map(lambda new, old: jnp.where(moved, new, old), search.point, s.point)
+    point = search.point
     error = problem.residual(point)
 
     # What next: the constraints' restoration when their linearisation is hopeless or the search failed far from them.
@@ -175,12 +172,7 @@ def step(s: State, problem: Problem, kkt: KKT, tol) -> State:
         least=jnp.minimum(s.least, error),
         idle=idle.astype(jnp.int32),
         moves=s.moves + jnp.where(settle, 0, 1),
-        deficient=dual.deficient,
+        deficient=jnp.where(restore | (answer.shift > 0), s.deficient, answer.deficient),
         evaluations=s.evaluations + search.trials,
         inner=s.inner + answer.inner,
     )
-
-
-def norm(v):
-    """Return the Euclidean norm."""
-    return jnp.sqrt(dot(v, v))

@@ -1,10 +1,11 @@
 """What the Newton iteration asks of a solver of Karush-Kuhn-Tucker (KKT) systems, and what it is told."""
 
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import equinox as eqx
 import jax.numpy as jnp
 
+from ..core.precision import dot
 from ..core.typing import Array, Bool, Float, Int, Scalar
 from .problem import Problem
 
@@ -13,43 +14,45 @@ class Question(NamedTuple):
     """Solve ``[[B, G'], [G, -d I]] (dx, dlam) = (rx, rc)`` with ``B = H + shift I`` made convex.
 
     Convex means positive definite on the null space of G; when `penalised`, that ``B + G'G`` is positive definite, and
-    then d = 1 and dlam is of no interest. Otherwise d is as small as keeps ``|dlam| <= bound``. `hint` is the shift
-    of the step before. With `explore`, a direction of negative curvature is wanted if a shift was needed.
+    then d = 1 and dlam is of no interest. Otherwise d is as small as keeps dlam in proportion to `lam`.
+
+    Where a shift was needed, dlam comes from ``(rx, 0)`` instead: a correction of the multipliers for the gradient -rx.
+    With `renew` such a correction, best by least squares, is all that is wanted. `hint` is the last step's shift.
+    With `explore`, a direction of negative curvature is wanted if a shift was needed.
     """
 
     rx: Float[Array, " n"]
     rc: Float[Array, " m"]
     penalised: Bool[Array, ""]
-    bound: Float[Array, ""]
+    renew: Bool[Array, ""]
+    lam: Float[Array, " m"]
     hint: Float[Array, ""]
     explore: Bool[Array, ""]
-    dual: Float[Array, " m"]
-    """The least-squares correction of the multipliers, `Multipliers.step`."""
     index: Int[Array, ""]
     """Steps taken, to vary random numbers with."""
 
 
 class Answer(NamedTuple):
-    """A step, the shift it needed, and a unit direction `v` of curvature ``v'Hv`` (zero unless found negative)."""
+    """A step, the shift it needed, and a unit direction `v` of curvature ``v'Hv`` (zero unless found negative).
+
+    `deficient`: the rows of G look linearly dependent.
+    """
 
     dx: Float[Array, " n"]
     dlam: Float[Array, " m"]
     shift: Float[Array, ""]
     valid: Bool[Array, ""]
+    deficient: Bool[Array, ""]
     v: Float[Array, " n"]
     curvature: Float[Array, ""]
     inner: Int[Array, ""]
 
 
-class Multipliers(NamedTuple):
-    """The least-squares correction ``argmin_u |g + G'u|`` and whether G looks rank-deficient."""
-
-    step: Float[Array, " m"]
-    deficient: Bool[Array, ""]
-
-
 class KKT(eqx.Module):
     """A way to solve KKT systems: `DenseKKT`, `KrylovKKT` or `SketchProject`."""
+
+    width: ClassVar[int] = 1
+    """How many step lengths the line search tries at once; more than one where a system costs far more than a trial."""
 
     def model(self, problem: Problem, x, sigma: Scalar, mu) -> Any:
         """Return the Hessian of ``sigma f + mu'c`` and the Jacobian G of c at `x`, with products as methods."""
@@ -59,8 +62,8 @@ class KKT(eqx.Module):
         """Return the norms of the rows of G, for scaling."""
         raise NotImplementedError
 
-    def multipliers(self, model, g) -> Multipliers:
-        """Return the least-squares correction of the multipliers for the gradient `g` of the Lagrangian."""
+    def multipliers(self, model, g) -> Float[Array, " m"]:
+        """Return ``argmin_u |g + G'u|``, the least-squares multipliers for the gradient `g` of the objective."""
         raise NotImplementedError
 
     def solve(self, model, ask: Question, penalties: tuple[Scalar, Scalar]) -> Answer:
@@ -72,7 +75,12 @@ class KKT(eqx.Module):
         raise NotImplementedError
 
 
+def norm(v):
+    """Return the Euclidean norm."""
+    return jnp.sqrt(dot(v, v))
+
+
 def unit(v):
     """Return ``v / |v|``, zero for zero."""
-    size = jnp.sqrt(jnp.sum(v * v))
+    size = norm(v)
     return v / jnp.where(size > 0, size, 1)

@@ -11,9 +11,8 @@ from ..core.krylov import cg
 from ..core.minres import minres
 from ..core.precision import dot, eps
 from ..core.typing import Array, Scalar
-from .kkt import KKT, Answer, Multipliers
-
-Precondition = Callable[[Array, Array], tuple[Array, Array]]
+from .kkt import KKT, Answer
+from .preconditioning import Precondition, Preconditioner
 
 
 class ProductModel(NamedTuple):
@@ -29,9 +28,10 @@ class KrylovKKT(KKT):
 
     Parameters
     ----------
-    precondition : callable, optional
+    precondition : callable or Preconditioner, optional
         ``(rx, rc) -> (P^-1 rx, S^-1 rc)`` on flat vectors, with P near H and S near ``G P^-1 G'``, both symmetric
-        positive definite. With the exact P and S, MINRES takes three steps.
+        positive definite; or a recipe for it, `DiagonalPreconditioner` or `NystromPreconditioner`. With the exact P
+        and S, MINRES takes three steps.
     forcing : scalar
         A system is solved to ``min(forcing, sqrt(|r|)) |r|`` for the right-hand side r, in the preconditioner's norm.
     max_inner : scalar
@@ -44,7 +44,7 @@ class KrylovKKT(KKT):
     scaled. Memory is about a dozen vectors.
     """
 
-    precondition: Precondition | None = None
+    precondition: Precondition | Preconditioner | None = None
     forcing: Scalar = 0.01
     max_inner: Scalar = 2000
 
@@ -61,44 +61,56 @@ class KrylovKKT(KKT):
     def multipliers(self, model, g):
         """Solve the normal equations by preconditioned conjugate gradients."""
         r = -model.jacobian(g)
-        zero, given = jnp.zeros_like(g), self.precondition
-        precondition = None if given is None else lambda u: given(zero, u)[1]
+        plain = model._replace(hessian=lambda v: v)
+        joint = self._joint(plain, g.size, r.size, 0.0, 0.0, g.dtype)
+        precondition = None if joint is None else lambda u: joint((jnp.zeros_like(g), u))[1]
         tol = eps(g.dtype) ** 0.6 * jnp.sqrt(dot(r, r))
         solved = cg(
             lambda u: model.jacobian(model.adjoint(u)), r, tol=tol, max_steps=self.max_inner, precondition=precondition
         )
-        return Multipliers(solved.x, jnp.zeros((), bool))
+        return solved.x
 
     def solve(self, model, ask, penalties):
-        """Raise the shift until the computed step has positive curvature."""
+        """Raise the shift until the computed step has positive curvature; then, if shifted, solve for dlam alone."""
         dtype = ask.rx.dtype
-        size = jnp.sqrt(dot(ask.rx, ask.rx) + dot(ask.rc, ask.rc))
         damping = jnp.where(ask.penalised, 1, 0).astype(dtype)
-        precondition, start = self._joint(), (ask.rx, ask.rc)
-        tol = jnp.minimum(self.forcing, jnp.sqrt(size)) * _length(precondition, start)
 
         def attempt(carry):
-            shift, _, _, _, tries, inner = carry
+            shift, dx, _, tangential, _, tries, inner = carry
+            precondition = self._joint(model, ask.rx.size, ask.rc.size, shift, damping, dtype)
+            rhs = ask.rx, jnp.where(tangential, 0, ask.rc)
+            size = jnp.sqrt(dot(rhs[0], rhs[0]) + dot(rhs[1], rhs[1]))
 
             def product(z):
                 dx, dlam = z
                 top = model.hessian(dx) + shift * dx + model.adjoint(dlam)
                 return top, model.jacobian(dx) - damping * dlam
 
-            solved = minres(product, start, tol=tol, max_steps=self.max_inner, precondition=precondition)
-            dx, dlam = solved.x
-            gdx = model.jacobian(dx)
-            bend = dot(dx, model.hessian(dx)) + shift * dot(dx, dx) + damping * dot(gdx, gdx)
-            convex = bend > eps(dtype) * dot(dx, dx)
+            tol = jnp.minimum(self.forcing, jnp.sqrt(size)) * _length(precondition, rhs)
+            solved = minres(product, rhs, tol=tol, max_steps=self.max_inner, precondition=precondition)
+            step, dlam = solved.x
+            gdx = model.jacobian(step)
+            bend = dot(step, model.hessian(step)) + shift * dot(step, step) + damping * dot(gdx, gdx)
+            convex = (bend > eps(dtype) * dot(step, step)) | (size <= 0)
             raised = jnp.where(shift > 0, 8 * shift, jnp.maximum(ask.hint / 3, 1e-4))
-            return jnp.where(convex, shift, raised), dx, dlam, convex, tries + 1, inner + solved.num_steps
+            done = convex & (tangential | (shift <= 0) | ask.penalised)
+            return (
+                jnp.where(convex, shift, raised),
+                jnp.where(tangential, dx, step),
+                dlam,
+                tangential | convex,
+                done,
+                tries + 1,
+                inner + solved.num_steps,
+            )
 
         zero, none = jnp.zeros((), dtype), jnp.zeros((), jnp.int32)
-        first = (zero, jnp.zeros_like(ask.rx), jnp.zeros_like(ask.rc), size <= 0, none, none)
-        shift, dx, dlam, convex, _, inner = lax.while_loop(lambda s: ~s[3] & (s[4] < 30), attempt, first)
-        dlam = jnp.where((shift > 0) & ~ask.penalised, ask.dual, dlam)
-        valid = convex & jnp.all(jnp.isfinite(dx)) & jnp.all(jnp.isfinite(dlam))
-        return Answer(dx, dlam, shift, valid, jnp.zeros_like(dx), zero, inner)
+        no = jnp.zeros((), bool)
+        first = (zero, jnp.zeros_like(ask.rx), jnp.zeros_like(ask.rc), ask.renew, no, none, none)
+        end = lax.while_loop(lambda s: ~s[4] & (s[5] < 30), attempt, first)
+        shift, dx, dlam, _, done, _, inner = end
+        valid = done & jnp.all(jnp.isfinite(dx)) & jnp.all(jnp.isfinite(dlam))
+        return Answer(dx, dlam, shift, valid, no, jnp.zeros_like(dx), zero, inner)
 
     def implicit(self, matvec, b, n):
         """Solve to nearly full precision by MINRES."""
@@ -107,14 +119,22 @@ class KrylovKKT(KKT):
             z = matvec(jnp.concatenate(z))
             return z[:n], z[n:]
 
-        precondition, start = self._joint(), (b[:n], b[n:])
+        nothing = jnp.zeros_like(b)
+        model = ProductModel(
+            lambda v: matvec(nothing.at[:n].set(v))[:n],
+            lambda v: matvec(nothing.at[:n].set(v))[n:],
+            lambda u: matvec(nothing.at[n:].set(u))[:n],
+        )
+        precondition, start = self._joint(model, n, b.size - n, 0.0, 0.0, b.dtype), (b[:n], b[n:])
         tol = eps(b.dtype) ** 0.75 * _length(precondition, start)
         return jnp.concatenate(
             minres(split, start, tol=tol, max_steps=10 * self.max_inner, precondition=precondition).x
         )
 
-    def _joint(self):
+    def _joint(self, model, n, m, shift, damping, dtype):
         given = self.precondition
+        if isinstance(given, Preconditioner):
+            given = given.build(model, n, m, shift=shift, damping=damping, dtype=dtype)
         return None if given is None else lambda r: given(*r)
 
 

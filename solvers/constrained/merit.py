@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jax import lax
 
@@ -68,25 +69,33 @@ class Search(NamedTuple):
     trials: Int[Array, ""]
 
 
-def armijo(trial: Callable, decrease: Callable, point: Point, *, noise, willing, always) -> Search:
+def armijo(trial: Callable, decrease: Callable, point: Point, *, noise, willing, always, width: int) -> Search:
     """Halve alpha from 1 until ``trial(alpha) <= trial(0) + decrease(alpha) + noise``.
 
     ``trial(alpha)`` returns the merit's change and the `Point`; anything non-finite counts as no decrease. `noise` is
     what rounding leaves of the merit's value: without it the search refuses good steps near a solution. With `always`
-    the first finite trial will do; without `willing` there is none.
+    the first finite trial will do; without `willing` there is none. `width` lengths are tried at once: in a batch
+    the unluckiest lane decides how often all wait.
     """
+    dtype = point.f.dtype
+    ladder = jnp.asarray([0.5**k for k in range(width)], dtype)
 
     def body(carry):
-        alpha, _, _, k = carry
-        alpha = jnp.where(k == 0, alpha, alpha / 2)
-        change, at = trial(alpha)
-        finite = jnp.isfinite(change) & jnp.all(jnp.isfinite(at.g))
-        return alpha, at, finite & (always | (change <= decrease(alpha) + noise)), k + 1
+        top, _, at, _, k = carry
+        alphas = top * ladder
+        change, points = jax.vmap(trial)(alphas)
+        finite = jnp.isfinite(change) & jnp.all(jnp.isfinite(points.g), axis=-1)
+        good = finite & (always | (change <= decrease(alphas) + noise))
+        alpha, trials = top, width
+        for i in reversed(range(width)):  # selections fuse where a gather would not
+            at = jax.tree.map(lambda many, one: jnp.where(good[i], many[i], one), points, at)  # noqa: B023
+            alpha, trials = jnp.where(good[i], alphas[i], alpha), jnp.where(good[i], i + 1, trials)
+        return top * 0.5**width, alpha, at, jnp.any(good), k + trials
 
-    dtype = point.f.dtype
-    start = (jnp.ones((), dtype), point, jnp.zeros((), bool), jnp.zeros((), jnp.int32))
-    end = lax.while_loop(lambda s: willing & ~s[2] & (s[3] < TRIALS), body, start)
-    return Search(*end)
+    one = jnp.ones((), dtype)
+    start = (one, one, point, jnp.zeros((), bool), jnp.zeros((), jnp.int32))
+    end = lax.while_loop(lambda s: willing & ~s[3] & (s[4] < TRIALS), body, start)
+    return Search(*end[1:])
 
 
 def rounding(point: Point, lam, merit):

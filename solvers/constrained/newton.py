@@ -66,7 +66,7 @@ def sketched_newton(
     multipliers: PyTree | None = None,
     kkt: KKT | str = "auto",
     tol: Scalar | None = None,
-    max_steps: Scalar = 300,
+    max_steps: Scalar = 500,
     history: bool | int = False,
     progress: Progress | None = None,
 ) -> NewtonSolution:
@@ -93,7 +93,8 @@ def sketched_newton(
         Warm start for the multipliers, like the output of `equality`; by default least squares at `x0`.
     kkt : KKT or "auto", "dense", "krylov"
         How KKT systems are solved: `DenseKKT`, `KrylovKKT` or `SketchProject`. "auto" is dense up to n + m = 2000 and
-        Krylov beyond, which then wants a preconditioner. Static, apart from arrays in it.
+        Krylov beyond, which then wants a preconditioner: `NystromPreconditioner`, `DiagonalPreconditioner` or your own.
+        Static, apart from arrays in it.
     tol : float, optional
         Stop when ``error <= tol``; default 1e-8 in float64, 1e-3 in float32. Traced.
     max_steps : int
@@ -124,11 +125,11 @@ def sketched_newton(
     inverse iteration find negative curvature along the constraints, the method leaves along it.
 
     A step: one linearisation, one KKT system, and a line search that usually accepts its first point. The Hessian is
-    shifted until it is positive definite on the null space of G; the multipliers then move to least squares instead,
-    for those of a shifted system mean nothing. Dependent constraint gradients are met by damping,
-    ``[[B, G'], [G, -d I]]``, and flagged as `licq_suspect`. Where the search fails away from the constraints, or their
-    linearisation has no solution, the method turns to ``min |c|^2 / 2``, with exact second derivatives, until
-    the violation has fallen tenfold. Points where anything is not finite count as infinitely bad.
+    shifted until it is positive definite on the null space of G; the multipliers then come from the shifted system
+    without the constraints' residual, for those of the whole system mean nothing. Dependent gradients of c are
+    met by damping, ``[[B, G'], [G, -d I]]``, and flagged as `licq_suspect`. Where the search fails away from the
+    constraints, or their linearisation has no solution, the method turns to ``min |c|^2 / 2``, with exact second
+    derivatives, until the violation has fallen tenfold. Points where anything is not finite count as infinitely bad.
 
     Cost of a dense step: n products with the Hessian and ``n^3/3 + n^2 m + m^3/3`` operations for each trial of a
     shift; memory ``2 n^2 + 3 n m + m^2`` numbers.
@@ -181,7 +182,7 @@ def sketched_newton(
         checks.choice(NAME, "kkt", kkt, ("auto", "dense", "krylov"))
     elif not isinstance(kkt, KKT):
         checks.fail(NAME, "kkt", "'auto', 'dense', 'krylov' or a KKT solver such as DenseKKT()", repr(kkt), TypeError)
-    tol = checks.number(NAME, "tol", _default_tol(dtype) if tol is None else tol, positive=True, dtype=dtype)
+    tol = checks.number(NAME, "tol", _default_tol(dtype) if tol is None else tol, dtype=dtype)
     max_steps = checks.count(NAME, "max_steps", max_steps)
     arrays, static = eqx.partition((objective, equality, args, kkt), eqx.is_array_like)
     return _solve(arrays, x0, multipliers, tol, max_steps, Static(static), history_length(history), progress)
@@ -275,7 +276,7 @@ def _begin(problem: Problem, kkt: KKT, x, lam, tol, max_steps):
     model = kkt.model(problem, x, 1.0, none)
     scale_f, scale_c = scales(gradient, kkt.row_norms(model, none.size, x.dtype))
     if lam is None:
-        lam = kkt.multipliers(model, gradient).step
+        lam = kkt.multipliers(model, gradient)
         size = jnp.max(jnp.abs(lam * scale_f / scale_c), initial=0)
         lam = jnp.where(size <= LARGE_MULTIPLIER, lam, 0)
     g = scale_f * (gradient + model.adjoint(lam))

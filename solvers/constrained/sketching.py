@@ -59,7 +59,8 @@ def sketch_and_project(
     The error falls by ``1 - sigma_min^2 / |A|_F^2`` a step in the mean (block 1, rows of equal norm), so a digit costs
     about ``2.3 |A|_F^2 / sigma_min^2`` steps of ``O(m n)`` operations, where MINRES needs at most about 2.3 cond(A)
     products. On every system measured MINRES was cheaper; use this where only sketches of A can be had, at low
-    accuracy. A block of size tau deflates about tau of the largest singular values.
+    accuracy. It serves `SketchProject` and studies of sketching, without status, history and derivatives: for those
+    take a solver of the linear family. A block of size tau deflates about tau of the largest singular values.
 
     References
     ----------
@@ -142,10 +143,10 @@ class SketchProject(DenseKKT):
             z, residual, k = sketch_and_project(
                 A, rhs, key=key, sketch=self.sketch, block=self.block, tol=tol, max_steps=self.max_sketches
             )
-            none = jnp.zeros((), dtype)
-            return Answer(z[:n], z[n:], shift, jnp.isfinite(residual), jnp.zeros(n, dtype), none, k)
+            none, no = jnp.zeros((), dtype), jnp.zeros((), bool)
+            return Answer(z[:n], z[n:], shift, jnp.isfinite(residual), no, jnp.zeros(n, dtype), none, k)
 
-        return lax.cond(ask.penalised, lambda _: exact(model, ask, penalties), sketched, None)
+        return lax.cond(ask.penalised | ask.renew, lambda _: exact(model, ask, penalties), sketched, None)
 
     def accuracy_factor(self, A, B, G, size_h, penalties):
         """Return ``delta / (|A|_F Psi)`` with the paper's constants."""

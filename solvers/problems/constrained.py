@@ -218,3 +218,28 @@ def pde_preconditioner(size: int, *, weight: float = 0.1) -> Callable:
         return jnp.concatenate([control / weight, state]), solved.ravel()
 
     return apply
+
+
+def low_rank_regression(n: int, samples: int, m: int, *, ridge: float = 1e-4, decay: float = 1.0, seed: int = 5) -> NLP:
+    """Return ridge-regularised logistic regression on a sphere cut by hyperplanes: a low-rank Hessian plus a ridge.
+
+    The features' singular values fall like ``k^-decay``; ``args = (features, labels, A, b, ridge)`` with m - 1 random
+    hyperplanes ``A x = b`` and ``|x|^2 = 1``, which are feasible together.
+    """
+    rng = np.random.default_rng(seed)
+    mixing = rng.standard_normal((samples, min(samples, n))) * np.arange(1.0, min(samples, n) + 1) ** -decay
+    features = mixing @ np.linalg.qr(rng.standard_normal((n, min(samples, n))))[0].T
+    labels = np.sign(features @ rng.standard_normal(n) + 0.1 * rng.standard_normal(samples))
+    x = rng.standard_normal(n)
+    A = rng.standard_normal((m - 1, n)) / np.sqrt(n)
+    data = (features, labels, A, A @ (0.9 * x / np.linalg.norm(x)), np.asarray(ridge))
+    args = tuple(jnp.asarray(a, jnp.result_type(float)) for a in data)
+    return NLP("low-rank regression", _ridge_loss, _sphere_and_rows, jnp.ones(n, args[0].dtype) / np.sqrt(n), args)
+
+
+def _ridge_loss(x, args):
+    return _logistic_loss(x, (*args[:2], None, None)) + 0.5 * args[4] * jnp.sum(x**2)
+
+
+def _sphere_and_rows(x, args):
+    return _sphere_and_planes(x, args[:4])

@@ -4,15 +4,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from solvers import KrylovKKT, Status, sketched_newton
-from solvers.problems.constrained import HAND_WRITTEN, pde_control, pde_preconditioner
+from solvers import DiagonalPreconditioner, KrylovKKT, NystromPreconditioner, Status, sketched_newton
+from solvers.constrained.matrix_free import ProductModel
+from solvers.constrained.preconditioning import nystrom
+from solvers.problems.constrained import low_rank_regression, pde_control, pde_preconditioner
 
 from ..conftest import FLOAT, needs_x64
+from .shared import problem
 
 
 @needs_x64
 def test_agrees_with_the_dense_path_on_hs78_with_its_derivative():
-    p = HAND_WRITTEN["HS78"]()
+    p = problem("HS78")
 
     def answer(kkt):
         def value(r):
@@ -49,3 +52,73 @@ def test_an_infeasible_problem_is_called_so_without_matrices():
     )
     assert s.status == Status.INFEASIBLE
     np.testing.assert_allclose(s.value[0], 0, atol=1e-2)
+
+
+def products(H, G):
+    return ProductModel(lambda v: H @ v, lambda v: G @ v, lambda u: u @ G)
+
+
+def low_rank_plus_ridge(rng, n, rank, ridge):
+    U = np.linalg.qr(rng.standard_normal((n, rank)))[0]
+    return (U * np.linspace(10, 3, rank)) @ U.T + ridge * np.eye(n)
+
+
+def test_nystrom_inverts_a_ridge_of_lower_rank_exactly(rng):
+    H, G = low_rank_plus_ridge(rng, 30, 5, 0.1), rng.standard_normal((4, 30))
+    build = NystromPreconditioner(jax.random.key(3), rank=8, oversampling=8).build
+    model = products(jnp.asarray(H, FLOAT), jnp.asarray(G, FLOAT))
+    apply = build(model, 30, 4, shift=0.0, damping=0.0, dtype=FLOAT)
+    rx, rc = rng.standard_normal(30), rng.standard_normal(4)
+    px, pc = apply(jnp.asarray(rx, FLOAT), jnp.asarray(rc, FLOAT))
+    rtol = 1e-6 if FLOAT == "float64" else 1e-2
+    np.testing.assert_allclose(px, np.linalg.solve(H, rx), rtol=rtol, atol=rtol)
+    np.testing.assert_allclose(pc, np.linalg.solve(G @ np.linalg.solve(H, G.T), rc), rtol=rtol, atol=rtol)
+
+
+def test_a_sketch_bounds_the_condition_whatever_that_of_the_jacobian(rng):
+    n, m = 400, 8
+    G = np.logspace(0, -3, m)[:, None] * rng.standard_normal((m, n))
+    build = NystromPreconditioner(jax.random.key(3), rank=2, oversampling=6).build
+    model = products(jnp.eye(n, dtype=FLOAT), jnp.asarray(G, FLOAT))
+    apply = build(model, n, m, shift=0.0, damping=0.0, dtype=FLOAT)
+    inverse = jax.vmap(lambda u: apply(jnp.zeros(n, FLOAT), u)[1])(jnp.eye(m, dtype=FLOAT))
+    values = np.linalg.eigvals(np.asarray(inverse, float) @ G @ G.T).real
+    assert np.linalg.cond(G @ G.T) > 1e5
+    q = 6**-0.5
+    assert values.max() / values.min() < 1.5 * ((1 + q) / (1 - q)) ** 2
+
+
+def test_nystrom_of_an_indefinite_matrix_is_positive(rng):
+    H = np.diag(np.concatenate([[-5.0, 4.0, 3.0], np.full(17, 0.5)]))
+    H_ = jnp.asarray(H, FLOAT)
+    U, values, rest = nystrom(lambda v: H_ @ v, 20, 6, jax.random.key(3), 0.0, FLOAT)
+    assert rest > 0
+    assert jnp.all(values > 0)
+    np.testing.assert_allclose(U.T @ U, np.eye(6), atol=1e-4)
+
+
+def test_diagonals_of_diagonal_matrices_are_exact(rng):
+    d = rng.uniform(1, 100, 20)
+    G = np.zeros((2, 20))
+    G[0, 3], G[1, 7] = 2.0, 0.1
+    build = DiagonalPreconditioner(jax.random.key(3), probes=2).build
+    apply = build(
+        products(jnp.asarray(np.diag(d), FLOAT), jnp.asarray(G, FLOAT)), 20, 2, shift=0.5, damping=0, dtype=FLOAT
+    )
+    px, pc = apply(jnp.ones(20, FLOAT), jnp.ones(2, FLOAT))
+    np.testing.assert_allclose(px, 1 / (d + 0.5), rtol=1e-3)
+    np.testing.assert_allclose(pc, [(d[3] + 0.5) / 4, (d[7] + 0.5) / 0.01], rtol=1e-3)
+
+
+@needs_x64
+def test_nystrom_saves_inner_steps_on_a_decaying_hessian_and_agrees():
+    p = low_rank_regression(120, 80, 4)
+
+    def solve(precondition):
+        kkt = KrylovKKT(precondition)
+        return sketched_newton(p.objective, p.x0, equality=p.equality, args=p.args, kkt=kkt)
+
+    plain, helped = solve(None), solve(NystromPreconditioner(jax.random.key(3), rank=24))
+    assert helped.converged
+    np.testing.assert_allclose(helped.objective, plain.objective, rtol=1e-6)
+    assert 2 * helped.num_inner < plain.num_inner
