@@ -167,7 +167,7 @@ def picture(rows, record, path):
             axes.loglog(*zip(*points, strict=True), marker, color=color, label=name, markersize=5, alpha=0.85)
     axes.set(xlabel="seconds (the authors' on their machine)", ylabel="relative L2 error on the test grid",
              title="The eleven problems of GP-HM")  # fmt: skip
-    axes.legend(frameon=False, fontsize=8, loc="center right")
+    axes.legend(frameon=False, fontsize=8, loc="lower right")
     fig.tight_layout()
     save_figure(fig, path, record)
 

@@ -199,30 +199,35 @@ def condition(
 
 
 def _attached(build, data, w, rho, unravel):
-    """Attach derivatives: ``r = rows(w)`` and ``J(w)' r = 0`` together, which does not square the conditioning."""
+    """Attach derivatives: ``r = rows(w)`` and ``J(w)' r = 0`` together, which does not square the conditioning.
+
+    Both are one vector: of a pair the second's cotangent would be a symbolic zero, which cannot be transposed.
+    """
+    size = w.size
 
     def optimality(point, data):
-        w, r = point
+        w, r = point[:size], point[size:]
         value, pull = jax.vjp(lambda v: build(data).vector(v, unravel), w)
-        return pull(r)[0], r - value
+        return jnp.concatenate([pull(r)[0], r - value])
 
     def solve(jacobian, b):
         frozen = build(lax.stop_gradient(data))
         push = jax.linearize(lambda v: frozen.vector(v, unravel), w)[1]
-        q, r = jnp.linalg.qr(jax.vmap(push, out_axes=1)(jnp.eye(w.size, dtype=w.dtype)))
+        q, r = jnp.linalg.qr(jax.vmap(push, out_axes=1)(jnp.eye(size, dtype=w.dtype)))
 
         def inverse(sign):
             def near(b):
-                top, bottom = b
+                top, bottom = b[:size], b[size:]
                 x = solve_triangular(r, solve_triangular(r, top, trans=1) - sign * matmul(bottom, q))
-                return x, bottom + sign * matmul(q, matmul(r, x))
+                return jnp.concatenate([x, bottom + sign * matmul(q, matmul(r, x))])
 
             def solver(matvec, b):
-                size = jnp.linalg.norm(ravel_pytree(b)[0])
-                return gmres(matvec, b, tol=1e4 * eps(size.dtype) * size, max_steps=60, precondition=near).x
+                tol = 1e4 * eps(b.dtype) * jnp.linalg.norm(b)
+                return gmres(matvec, b, tol=tol, max_steps=60, precondition=near).x
 
             return solver
 
         return lax.custom_linear_solve(jacobian, b, inverse(1.0), inverse(-1.0))
 
-    return attach(optimality, (lax.stop_gradient(w), lax.stop_gradient(rho)), data, solve=solve)[0]
+    point = lax.stop_gradient(jnp.concatenate([w, rho]))
+    return attach(optimality, point, data, solve=solve)[:size]

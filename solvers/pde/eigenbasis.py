@@ -3,7 +3,9 @@
 from typing import Any
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
+import numpy as np
 
 from ..core.precision import eps, matmul
 from ..core.typing import Array, Float
@@ -16,6 +18,9 @@ class Eigen(eqx.Module):
 
     ``U L U'`` is the kernel matrix of the anchors, truncated relative to its largest eigenvalue, so nothing is added
     to the diagonal and the conditioning is that of the data, not of the kernel.
+
+    Small eigenvalues are differences of large numbers, so the functions are built and evaluated in float64 where JAX
+    has it switched on, whatever the dtype of the data; their values are rounded to it.
 
     With `line`, a standard deviation, the functions 1 and 2 s - 1 (s from 0 to 1) come first: what an exact equation
     leaves free where boundary data are missing, and what truncated functions could not imitate to its precision.
@@ -31,8 +36,9 @@ class Eigen(eqx.Module):
     @staticmethod
     def build(kernel: Kernel, lower, upper, count: int, rank: int, line=None) -> "Eigen":
         """Take `count` Gauss-Legendre anchors and the `rank` leading eigenfunctions."""
-        anchors = Legendre(lower, upper, count, 0).nodes
-        width = upper - lower
+        kernel = jax.tree.map(_widest, kernel)
+        anchors = Legendre(_widest(lower), _widest(upper), count, 0).nodes
+        width = _widest(upper) - _widest(lower)
         values, vectors = jnp.linalg.eigh(kernel.derivative((anchors[:, None] - anchors[None]) / width))
         values, vectors = values[::-1][:rank], vectors[:, ::-1][:, :rank]
         keep = values > 100 * eps(values.dtype) * values[0]
@@ -47,8 +53,9 @@ class Eigen(eqx.Module):
     def evaluate(self, x, order: int = 0):
         """Return derivatives of that order at x (k,), shape (k, size)."""
         width = self.upper - self.lower
-        own = self.kernel.derivative((x[:, None] - self.anchors[None]) / width, order)
-        own = matmul(own, self.factor) / width**order
+        wide = _widest(width)
+        own = self.kernel.derivative((_widest(x)[:, None] - self.anchors[None]) / wide, order)
+        own = (matmul(own, self.factor) / wide**order).astype(x.dtype)
         if self.line is None:
             return own
         zero, one = jnp.zeros_like(x), jnp.ones_like(x)
@@ -60,6 +67,10 @@ class Eigen(eqx.Module):
     def colour(self, tensor, axis: int):
         """Turn whitened weights along one mode into coefficients: they are the same here."""
         return tensor
+
+
+def _widest(x):
+    return jnp.asarray(x, jax.dtypes.canonicalize_dtype(np.float64))
 
 
 class Weighted(eqx.Module):

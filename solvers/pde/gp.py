@@ -202,7 +202,8 @@ def _solve(problem, args, prior, guess, infer, tol, max_steps, grid, basis, rank
         return solve_published(published, problem, pointwise, dynamic, args, grid, tol=tol, **options)
     fine = None
     if ndim == 1 and not problem.periodic[0]:
-        fine = fine_points(Legendre(*(jnp.asarray(b, dtype) for b in problem.domain.bounds[0]), 1, 0))
+        lower, upper = (jnp.asarray(b, dtype) for b in problem.domain.bounds[0])
+        fine = fine_points(Legendre(lower, upper, 1, 0))
     equation = trace(pointwise, problem.domain.names, fields, x, dynamic, fine)
     forced = (
         prior is not None

@@ -7,6 +7,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 from ..core.checks import fail
 from ..core.precision import eps
@@ -36,7 +37,7 @@ def refined(
     coefficients exceed ``eps^0.7`` of the largest is refined, until that no longer helps; all are where Newton's method
     found nothing.
     """
-    if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves((problem, args))):
+    if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves((problem, args))):
         fail("gp_solve", "grid", "given where the data are traced: inside jit, vmap and grad", None)
     with jax.ensure_compile_time_eval():
         grid, conditioned = first_grid(problem, args, dtype, forced)

@@ -58,7 +58,7 @@ class Discretisation:
         self.weight = weights[0]
         for w in weights[1:]:
             self.weight = self.weight * w
-        self.shift = None if equation.source is None else self._averaged()
+        self.shift = None if equation.source is None else self._averaged(equation.source)
 
     def coefficients(self, y):
         """Return the coefficients in the bases: ``lift g + null y``."""
@@ -81,7 +81,7 @@ class Discretisation:
         )
         return tested if self.shift is None else tuple(t + s for t, s in zip(tested, self.shift, strict=True))
 
-    def _averaged(self):
+    def _averaged(self, source: Callable):
         """Return what sampling the source on many more points changes in its lowest moments.
 
         The phases of a fast source are rounded to ``eps |omega x|``. Where the solution is the source integrated twice,
@@ -90,7 +90,7 @@ class Discretisation:
         s, weights = (jnp.asarray(v, self.x[0].dtype) for v in fejer(FINE))
         jets = [[jnp.zeros_like(self.x[0]) for _ in o] for o in self.equation.orders]
         coarse = self.equation(self.x, jets, self.args)
-        fine = self.equation.source(fine_points(self.lines[0][0].basis), self.args)
+        fine = source(fine_points(self.lines[0][0].basis), self.args)
         shift = []
         for (ln,), c, f in zip(self.lines, coarse, fine, strict=True):
             count = min(MOMENTS, ln.test.shape[1])

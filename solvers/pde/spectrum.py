@@ -1,5 +1,7 @@
 """Which frequencies a solution will have, read off the equation's source and the conditions in milliseconds."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -121,11 +123,11 @@ def _source(problem: PDEProblem, equation: Equation, args, nodes, d: int, fracti
     x = _line(problem, d, fraction, dtype)
     try:
         jets = _zeros(equation, x)
-        source = sum(equation.elsewhere(x, jets, args))
+        source = jnp.sum(jnp.stack(equation.elsewhere(x, jets, args)), axis=0)
         slopes = _slopes(equation, x, jets, args)
     except (TypeError, ValueError):
         jets = _zeros(equation, nodes)
-        source = sum(equation(nodes, jets, args))
+        source = jnp.sum(jnp.stack(equation(nodes, jets, args)), axis=0)
         slopes = equation.coefficients(nodes, jets, args)[0][0]
         source = jnp.moveaxis(source, d, 0)
         at = tuple(int(fraction * (n - 1)) for n in source.shape[1:])
@@ -181,7 +183,7 @@ def _line(problem: PDEProblem, axis: int, fraction: float, dtype):
     return tuple(x)
 
 
-def _merge(found, count: int, dtype, magnitude=0.0):
+def _merge(found, count: int, dtype, magnitude: Any = 0.0):
     """Keep the `count` largest atoms of all lines, no two closer than a wave and a half, and add the background."""
     omega = jnp.concatenate([f[0] for f in found]) if found else jnp.zeros(count, dtype)
     amplitude = jnp.concatenate([f[1] for f in found]) if found else jnp.zeros(count, dtype)
