@@ -1,4 +1,20 @@
-"""Numerical solvers in JAX: jitted, batched, differentiable, and truthful about their answers."""
+"""Numerical solvers in JAX: jitted, batched, differentiable, and truthful about their answers.
+
+Every solver is a pure function that returns a `Solution` with ``value, converged, status, error, num_steps``.
+
+Transport
+    `sns_sinkhorn`, `sinkhorn`: entropic optimal transport. `transport_exactly`: without entropy, to a certified gap.
+    `PointCloud`, `Grid`: costs that are never stored. `sinkhorn_divergence`, `monge_gap`, `fit_transport_map`.
+Constrained
+    `sketched_newton`: minimise subject to equations. `DenseKKT`, `KrylovKKT`, `SketchProject`: its linear algebra.
+Linear
+    `sor`, `ssor`, `ssor_cg`, `chebyshev_cg`, `flexible_cg`, `multigrid_cg` on `Stencil`, `SparseRows`, `MatrixFree`.
+    `solve_sequence`, `learned_sor`: many related systems, the setting learned by `TsallisINF`, `ChebCB`, ...
+Differential equations
+    `gp_solve` of a `PDEProblem` on a `Box` with `Dirichlet`, `Neumann`, `Robin`, `Periodic`, `Observe`.
+Shared
+    `Solution`, `Status`, `SolveError`, `print_progress`, `tqdm_progress`.
+"""
 
 from .constrained.dense import DenseKKT as DenseKKT
 from .constrained.kkt import KKT as KKT

@@ -7,6 +7,7 @@ import pytest
 from scipy.optimize import linear_sum_assignment
 
 from solvers import Grid, PointCloud, Status, TransportStatus, transport_exactly
+from solvers.transport import newton
 
 from ..conftest import FLOAT, X64, needs_x64
 
@@ -52,6 +53,14 @@ def test_clouds():
     a = a.at[5].set(0) / (1 - a[5])
     cost = ((x[:, None] - y[None]) ** 2).sum(-1)
     check(solve(cost, a, b), cost, a, b)
+
+
+def test_after_annealing_in_single_precision(monkeypatch):
+    """As on an accelerator: the target is a rounding error below where float32 arrived."""
+    monkeypatch.setattr(newton, "anneals_in_single", lambda problem: X64)
+    x, y, a, b = clouds(30, 37)
+    cost = ((x[:, None] - y[None]) ** 2).sum(-1)
+    check(jax.jit(lambda cost, a, b: transport_exactly(cost, a, b))(cost, a, b), cost, a, b)
 
 
 def test_assignment():
