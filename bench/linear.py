@@ -1,18 +1,18 @@
-"""Sequences of linear systems: the tables of Learning to Relax by our own code, learners on them, and wall time.
+"""Sequences of linear systems: wall time of single solves against peers, of the heat run, and of learning.
 
     python bench/linear.py                 everything that runs on two cores
-    python bench/linear.py --only tables   the cost tables and the learners; also: heat, single, overhead
+    python bench/linear.py --only single   single solves against peers; also: heat, overhead
     python bench/linear.py --gpu           the instances for one accelerator
 
-Tables are recorded once in bench/results and replayed; steps are exact counts, times are medians.
+Times are medians, steps exact counts; what they say about learning is in linear_tables.py and linear_fidelity.py.
 """
 
 import os
 
 os.environ.setdefault("JAX_ENABLE_X64", "1")
 
+import itertools
 import json
-from functools import partial
 
 import harness
 import jax
@@ -31,61 +31,20 @@ from solvers import (
     replay,
     solve_sequence,
     sor,
-    ssor_cg,
     young_omega,
     young_prior,
 )
-from solvers.problems.linear import heat_start, heat_step, model_radius, shifted_laplacians
+from solvers.problems.linear import heat_start, heat_step
 
 GRID = np.linspace(1, 1.95, 20)
-TRIALS = 40
-NOTES = {"SSOR-CG nx=25": (6.56, 6.46, 5.88, 4.84), "SSOR-CG nx=100": (23.40, 15.44, 12.64, 9.84)}
-"""Mean steps a system at omega = 1, 1.5, the best fixed and the best of each, by an independent code (numba)."""
 
 
 def system(step):
     return Stencil.laplacian(2, scale=step.s, shift=jnp.ones_like(step.s))
 
 
-@partial(jax.jit, static_argnames=("nx", "every", "method"))
-def heat_table(nx, every, method):
-    """Return steps (T, 20) of every omega on every sampled step of the heat run, diffusivities, and s."""
-
-    def advance(t, u):
-        step = heat_step(t, u)
-        return multigrid_cg(system(step), step.rhs, x0=u, tol=1e-11).value
-
-    def sample(u, k):
-        step = heat_step(k * every, u)
-        rows = system(step).rows(u.shape, ordering="natural")
-        solver = ssor_cg if method == "SSOR-CG" else sor
-        steps = jax.vmap(lambda w: solver(rows, step.rhs.ravel(), omega=w, x0=u.ravel(), tol=1e-8).num_steps)(
-            jnp.asarray(GRID)
-        )
-        u = jax.lax.fori_loop(0, every, lambda i, v: advance(k * every + i, v), u)
-        return u, (steps, step.kappa, step.s)
-
-    return jax.lax.scan(sample, heat_start(nx), jnp.arange(5000 // every, dtype=jnp.int32))[1]
-
-
-@jax.jit
-def iid_table(shifts, rhs):
-    """Return sweeps (T, 20) of SOR in natural order on shifted Laplacians."""
-
-    def one(c, b):
-        rows = Stencil.laplacian(2, shift=c).rows(b.shape, ordering="natural")
-        return jax.vmap(lambda w: sor(rows, b.ravel(), omega=w, tol=1e-8).num_steps)(jnp.asarray(GRID))
-
-    return jax.lax.map(lambda a: one(*a), (shifts, rhs))
-
-
-def play(learner, costs, contexts, *, arms=None, trials=TRIALS):
-    run = jax.jit(jax.vmap(lambda k: replay(learner, costs, key=k, contexts=contexts, arms=arms).costs))
-    return np.asarray(run(jax.random.split(jax.random.key(9), trials)))
-
-
 def learners(low, high, bins):
-    """Return the paper's learners and ours; ours see the bound on the Jacobi radius."""
+    """Return the paper's learners and ours."""
     return {
         "Tsallis-INF": (TsallisINF("importance"), "raw"),
         "Tsallis-INF, reduced variance": (TsallisINF(), "raw"),
@@ -93,64 +52,6 @@ def learners(low, high, bins):
         "ChebCB": (ChebCB(low, high), "raw"),
         "Young prior, Thompson": (young_prior(), "radius"),
     }
-
-
-def tables(options):
-    rows, curves = [], {}
-    quick = 5 if options.quick else 1
-    jobs = {}
-    for nx, every in ((25, 10 * quick), (100, 20 * quick)):
-        for method in ("SSOR-CG", "SOR"):
-            if (method, nx) != ("SOR", 100):
-                jobs[f"{method} nx={nx}"] = lambda nx=nx, every=every, m=method: (heat_table(nx, every, m), every)
-    for spread in ("high", "low"):
-        rng = np.random.default_rng(50)
-        data = shifted_laplacians(rng, 500 // quick, spread=spread)
-        jobs[f"iid {spread} variance"] = lambda data=data: (
-            (iid_table(*map(jnp.asarray, data)), data[0], data[0]),
-            10 * quick,
-        )
-    for name, job in jobs.items():
-        if not harness.chosen(name, [o for o in options.only if o != "tables"]):
-            continue
-        path = options.out / f"linear_table_{name.replace(' ', '_').replace('=', '')}.json"
-        if path.exists():
-            saved = json.loads(path.read_text())
-            steps, context, s, every = (np.asarray(saved[k]) for k in ("steps", "context", "s", "every"))
-            every = int(every)
-        else:
-            (steps, context, s), every = job()
-            steps, context, s = (np.asarray(x) for x in (steps, context, s))
-            record = {"steps": steps.tolist(), "context": context.tolist(), "s": s.tolist(), "every": every}
-            path.write_text(json.dumps(record) + "\n")
-        iid = name.startswith("iid")
-        radius = model_radius(s, 10) if iid else 4 * s / (1 + 4 * s)
-        best, fixed = steps.min(1).mean(), steps.mean(0)
-        base = {"table": name, "systems": len(steps)}
-        for label, value in (
-            *((f"omega = {w}", fixed[np.abs(GRID - w).argmin()]) for w in (1.0, 1.2, 1.4, 1.5, 1.6, 1.8)),
-            (f"best fixed ({GRID[fixed.argmin()]:.2f})", fixed.min()),
-            ("instance-optimal", best),
-        ):
-            rows.append({**base, "policy": label, "mean steps": value, "excess %": 100 * (value / best - 1)})
-        low, high, bins = (-0.15, 0.65, 5) if iid else (0.0, 10.0, 6)
-        for label, (learner, what) in learners(low, high, bins).items():
-            ours = what == "radius"
-            repeat = 1 if ours else every
-            c = np.repeat(steps, repeat, 0).astype(float)
-            seen = np.repeat(radius if ours else context, repeat)
-            paid = play(learner, jnp.asarray(c), jnp.asarray(seen), arms=jnp.asarray(GRID))
-            o = c.min(1)
-            rows.append({
-                **base, "policy": label, "systems": len(c), "mean steps": paid.mean(),
-                "standard error": paid.mean(1).std() / np.sqrt(TRIALS),
-                "excess %": 100 * (paid.mean() / o.mean() - 1),
-                "first 50 over best fixed": paid[:, :50].mean() / c[:50, fixed.argmin()].mean(),
-                "excess after 30 %": 100 * (paid[:, 30:].mean() / o[30:].mean() - 1),
-                "last fifth": paid[:, -len(c) // 5 :].mean(),
-            })  # fmt: skip
-            curves[(name, label)] = np.cumsum(paid.mean(0) - o) / np.cumsum(o)
-    return rows, curves
 
 
 def heat(options):
@@ -233,7 +134,9 @@ def ours(omega, *, every=8):
 def peers(A, b):
     """Return name -> (prepare, solve) of others, set-up included in every solve."""
     import pyamg
+    import scipy.fft
     import scipy.sparse as sp
+    import scipy.sparse.linalg
 
     rows = A.rows(b.shape)
     n = b.size
@@ -253,19 +156,29 @@ def peers(A, b):
     def amg():
         return pyamg.ruge_stuben_solver(matrix).solve(rhs, tol=1e-8, accel="cg")
 
+    def sine():
+        # One entry of the centre and one of a side define a constant stencil; SciPy's transforms do the rest.
+        centre, side = np.asarray(A.coefficients)[:2]
+        k = np.pi * np.arange(1, b.shape[0] + 1) / (b.shape[0] + 1)
+        spectrum = centre + 2 * side * (np.cos(k)[:, None] + np.cos(k)[None, :])
+        return scipy.fft.idstn(scipy.fft.dstn(np.asarray(b), type=1, workers=2) / spectrum, type=1, workers=2)
+
     out = {"PyAMG Ruge-Stuben + CG": amg}
+    if A.coefficients.ndim == 1:
+        out["SciPy sine transform"] = sine
+    factor = scipy.sparse.linalg.splu(matrix.tocsc())
+    out["SciPy stored factor, solve only"] = lambda: factor.solve(rhs)
     program = harness.compiled(lambda A, b: jax.scipy.sparse.linalg.cg(A.mv, b, tol=1e-8, maxiter=10000)[0], A, b)
     out["jax.scipy cg"] = lambda: program(A, b)
     try:
         import sparsax
 
-        solve = getattr(sparsax, "spsolve", None) or getattr(sparsax, "solve", None)
-        coo = matrix.tocoo()
-        if solve is not None:
-            direct = harness.compiled(
-                lambda v, r: solve(v, jnp.asarray(coo.row), jnp.asarray(coo.col), r), jnp.asarray(coo.data), rhs
-            )
-            out["sparsax"] = lambda: direct(jnp.asarray(coo.data), jnp.asarray(rhs))
+        coo = sp.triu(matrix).tocoo()
+        pattern = jnp.asarray(coo.row, jnp.int32), jnp.asarray(coo.col, jnp.int32)
+        direct = harness.compiled(lambda v, r: sparsax.solve(*pattern, v, r), jnp.asarray(coo.data), rhs)
+        calls = itertools.count(1)
+        # It remembers factors by their values: every call gets new ones, as a new time step would bring.
+        out["sparsax (CHOLMOD)"] = lambda: direct(jnp.asarray(coo.data * (1 + 1e-13 * next(calls))), rhs)
     except Exception as cause:
         print("sparsax left out:", cause)
     return out
@@ -279,7 +192,7 @@ def judge(A, b, x):
 
 def single(options):
     rows = []
-    for n in (64, 128) if options.quick else (64, 128, 256):
+    for n in (64,) if options.quick else (256,):
         for variable in (False, True):
             A, b = instance(n, variable=variable)
             omega = float(young_omega(radius(A, b.shape, variable)))
@@ -378,27 +291,17 @@ def accelerator(options):
     return rows + [{"what": "heat run", "solver": r["run"], **r} for r in heat(options)]
 
 
-def draw(rows, curves, timings, record, path):
-    names = list(dict.fromkeys(name for name, _ in curves))
-    fig, axes = harness.figure(1, len(names[:3]) + 1, width=4)
-    for ax, name in zip(axes, names[:3], strict=False):
-        colours = iter(harness.PALETTE)
-        for (table, label), curve in curves.items():
-            if table == name:
-                ax.plot(np.arange(1, len(curve) + 1), 100 * np.maximum(curve, 1e-4), color=next(colours), label=label)
-        ax.set(
-            xscale="log", yscale="log", xlabel="systems solved", ylabel="excess over instance-optimal (%)", title=name
-        )
-    axes[0].legend(fontsize=6.5)
-    best = [r for r in timings if r["system"].startswith("256")] or timings
-    systems = list(dict.fromkeys(r["system"] for r in best))[-2:]
-    labels = list(dict.fromkeys(r["solver"] for r in best))
-    for k, name in enumerate(systems):
-        values = [next((r["ms"] for r in best if (r["system"], r["solver"]) == (name, s)), np.nan) for s in labels]
-        axes[-1].barh(np.arange(len(labels)) + 0.4 * k, values, 0.38, label=name, color=harness.PALETTE[k])
-    axes[-1].set_yticks(np.arange(len(labels)) + 0.2, labels, fontsize=7)
-    axes[-1].set(xscale="log", xlabel="ms a solve, set-up included", title="one heat step, 1e-8")
-    axes[-1].legend(fontsize=6.5)
+def draw(rows, record, path):
+    """Draw the times of the largest systems."""
+    fig, axes = harness.figure(1, 2, width=4.6, height=3.4)
+    for ax, name in zip(axes, list(dict.fromkeys(r["system"] for r in rows))[-2:], strict=False):
+        mine = sorted((r for r in rows if r["system"] == name), key=lambda r: -r["ms"])
+        ours = [r["solver"].startswith(("multigrid", "chebyshev", "sor")) for r in mine]
+        ax.barh(range(len(mine)), [r["ms"] for r in mine], color=[harness.PALETTE[0 if o else 1] for o in ours])
+        for k, r in enumerate(mine):
+            ax.text(r["ms"] * 1.05, k, f"{r['ms']:.3g}  (error {r['error']:.0e})", va="center", fontsize=6.5)
+        ax.set_yticks(range(len(mine)), [r["solver"] for r in mine], fontsize=7)
+        ax.set(xscale="log", xlabel="ms a solve, set-up included", title=name, xlim=(None, 30 * mine[0]["ms"]))
     fig.tight_layout(rect=(0, 0.04, 1, 1))
     harness.save_figure(fig, path, record)
 
@@ -408,27 +311,17 @@ def main():
     record = harness.machine("pyamg", "sparsax")
     if options.gpu:
         rows = accelerator(options)
+        print(json.dumps(rows, default=float))
         harness.save(options.out / "linear_gpu.json", rows, key=("what", "solver"), record=record)
         return
-    kinds = [k for k in ("single", "heat", "overhead", "tables") if harness.chosen(k, options.only) or not options.only]
-    results, curves = {}, {}
-    for kind in kinds:
-        if kind == "tables":
-            results[kind], curves = tables(options)
-        else:
-            results[kind] = {"single": single, "heat": heat, "overhead": overhead}[kind](options)
-        harness.table(results[kind], title=kind)
-        key = {
-            "tables": ("table", "policy"),
-            "single": ("system", "solver"),
-            "heat": ("run",),
-            "overhead": ("learner",),
-        }
-        harness.save(options.out / f"linear_{kind}.json", results[kind], key=key[kind], record=record)
-    path = options.out / "linear_single.json"
-    if curves and path.exists():
-        timings = json.loads(path.read_text())["rows"]
-        draw(results["tables"], curves, timings, record, options.out / "linear.png")
+    jobs = {"single": (single, ("system", "solver")), "heat": (heat, ("run",)), "overhead": (overhead, ("learner",))}
+    for kind, (job, key) in jobs.items():
+        if harness.chosen(kind, options.only):
+            rows = job(options)
+            harness.table(rows, title=kind)
+            saved = harness.save(options.out / f"linear_{kind}.json", rows, key=key, record=record)
+            if kind == "single":
+                draw(saved["rows"], record, options.out / "linear_single.png")
 
 
 if __name__ == "__main__":

@@ -1,12 +1,13 @@
-"""`gp_solve` on the eleven problems of GP-HM beside Chebyshev collocation in NumPy and the authors' own figures.
+"""`gp_solve` on the eleven problems of GP-HM beside classical methods and the authors' own route; where those lose.
 
-    python bench/pde.py                    # two CPU cores, float64: the table, three dimensions, below Nyquist
+    python bench/pde.py                    # two CPU cores, float64: the table, three dimensions, noisy and few data
     python bench/pde.py --gpu              # one accelerator: 2-D N = 1000 per right-hand side, 1,024 at once, 400^3
     python bench/pde.py --quick --gpu      # the same at small size, anywhere
 
-Relative L2 error on the papers' 300-point test grids, at the last state. Seconds are the median of several calls of
-the compiled solve, data included; compilation apart. The published errors are the smallest over checkpoints chosen by
-test error, after 1e5 to 3e6 Adam steps (1300 to 18000 s on the authors' machine).
+Relative L2 error on the papers' 300-point test grids, at the last state. `gp_solve` gets no grid: choosing it, from the
+spectra of source and conditions, is part of the time, which is the median of several calls; the first call's surplus is
+compilation. The published errors are the smallest over checkpoints chosen by test error, after 1e5 to 3e6 Adam steps;
+our run of that route is judged at its last step, after as many seconds as it is given.
 """
 
 import jax
@@ -14,131 +15,70 @@ import jax
 jax.config.update("jax_enable_x64", True)
 
 import jax.numpy as jnp  # noqa: E402
-import numpy as np  # noqa: E402
-from harness import arguments, chosen, clock, compiled, machine, save, table  # noqa: E402
+from harness import (  # noqa: E402
+    PALETTE,
+    arguments,
+    chosen,
+    clock,
+    compiled,
+    count_compilations,
+    figure,
+    machine,
+    save,
+    save_figure,
+    table,
+)
+from pde_data import below_nyquist, coverage, noisy, scattered  # noqa: E402
+from pde_reference import (  # noqa: E402
+    AUTHORS,
+    collocation,
+    differences,
+    fast_diagonalisation,
+    route,
+    size,
+    stated,
+    timed,
+)
 
 from solvers import Box, Dirichlet, PDEProblem, gp_solve  # noqa: E402
-from solvers.pde.kronecker import KroneckerSum  # noqa: E402
+from solvers.pde.kronecker import KroneckerSum, mode_products  # noqa: E402
 from solvers.pde.spaces import line  # noqa: E402
 from solvers.pde.spectral import Discretisation  # noqa: E402
 from solvers.pde.tracing import trace  # noqa: E402
-from solvers.problems.pde import PAPER  # noqa: E402
+from solvers.problems.pde import PAPER, allen_cahn_interface, bratu, burgers_layer  # noqa: E402
 
-TARGETS = [(1e-10, 0.5)] * 5 + [(1e-10, 0.5)] * 2 + [(1e-12, 1.0)] * 2 + [(1e-11, 0.5), (1e-12, 0.2)]
-
-
-def stated(instance):
-    faces = [Dirichlet(face, lambda x, args: instance.exact(*x)) for face in instance.faces]
-    return PDEProblem(instance.residual, Box(**instance.bounds), faces)
-
-
-def size(grid):
-    """Write a grid as text."""
-    return " x ".join(map(str, grid))
-
-
-def timed(solve, *args, repeat=7):
-    program = compiled(solve, *args)
-    timing = clock(lambda: program(*args), repeat=repeat, budget=6.0)
-    return timing.output, timing.seconds, program.first_call_seconds
+TARGETS = [(1e-10, 0.5)] * 3 + [(1e-11, 0.5)] * 2 + [(1e-10, 0.5)] * 2
+TARGETS += [(1e-12, 1.0)] * 2 + [(1e-11, 0.5), (1e-12, 0.2)]
+NONLINEAR = [
+    (bratu(1.0), (1e-10, 0.5)), (bratu(1.0, upper=True), (1e-10, 0.5)), (burgers_layer(1e-3), (1e-9, 0.5)),
+    (allen_cahn_interface(0.01), (1e-6, 0.5)),
+]  # fmt: skip
+ROUTE = {
+    "poisson sin(100x)": {"frequency_scale": 20.0},
+    "poisson mix": {"frequency_scale": 30.0},
+    "poisson2d additive": {"frequency_scale": 20.0},
+}
 
 
 def ours(instance, target):
+    """Time whole calls with default settings: no grid given."""
     problem = stated(instance)
-    solution, seconds, first = timed(lambda zero: gp_solve(problem, grid=instance.grid, args=zero), jnp.zeros(()))
-    spectrum = clock(lambda: jax.block_until_ready(solution.spectrum[0]), repeat=3, budget=2.0)
-    error = instance.error(solution.mean)
-    return {"problem": instance.name, "method": "gp_solve", "grid": size(instance.grid), "error": error,
-            "seconds": seconds, "spectrum_seconds": spectrum.seconds, "compile_seconds": first,
-            "status": int(solution.status),
-            "residual": float(solution.residual), "target_error": target[0], "target_seconds": target[1],
-            "met": bool(error <= target[0] and seconds <= target[1]),
-            "gp_hm_published": instance.published}  # fmt: skip
-
-
-def chebyshev(n, length):
-    """Chebyshev points on [0, length], the differentiation matrix, barycentric weights."""
-    k = np.arange(n)
-    x = np.cos(np.pi * k / (n - 1))
-    w = (-1.0) ** k
-    w[[0, -1]] /= 2
-    d = np.divide.outer(1 / w, 1 / w) / (x[:, None] - x + np.eye(n))
-    d -= np.diag(d.sum(1))
-    return length * (x + 1) / 2, d * 2 / length, w
-
-
-def interpolate(x, w, points):
-    gap = points[:, None] - x
-    hit = gap == 0
-    rows = w / np.where(hit, 1, gap)
-    rows = np.where(hit.any(1)[:, None], hit, rows)
-    return rows / rows.sum(1, keepdims=True)
-
-
-def numpy_reference(instance):
-    """Dense collocation with boundary bordering: the classical answer for the one-dimensional problems."""
-    length, n = instance.bounds["x"][1], instance.grid[0]
-    reaction = "allen" in instance.name
-    exact = jax.jit(jax.vmap(instance.exact))
-    second = jax.jit(jax.vmap(jax.grad(jax.grad(instance.exact))))
-    x, _d, w = chebyshev(n, length)
-    truth, curvature = np.asarray(exact(x)), np.asarray(second(x))
 
     def solve():
-        _x, d, _w = chebyshev(n, length)
-        dd = (d @ d)[1:-1]
-        f = (curvature + (truth * (truth**2 - 1) if reaction else 0))[1:-1]
-        v = np.zeros(n)
-        v[[0, -1]] = truth[[0, -1]]
-        for _ in range(20 if reaction else 1):
-            inner = v[1:-1]
-            r = dd @ v + (inner * (inner**2 - 1) if reaction else 0) - f
-            step = np.linalg.solve(dd[:, 1:-1] + (np.diag(3 * inner**2 - 1) if reaction else 0), -r)
-            v[1:-1] += step
-            if np.linalg.norm(step) < 1e-12 * np.linalg.norm(v):
-                break
-        return v
+        return gp_solve(problem, args=instance.args, guess=instance.guess)
 
-    timing = clock(solve, repeat=5, budget=3.0)
-    error = instance.error(lambda points: jnp.asarray(interpolate(x, w, np.asarray(points[0])) @ timing.output))
-    return {"problem": instance.name, "method": "Chebyshev collocation, NumPy", "grid": size(instance.grid),
-            "error": error, "seconds": timing.seconds}  # fmt: skip
-
-
-def below_nyquist(count):
-    problem = PDEProblem(lambda x, u, a: u.dxx + 1e4 * jnp.sin(100 * x[0]), Box((0.0, 2 * np.pi)), [Dirichlet("all")])
-    nodes = jnp.linspace(0, 2 * np.pi, count)
-    solution, seconds, first = timed(lambda nodes: gp_solve(problem, grid=(nodes,), basis="kernel"), nodes)
-    x = jnp.linspace(0, 2 * np.pi, 300)
-    error = float(jnp.linalg.norm(solution.mean(x) - jnp.sin(100 * x)) / jnp.linalg.norm(jnp.sin(100 * x)))
-    target = {30: 3e-3, 60: 6e-4}[count]
-    return {"problem": f"sin(100x) on {count} nodes", "method": "gp_solve, kernel basis", "grid": str(count),
-            "error": error, "seconds": seconds, "compile_seconds": first,
-            "status": int(solution.status),
-            "target_error": target, "met": error <= target}  # fmt: skip
-
-
-def coverage(draws=200):
-    """How often the 95 % interval of an unknown diffusion coefficient holds the truth."""
-    from solvers import Observe, SquaredExponential
-
-    seen, truth, noise = np.array([0.15, 0.5, 0.85]), np.log(0.5), 2e-3
-    values = np.sin(np.pi * seen) / (0.5 * np.pi**2) + noise * np.random.default_rng(11).standard_normal((draws, 3))
-
-    def residual(x, u, args):
-        return jnp.exp(args) * u.dxx + jnp.sin(np.pi * x[0])
-
-    def one(v):
-        problem = PDEProblem(residual, Box((0.0, 1.0)), [Dirichlet("all"), Observe(seen, v, noise)])
-        return gp_solve(problem, grid=16, args=0.0, infer=1.5, rank=20, prior=SquaredExponential(0.4, 1.0))
-
-    found, seconds, first = timed(jax.vmap(one), jnp.asarray(values), repeat=3)
-    inside = float(jnp.mean(jnp.abs(found.args - truth) <= 1.96 * found.args_std))
-    bias = abs(float(jnp.exp(jnp.mean(found.args))) / 0.5 - 1)
-    return {"problem": f"unknown diffusion, {draws} draws", "method": "gp_solve, kernel basis", "coverage_95": inside,
-            "error": bias, "seconds": seconds, "compile_seconds": first, "target_error": 0.01,
-            "converged": float(jnp.mean(found.converged)),
-            "met": bool(bias <= 0.01 and 0.93 <= inside <= 0.97)}  # fmt: skip
+    with count_compilations() as compilations:
+        first = clock(solve, repeat=1).seconds
+    timing = clock(solve, repeat=9, budget=6.0)
+    solution, seconds = timing.output, timing.seconds
+    error = instance.error(solution.mean)
+    published, taken = AUTHORS.get(instance.name, (None, None))
+    return {"problem": instance.name, "method": "gp_solve", "grid": size(solution.grid), "error": error,
+            "seconds": seconds, "fastest": min(timing.runs), "compile_seconds": first - seconds,
+            "programs": compilations.count, "status": int(solution.status), "residual": float(solution.residual),
+            "target_error": target[0], "target_seconds": target[1],
+            "met": bool(error <= target[0] and seconds <= target[1]), "gp_hm_error": published,
+            "gp_hm_seconds": taken}  # fmt: skip
 
 
 def poisson3(n):
@@ -162,12 +102,16 @@ def heat3(n):
 
 
 def three(problem, exact, grid, name, lengths, target=2.0):
-    solution, seconds, first = timed(lambda a: gp_solve(problem, grid=grid, args=a), jnp.ones(()), repeat=3)
+    program = compiled(lambda a: gp_solve(problem, grid=grid, args=a), jnp.ones(()))
+    timing = clock(lambda: program(jnp.ones(())), repeat=3, budget=8.0)
+    solution, seconds = timing.output, timing.seconds
     points = tuple(jnp.linspace(0, length, 40) for length in lengths)
     truth = exact(*jnp.meshgrid(*points, indexing="ij"))
     error = float(jnp.linalg.norm(solution.mean(points) - truth) / jnp.linalg.norm(truth))
+    field = 8 * float(jnp.prod(jnp.asarray(grid, float)))
     return {"problem": name, "method": "gp_solve", "grid": size(grid), "error": error, "seconds": seconds,
-            "compile_seconds": first, "status": int(solution.status), "target_seconds": target,
+            "compile_seconds": program.first_call_seconds, "status": int(solution.status),
+            "fields_of_memory": program.temporary_bytes / field, "target_seconds": target,
             "met": seconds <= target}  # fmt: skip
 
 
@@ -190,8 +134,6 @@ def direct(n, ndim, batch):
         ones = [jnp.ones((n,) + (1,) * (ndim - 1)).swapaxes(0, max(o.index(2), 0)) for o in equation.orders[0]]
         return KroneckerSum.build(found.pencils(0, ones, True)), [ln.test for ln in lines], [ln.null for ln in lines]
 
-    from solvers.pde.kronecker import mode_products
-
     def solve(ready, f):
         factors, tests, nulls = ready
         return mode_products(nulls, factors.solve(mode_products([t.T for t in tests], f)))
@@ -209,31 +151,65 @@ def direct(n, ndim, batch):
             "target_seconds": target, "met": None if target is None else seconds / count <= target}  # fmt: skip
 
 
+def picture(rows, record, path):
+    """Draw error against seconds: ours, the classical methods, GP-HM by its authors and by us."""
+    fig, (axes,) = figure(1, 1, width=6.5, height=4.2)
+    groups = {"gp_solve": [], "Chebyshev collocation, NumPy": [], "second-order differences, NumPy": [],
+              "GP-HM as published, Adam": [], "GP-HM, authors' logs": []}  # fmt: skip
+    for r in rows:
+        if r["problem"] not in AUTHORS:
+            continue
+        groups[r["method"]].append((r["seconds"], r["error"]))
+        if r.get("gp_hm_error"):
+            groups["GP-HM, authors' logs"].append((r["gp_hm_seconds"], r["gp_hm_error"]))
+    for (name, points), color, marker in zip(groups.items(), PALETTE, "os^Dv", strict=False):
+        if points:
+            axes.loglog(*zip(*points, strict=True), marker, color=color, label=name, markersize=5, alpha=0.85)
+    axes.set(xlabel="seconds (the authors' on their machine)", ylabel="relative L2 error on the test grid",
+             title="The eleven problems of GP-HM")  # fmt: skip
+    axes.legend(frameon=False, fontsize=8, loc="center right")
+    fig.tight_layout()
+    save_figure(fig, path, record)
+
+
+def cpu_jobs(quick):
+    jobs = []
+    for instance, target in zip(PAPER, TARGETS, strict=True):
+        jobs.append((instance.name, lambda i=instance, t=target: ours(i, t)))
+        if len(instance.grid) == 1:
+            jobs.append((instance.name, lambda i=instance: collocation(i, i.grid[0])))
+        if instance.name.startswith("poisson2d"):
+            jobs.append((instance.name, lambda i=instance: fast_diagonalisation(i, i.grid[0])))
+        if instance.name in ("poisson sin(100x)", "poisson mix"):
+            jobs.append((instance.name, lambda i=instance: differences(i)))
+        if instance.name in ROUTE:
+            seconds = 1.0 if quick else 10.0
+            jobs.append((instance.name, lambda i=instance, s=seconds: route(i, s, **ROUTE[i.name])))
+    jobs += [(i.name, lambda i=i, t=t: ours(i, t)) for i, t in NONLINEAR]
+    jobs += [(f"nyquist{c}", lambda c=c: below_nyquist(c)) for c in (30, 60)]
+    jobs += [("noisy", noisy), ("scattered", scattered), ("coverage", coverage)]
+    n = 24 if quick else 100
+    return [*jobs, ("poisson3", lambda: three(*poisson3(n))), ("heat3", lambda: three(*heat3(n)))]
+
+
+def gpu_jobs(quick):
+    n2, n3, batch = (48, 24, 8) if quick else (1000, 400, 1024)
+    return [("direct2", lambda: direct(n2, 2, 0)), ("batch", lambda: direct(max(n2 // 8, 24), 2, batch)),
+            ("direct3", lambda: direct(n3, 3, 0)), ("poisson3", lambda: three(*poisson3(n3 // 2)))]  # fmt: skip
+
+
 def main():
     options = arguments(__doc__)
-    record, jobs = machine("equinox"), []
-    if options.gpu:
-        n2, n3, batch = (48, 24, 8) if options.quick else (1000, 400, 1024)
-        jobs += [("direct2", lambda: direct(n2, 2, 0)), ("batch", lambda: direct(max(n2 // 8, 24), 2, batch)),
-                 ("direct3", lambda: direct(n3, 3, 0)), ("poisson3", lambda: three(*poisson3(n3 // 2)))]  # fmt: skip
-    else:
-        for instance, target in zip(PAPER, TARGETS, strict=True):
-            jobs.append((instance.name, lambda i=instance, t=target: ours(i, t)))
-            if len(instance.grid) == 1:
-                jobs.append((instance.name, lambda i=instance: numpy_reference(i)))
-        jobs += [(f"nyquist{c}", lambda c=c: below_nyquist(c)) for c in (30, 60)]
-        jobs += [("coverage", coverage)]
-        n = 24 if options.quick else 100
-        jobs += [("poisson3", lambda: three(*poisson3(n))), ("heat3", lambda: three(*heat3(n)))]
-    rows = []
-    for name, job in jobs:
+    record, rows = machine("equinox", "matplotlib"), []
+    columns = ("problem", "method", "grid", "error", "seconds", "compile_seconds", "target_error", "met")
+    stem = "pde_gpu" if options.gpu else "pde"
+    for name, job in (gpu_jobs if options.gpu else cpu_jobs)(options.quick):
         if chosen(name, options.only):
             rows.append(job())
-            print(
-                table(rows[-1:], ("problem", "method", "grid", "error", "seconds", "target_error", "met")), flush=True
-            )
-    stem = "pde_gpu" if options.gpu else "pde"
-    save(options.out / f"{stem}.json", rows, key=("problem", "method"), record=record)
+            table(rows[-1:], columns)
+            result = save(options.out / f"{stem}.json", rows, key=("problem", "method"), record=record)
+    if rows and not options.gpu:
+        picture(result["rows"], record, options.out / "pde.png")
 
 
 if __name__ == "__main__":

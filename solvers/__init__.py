@@ -52,16 +52,30 @@ from .pde import PDEProblem as PDEProblem
 from .pde import PDEStatus as PDEStatus
 from .pde import Periodic as Periodic
 from .pde import PeriodicKernel as PeriodicKernel
+from .pde import PublishedGPHM as PublishedGPHM
 from .pde import Robin as Robin
 from .pde import SpectralMixture as SpectralMixture
 from .pde import SquaredExponential as SquaredExponential
 from .pde import StudentMixture as StudentMixture
 from .pde import gp_solve as gp_solve
+from .transport.divergence import DivergenceSolution as DivergenceSolution
+from .transport.divergence import sinkhorn_divergence as sinkhorn_divergence
+from .transport.exact import ExactSolution as ExactSolution
+from .transport.exact import transport_exactly as transport_exactly
 from .transport.fixed_point import sinkhorn as sinkhorn
+from .transport.grid import Grid as Grid
+from .transport.monge import MapSolution as MapSolution
+from .transport.monge import MongeGapSolution as MongeGapSolution
+from .transport.monge import TransportMap as TransportMap
+from .transport.monge import fit_transport_map as fit_transport_map
+from .transport.monge import monge_gap as monge_gap
 from .transport.newton import sns_sinkhorn as sns_sinkhorn
+from .transport.pointcloud import PointCloud as PointCloud
 from .transport.problem import TransportStatus as TransportStatus
 from .transport.published import PublishedSNS as PublishedSNS
+from .transport.ragged import stack_ragged as stack_ragged
 from .transport.solution import TransportSolution as TransportSolution
+from .transport.unbalanced import UnbalancedSolution as UnbalancedSolution
 
 __version__ = "0.1.0"
 
@@ -74,14 +88,19 @@ __all__ = [
     "ContextBins",
     "DenseKKT",
     "Dirichlet",
+    "DivergenceSolution",
+    "ExactSolution",
     "ExpertMix",
     "GPSolution",
+    "Grid",
     "HagemanYoung",
     "KrylovKKT",
     "LinearSolution",
     "LinearStatus",
+    "MapSolution",
     "Matern",
     "MatrixFree",
+    "MongeGapSolution",
     "MultigridSolution",
     "Neumann",
     "NewtonSolution",
@@ -90,6 +109,8 @@ __all__ = [
     "PDEStatus",
     "Periodic",
     "PeriodicKernel",
+    "PointCloud",
+    "PublishedGPHM",
     "PublishedSNS",
     "Robin",
     "SORSolution",
@@ -105,24 +126,31 @@ __all__ = [
     "Stencil",
     "StudentMixture",
     "ThompsonRegression",
+    "TransportMap",
     "TransportSolution",
     "TransportStatus",
     "TsallisINF",
+    "UnbalancedSolution",
     "chebyshev_cg",
+    "fit_transport_map",
     "flexible_cg",
     "gp_solve",
     "learned_sor",
+    "monge_gap",
     "multigrid_cg",
     "print_progress",
     "replay",
     "sinkhorn",
+    "sinkhorn_divergence",
     "sketched_newton",
     "sns_sinkhorn",
     "solve_sequence",
     "sor",
     "ssor",
     "ssor_cg",
+    "stack_ragged",
     "tqdm_progress",
+    "transport_exactly",
     "young_omega",
     "young_prior",
     "young_rate",

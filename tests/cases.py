@@ -91,7 +91,12 @@ def _transport(name, **settings) -> Case:
         solve=solve,
         poison="cost",
         warm=lambda data, solution: (data, {"init": solution.value}),
-        zero=lambda: {"cost": np.zeros((3, 3)), "epsilon": np.asarray(0.5)},
+        zero=lambda: {
+            "cost": np.zeros((6, 7)),
+            "a": np.full(6, 1 / 6),
+            "b": np.full(7, 1 / 7),
+            "epsilon": np.asarray(0.5),
+        },
         single=lambda: {"cost": np.full((1, 1), 3.0), "epsilon": np.asarray(0.5)},
         failing=lambda data: ({**data, "a": 2 * data["a"]}, {}, int(solvers.TransportStatus.UNEQUAL_MASSES)),
         differentiable=("cost", "a", "b", "epsilon"),
@@ -103,6 +108,38 @@ def _transport(name, **settings) -> Case:
         },
         observe=lambda s: jnp.sum(s.g * jnp.asarray(uneven, s.g.dtype)) + s.transport_cost + s.f[0],
     )
+
+
+def _divergence_data(rng):
+    a, b = (w / w.sum() for w in (rng.random(5) + 0.2, rng.random(6) + 0.2))
+    return {"x": rng.random((5, 2)), "y": rng.random((6, 2)), "a": a, "b": b, "epsilon": np.asarray(0.1)}
+
+
+def _divergence(data, **options):
+    cloud = solvers.PointCloud(data["x"], data["y"])
+    return solvers.sinkhorn_divergence(cloud, data.get("a"), data.get("b"), epsilon=data["epsilon"], **options)
+
+
+_SINKHORN_DIVERGENCE = Case(
+    name="sinkhorn_divergence",
+    solution=solvers.DivergenceSolution,
+    make=_divergence_data,
+    solve=_divergence,
+    poison="x",
+    warm=lambda data, solution: (data, {"init": solution.between.value}),
+    zero=lambda: {"x": np.zeros((3, 2)), "y": np.zeros((3, 2)), "epsilon": np.asarray(0.5)},
+    single=lambda: {"x": np.ones((1, 1)), "y": np.zeros((1, 1)), "epsilon": np.asarray(0.5)},
+    failing=lambda data: ({**data, "a": 2 * data["a"]}, {}, int(solvers.TransportStatus.UNEQUAL_MASSES)),
+    differentiable=("x", "y", "a", "b", "epsilon"),
+    direction=lambda rng, data: {
+        "x": 0.1 * rng.standard_normal((5, 2)),
+        "y": 0.1 * rng.standard_normal((6, 2)),
+        "a": _zero_sum(rng, 5),
+        "b": _zero_sum(rng, 6),
+        "epsilon": np.asarray(0.01),
+    },
+    observe=lambda s: s.value,
+)
 
 
 def _quartic(x, args):
@@ -141,7 +178,7 @@ _SKETCHED_NEWTON = Case(
     solve=_sketched_newton,
     poison="target",
     warm=lambda data, solution: (data, {"x0": solution.value, "multipliers": solution.multipliers}),
-    zero=lambda: {"target": np.zeros(3), "rows": np.zeros((2, 3)), "rhs": np.zeros(2)},
+    zero=lambda: {"target": np.zeros(4), "rows": np.zeros((2, 4)), "rhs": np.zeros(2)},
     single=lambda: {"target": np.ones(1), "rows": np.ones((1, 1)), "rhs": np.ones(1)},
     failing=lambda data: ({**data, "rhs": np.full(2, -50.0)}, {}, int(Status.INFEASIBLE)),
     differentiable=("target", "rows", "rhs"),
@@ -173,7 +210,7 @@ def _linear(name, solution, status, *, shape=(4, 5), user_function=None, **setti
         solve=lambda data, **options: function(system(data), data["b"], **settings, **options),
         poison="b",
         warm=lambda data, solution: (data, {"x0": solution.value}),
-        zero=lambda: flat((3, 3), 0.0),
+        zero=lambda: flat(shape, 0.0),
         single=lambda: flat((1, 1), 2.0),
         failing=lambda data: ({**data, "shift": jnp.full_like(data["shift"], -2)}, {}, int(status)),
         differentiable=("conductivity", "shift", "b"),
@@ -249,6 +286,7 @@ CASES = [
     _SKETCHED_NEWTON,
     _transport("sinkhorn"),
     _transport("sns_sinkhorn"),
+    _SINKHORN_DIVERGENCE,
     _linear("sor", solvers.SORSolution, Status.DIVERGED, omega=1.4),
     _linear("ssor", solvers.SSORSolution, Status.DIVERGED, omega=1.2),
     _linear("ssor_cg", solvers.CGSolution, solvers.LinearStatus.INDEFINITE),

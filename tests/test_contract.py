@@ -1,7 +1,10 @@
 """The contract that every public solver passes (see CONTRIBUTING.md), over the entries of `cases.py`."""
 
+import importlib
+import json
 import pickle
 from functools import cache
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +17,7 @@ from solvers import SolveError, Status
 from .cases import CASES, Case
 from .conftest import FLOAT, needs_x64
 
+BENCH = Path(__file__).parents[1] / "bench"
 LANES = 4
 
 pytestmark = pytest.mark.parametrize("case", CASES, ids=lambda c: c.name)
@@ -36,6 +40,25 @@ def batch(case: Case):
 @cache
 def jitted(case: Case):
     return jax.jit(lambda data, **options: case.solve(data, **options))
+
+
+@cache
+def limited(case: Case):
+    """A solve with traced limits, and a list that grows whenever it is traced."""
+    traces = []
+
+    @jax.jit
+    def solve(data, tol, max_steps):
+        traces.append(1)
+        return case.solve(data, tol=tol, max_steps=max_steps)
+
+    return solve, traces
+
+
+@cache
+def scanned(case: Case):
+    """The batch one after the other, with the errors after each step."""
+    return jax.jit(lambda data: jax.lax.scan(lambda c, d: (c, case.solve(d, history=64)), 0, data)[1])(batch(case))
 
 
 @cache
@@ -65,6 +88,18 @@ def test_converges_and_says_so(case):
     assert solution.check() is solution
     assert "converged in" in repr(solution)
     assert solution.message == "converged"
+
+
+def test_counts_have_not_grown(case, monkeypatch):
+    """Against the stored ones; `python bench/counts.py --write` renews them when a change is meant."""
+    monkeypatch.syspath_prepend(str(BENCH))
+    bench = importlib.import_module("counts")
+    stored = json.loads(bench.BASELINE.read_text())[case.name][FLOAT.name]
+    now = bench.counts(solved_batch(case))
+    assert {"equations", *now} == set(stored)
+    for name, lanes in now.items():
+        assert sum(lanes) <= 1.1 * sum(stored[name]) + 2, (name, lanes, stored[name])
+    assert bench.program_size(case.solve, data_of(case)) <= 1.2 * stored["equations"]
 
 
 def test_jit_equals_eager(case):
@@ -146,8 +181,8 @@ def _difference(x, h):
 
 
 def test_every_promised_entry_has_a_derivative_under_vmap(case):
-    gradients = jax.jit(jax.vmap(jax.grad(lambda d: case.observe(case.solve(d)), allow_int=True)))(batch(case))
-    one = jax.grad(lambda d: case.observe(case.solve(d)), allow_int=True)(lane(batch(case), 2))
+    gradient = jax.grad(lambda d: case.observe(case.solve(d)), allow_int=True)
+    gradients, one = jax.jit(jax.vmap(gradient))(batch(case)), jax.jit(gradient)(lane(batch(case), 2))
     for name in case.differentiable:
         assert np.any(np.asarray(one[name]) != 0), name
         jax.tree.map(lambda u, v: np.testing.assert_allclose(u, v, rtol=2e-2 if FLOAT == "float32" else 1e-5, atol=1e-3
@@ -164,13 +199,7 @@ def test_keeps_the_dtype(case, dtype):
 
 
 def test_new_numbers_do_not_retrace(case):
-    traces = []
-
-    @jax.jit
-    def solve(data, tol, max_steps):
-        traces.append(1)
-        return case.solve(data, tol=tol, max_steps=max_steps).value
-
+    solve, traces = limited(case)
     for seed, tol, max_steps in ((20, 1e-3, 50), (22, 1e-2, 60)):
         solve(data_of(case, seed=seed), jnp.asarray(tol, FLOAT), max_steps)
     assert len(traces) == 1
@@ -192,7 +221,8 @@ def test_no_callback_unless_asked(case):
 
 def test_progress_sees_increasing_steps(case):
     seen = []
-    solution = case.solve(data_of(case), progress=lambda step, error: seen.append((step, error)))
+    solve = jax.jit(lambda data: case.solve(data, progress=lambda step, error: seen.append((step, error))))
+    solution = solve(data_of(case))
     jax.block_until_ready(solution.value)
     jax.effects_barrier()
     steps = [s for s, _ in seen]
@@ -202,11 +232,11 @@ def test_progress_sees_increasing_steps(case):
 
 
 def test_history_records_the_errors(case):
-    solution = case.solve(data_of(case), history=64)
-    assert solution.history.shape == (64,)
-    steps = min(int(solution.num_steps), 63)
-    assert np.all(np.isfinite(solution.history[: steps + 1]))
-    assert np.all(np.isnan(solution.history[steps + 1 :]))
+    solutions = scanned(case)
+    assert solutions.history.shape == (LANES, 64)
+    for steps, errors in zip(solutions.num_steps, solutions.history, strict=True):
+        assert np.all(np.isfinite(errors[: steps + 1]))
+        assert np.all(np.isnan(errors[steps + 1 :]))
     assert jitted(case)(data_of(case)).history is None
 
 
@@ -216,8 +246,7 @@ def test_solution_is_a_plain_pytree(case):
     jax.tree.map(np.testing.assert_array_equal, host, jax.device_get(solution))
     assert type(host) is case.solution
     assert host.converged
-    _, stacked = jax.lax.scan(lambda c, d: (c, case.solve(d).value), 0, batch(case))
-    close(stacked, solved_batch(case).value, case)
+    close(scanned(case).value, solved_batch(case).value, case)
 
 
 def test_value_exports(case):
@@ -237,7 +266,7 @@ def test_batch_shards_over_devices(case):
 
 @pytest.mark.parametrize("max_steps", [0, 1])
 def test_step_limit_is_kept(case, max_steps):
-    solution = jitted(case)(data_of(case), max_steps=max_steps, tol=jnp.asarray(0, FLOAT))
+    solution = limited(case)[0](data_of(case), jnp.asarray(0, FLOAT), max_steps)
     assert solution.num_steps <= max_steps
     assert solution.status == Status.MAX_STEPS or solution.error == 0
     assert all(np.all(np.isfinite(x)) for x in jax.tree.leaves(solution.value))
@@ -253,14 +282,14 @@ def test_solved_input_takes_no_step(case):
 
 @pytest.mark.parametrize("which", ["zero", "single"])
 def test_degenerate_data_is_ordinary(case, which):
-    solution = case.solve(cast(getattr(case, which)()))
+    solution = jitted(case)(cast(getattr(case, which)()))
     assert solution.converged, solution
     assert all(np.all(np.isfinite(x)) for x in jax.tree.leaves(solution.value))
 
 
 def test_failure_says_so(case):
     data, options, status = case.failing(data_of(case))
-    solution = jax.jit(lambda d: case.solve(d, **options))(data)
+    solution = jitted(case)(data, **options)
     assert solution.status == status
     assert not solution.converged
     with pytest.raises(SolveError, match=type(solution).__name__):

@@ -182,7 +182,7 @@ def sketched_newton(
         checks.choice(NAME, "kkt", kkt, ("auto", "dense", "krylov"))
     elif not isinstance(kkt, KKT):
         checks.fail(NAME, "kkt", "'auto', 'dense', 'krylov' or a KKT solver such as DenseKKT()", repr(kkt), TypeError)
-    tol = checks.number(NAME, "tol", _default_tol(dtype) if tol is None else tol, positive=True, dtype=dtype)
+    tol = checks.number(NAME, "tol", _default_tol(dtype) if tol is None else tol, dtype=dtype)
     max_steps = checks.count(NAME, "max_steps", max_steps)
     arrays, static = eqx.partition((objective, equality, args, kkt), eqx.is_array_like)
     return _solve(arrays, x0, multipliers, tol, max_steps, Static(static), history_length(history), progress)

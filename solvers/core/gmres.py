@@ -46,7 +46,8 @@ def gmres(
     Notes
     -----
     Classical Gram-Schmidt, twice: two matrix-vector products a step and orthogonal to rounding. Stops as
-    `KrylovReason.STAGNATED` when a cycle does not halve the residual. Memory: ``memory`` copies of `b`.
+    `KrylovReason.STAGNATED` when a cycle does not halve the residual; a singular system then keeps its best iterate.
+    Memory: ``memory`` copies of `b`.
     """
     precondition = precondition or (lambda r: r)
     flat, unravel = ravel_pytree(b)
@@ -95,16 +96,20 @@ def gmres(
         used = jnp.arange(memory, dtype=jnp.int32) < j
         upper = jnp.where(used[:, None] & used[None], hessenberg[:memory], 0)
         diagonal = jnp.diagonal(upper)
+        diagonal = jnp.where(jnp.abs(diagonal) <= 10 * eps(dtype) * jnp.max(jnp.abs(diagonal)), 0, diagonal)
+        upper = upper - jnp.diag(jnp.diagonal(upper) - diagonal)  # a singular matrix leaves only rounding there
         upper = upper + jnp.diag(jnp.where(diagonal == 0, 1, 0).astype(dtype))
         y = jax.scipy.linalg.solve_triangular(upper, jnp.where(used & (diagonal != 0), g[:memory], 0))
-        x = x + ravel_pytree(precondition(unravel(matmul(y, basis[:memory]))))[0]
-        r = flat - ravel_pytree(matvec(unravel(x)))[0]
-        new, k = jnp.sqrt(dot(r, r)), k + j
+        moved = x + ravel_pytree(precondition(unravel(matmul(y, basis[:memory]))))[0]
+        left = flat - ravel_pytree(matvec(unravel(moved)))[0]
+        new, k = jnp.sqrt(dot(left, left)), k + j
+        worse = new > res
+        x, r = jnp.where(worse, x, moved), jnp.where(worse, r, left)
         reason = jnp.asarray(KrylovReason.RUNNING, jnp.int32)
         reason = jnp.where(k >= max_steps, int(KrylovReason.MAX_STEPS), reason)
         reason = jnp.where(~(new <= res / 2), int(KrylovReason.STAGNATED), reason)
         reason = jnp.where(new <= tol, int(KrylovReason.CONVERGED), reason).astype(jnp.int32)
-        return x, r, new, k, reason
+        return x, r, jnp.where(worse, res, new), k, reason
 
     res = jnp.sqrt(dot(flat, flat))
     reason = jnp.where(jnp.asarray(max_steps) <= 0, int(KrylovReason.MAX_STEPS), int(KrylovReason.RUNNING))

@@ -7,7 +7,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 
-from .bandits import Learner, count_arms
+from .bandits import Learner, Pull, count_arms
 from .typing import Array, Float, Int, Scalar
 
 
@@ -168,6 +168,12 @@ class ThompsonRegression(Learner):
         weights = state.mean + self.temperature * spread * jnp.sum(state.root * z[None, :], 1)
         best = jnp.argmin(jnp.sum(table * weights[None, :], 1))
         return (jnp.arange(table.shape[0], dtype=best.dtype) == best).astype(state.mean.dtype), table
+
+    def select(self, state, context, key):
+        """Return the proposal as it is: it leaves nothing to draw."""
+        probabilities, detail = self.propose(state, context, key)
+        arm = jnp.argmax(probabilities).astype(jnp.int32)
+        return Pull(arm, jnp.ones((), probabilities.dtype), probabilities, context, detail)
 
     def update(self, state, pull, cost, rate=None):
         """Condition on the cost of one pull."""

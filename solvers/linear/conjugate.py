@@ -14,7 +14,7 @@ from ..core.solution import Status
 from ..core.typing import Array
 from .answer import LinearStatus, axpy, inner, measure
 from .drive import drive
-from .systems import Layout
+from .systems import Layout, repeat, settle
 
 STALL = 500
 """Steps without a new smallest residual after which conjugate gradients stop: they may plateau for long."""
@@ -130,31 +130,30 @@ def _join(past, new, steps):
     return jnp.where((index > 0) | (steps == 0), new[jnp.maximum(index, 0)], past)
 
 
-settle = lax.optimization_barrier
-"""Keep XLA from fusing a product into the next: on a grid it would recompute every neighbour of every neighbour."""
-
-
-def chebyshev(system: Layout, low, high, degree) -> Callable[[Any], Any]:
+def chebyshev(mv: Callable[[Any], Any], inverse: Any, low, high, degree) -> Callable[[Any], Any]:
     """Return ``r -> z``, `degree` steps of Chebyshev's method for ``A z = r`` from zero.
 
-    The method is tuned to eigenvalues of D^-1 A in [low, high]; degree 1 is Jacobi's. ``low == high`` is ordinary.
+    The method is tuned to eigenvalues of ``inverse A`` in [low, high], where ``mv`` is the product with A; degree 1 is
+    Jacobi's method if `inverse` is that of the diagonal. ``low == high`` is ordinary.
     """
-    centre, half, diagonal = (high + low) / 2, (high - low) / 2, system.diagonal()
+    centre, half = (high + low) / 2, (high - low) / 2
 
     def scaled(r):
-        return jax.tree.map(jnp.divide, r, diagonal)
+        return jax.tree.map(jnp.multiply, r, inverse)
+
+    def body(carry):
+        z, r, d, rho = carry
+        r = settle(jax.tree.map(jnp.subtract, r, mv(settle(d))))
+        below = 2 * centre - rho * half
+        rho_next = half / below
+        d = jax.tree.map(lambda u, v: rho_next * rho * u + 2 / below * v, d, scaled(r))
+        return jax.tree.map(jnp.add, z, d), r, d, rho_next
 
     def apply(r):
-        d = jax.tree.map(lambda u: u / centre, scaled(r))
-
-        def body(_, carry):
-            z, r, d, rho = carry
-            r = settle(jax.tree.map(jnp.subtract, r, system.mv(settle(d))))
-            below = 2 * centre - rho * half
-            rho_next = half / below
-            d = jax.tree.map(lambda u, v: rho_next * rho * u + 2 / below * v, d, scaled(r))
-            return jax.tree.map(jnp.add, z, d), r, d, rho_next
-
-        return lax.fori_loop(1, degree, body, (d, r, d, half / centre))[0]
+        d = jax.tree.map(lambda u: (1 / centre) * u, scaled(r))
+        start = (d, r, d, half / centre)
+        if isinstance(degree, int):
+            return repeat(body, start, degree - 1)[0]
+        return lax.fori_loop(1, degree, lambda _, carry: body(carry), start)[0]
 
     return apply

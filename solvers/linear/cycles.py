@@ -12,8 +12,9 @@ from ..core import checks
 from ..core.precision import matmul
 from ..core.typing import Array, Float, Progress, Scalar
 from .answer import LinearSolution, Method, solve
-from .conjugate import chebyshev, conjugate, settle
+from .conjugate import chebyshev, conjugate
 from .stencil import Phases, Stencil
+from .systems import settle
 
 COARSEST = 16
 """At most this many unknowns are solved for directly."""
@@ -58,8 +59,10 @@ class MultigridCG(Method):
     def smooth(self, stencil, shape):
         """Return the smoother from zero, and its adjoint from a given point."""
         if self.smoother == "chebyshev":
-            high = stencil.row_bound()
-            polynomial = chebyshev(stencil, high / self.ratio, high, self.sweeps_each)
+            # Scaled by absolute row sums, the largest eigenvalue is at most one: no bound to be found on any level.
+            inverse = 1 / jnp.sum(jnp.abs(stencil.coefficients), 0)
+            one = jnp.ones((), inverse.dtype)
+            polynomial = chebyshev(stencil.mv, inverse, one / self.ratio, one, self.sweeps_each)
             return polynomial, lambda z, r: z + polynomial(settle(r - stencil.mv(z)))
         phases = Phases(stencil, shape)
         sweep = phases.sweeper(jnp.ones((), stencil.coefficients.dtype))
@@ -116,17 +119,17 @@ def _halve(rows: Array, axis: int) -> Array:
 def invert(matrix: Array) -> Array:
     """Return the inverse of a small symmetric positive definite matrix by Gauss and Jordan's sweeps, without pivoting.
 
-    A call of LAPACK costs more than a whole cycle here, and far more on a busy machine.
+    A call of LAPACK costs more than a whole cycle here, and far more on a busy machine. A sweep is one kernel.
     """
+    index = jnp.arange(matrix.shape[0], dtype=jnp.int32)
 
     def sweep(k, m):
-        row, column = m[k], m[:, k]
-        pivot = row[k]
-        m = m - column[:, None] * row[None, :] / pivot
-        m = m.at[k].set(row / pivot).at[:, k].set(-column / pivot)
-        return m.at[k, k].set(1 / pivot)
+        row, column = lax.dynamic_slice_in_dim(m, k, 1, 0), lax.dynamic_slice_in_dim(m, k, 1, 1)
+        pivot, below, beside = row[0, k], index[:, None] == k, index[None, :] == k
+        others = jnp.where(beside, -column / pivot, m - column * row / pivot)
+        return jnp.where(below, jnp.where(beside, 1, row) / pivot, others)
 
-    inverse = lax.fori_loop(0, matrix.shape[0], sweep, matrix)
+    inverse = lax.fori_loop(0, matrix.shape[0], sweep, matrix, unroll=4)
     return (inverse + inverse.T) / 2
 
 

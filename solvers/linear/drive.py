@@ -10,6 +10,7 @@ from jax import lax
 from ..core.loop import Run, iterate
 from ..core.solution import Status
 from ..core.typing import Progress, Scalar
+from .systems import repeat
 
 
 def drive(
@@ -37,7 +38,7 @@ def drive(
     first = error(start)
     max_steps = jnp.asarray(max_steps, jnp.int32)
     stall = jnp.asarray(stall, jnp.int32)
-    steps = since = jnp.zeros((), jnp.int32)
+    steps = since = zero = jnp.zeros((), jnp.int32)
     best, best_error = value(start), first
     stalled = jnp.zeros((), bool)
 
@@ -54,7 +55,7 @@ def drive(
 
         def body(carry):
             _, state, best, best_error, since, steps, _ = carry
-            new = lax.fori_loop(0, every, lambda _, s: step(s), state)
+            new = repeat(step, state, every)
             err = error(new)
             better = err < best_error
             ok = passes(new, err)
@@ -76,7 +77,19 @@ def drive(
 
         carry = (start, start, best, best_error, since, steps, passes(start, first))
         before, last, best, best_error, since, steps, ok = lax.while_loop(more, body, carry)
-        start = jax.tree.map(lambda x, y: jnp.where(ok, x, y), last, before)
+
+        def closer(carry):
+            state, _, k, _ = carry
+            new = step(state)
+            err = error(new)
+            return new, err, k + 1, passes(new, err)
+
+        # Most blocks end because the error has passed tol: then only the first state that does so matters.
+        ended = ~ok & (error(last) <= tol) & (first > tol)
+        near, err, k, _ = lax.while_loop(lambda c: c[3] & (c[2] < every), closer, (before, first, zero, ended))
+        ended &= err <= tol
+        start = jax.tree.map(lambda x, y, z: jnp.where(ok, x, jnp.where(ended, z, y)), last, before, near)
+        steps = jnp.where(ended, steps + k, steps)
         stalled = ok & (since >= stall)
 
     def verdict(state):

@@ -43,7 +43,9 @@ class ChebyshevCG(Method):
         """Precondition by a given number of Chebyshev steps."""
         high = system.row_bound()
         degree = self.degree if self.fixed_degree is None else self.fixed_degree
-        return conjugate(system, b, start, chebyshev(system, high / self.ratio, high, degree), **controls)
+        inverse = jax.tree.map(lambda d: 1 / d, system.diagonal())
+        polynomial = chebyshev(system.mv, inverse, high / self.ratio, high, degree)
+        return conjugate(system, b, start, polynomial, **controls)
 
 
 class FlexibleCG(Method):

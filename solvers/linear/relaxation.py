@@ -12,6 +12,9 @@ from .answer import LinearSolution, Method, known, measure, solve
 from .drive import drive
 from .systems import System
 
+PATIENCE = 2000
+"""Sweeps without a new smallest residual that are always allowed."""
+
 
 class SORSolution(LinearSolution):
     """What `sor` returns; ``error = ||b - A value|| / ||b||``."""
@@ -38,8 +41,9 @@ class SOR(Method):
             y = sweep(y, b)
             return sweep(y, b, reverse=True) if self.both_ways else y
 
-        # The residual of an over-relaxed iteration may rise for a few times 1 / (2 - omega) sweeps before it falls.
-        patience = 50 + 20 / jnp.maximum(jnp.abs(2 - self.omega), 1e-3)
+        # A first sweep may double a smooth residual, in red-black order on one colour; over-relaxation raises it for
+        # a few times 1 / (2 - omega) sweeps; at a slow rate it then takes a thousand sweeps to be below the first.
+        patience = PATIENCE + 20 / jnp.maximum(jnp.abs(2 - self.omega), 1e-3)
         return drive(
             step,
             start,
@@ -100,7 +104,7 @@ def sor(
     SORSolution
         ``value`` like `b`, ``num_steps`` sweeps, ``error = ||b - A value||_2 / ||b||_2``. Its status is
         `Status.DIVERGED` once the error exceeds 1e4 times the first, `Status.STAGNATED` without a new smallest error in
-        ``50 + 20 / (2 - omega)`` sweeps, `LinearStatus.DIAGONAL` for a traced system with a diagonal entry <= 0.
+        ``2000 + 20 / (2 - omega)`` sweeps, `LinearStatus.DIAGONAL` for a traced system with a diagonal entry <= 0.
 
     Raises
     ------

@@ -16,7 +16,7 @@ from ..core.typing import Array, Float, Int, Progress, PyTree, Scalar
 from .answer import LinearSolution, attached, default_tol, norm, prepare, run_method
 from .arms import Arms, safe
 from .systems import System, as_system
-from .young import safe_learner
+from .young import young_prior
 
 CENSORED = 10
 """A failed arm is charged at most this many times the steps it was given."""
@@ -209,8 +209,10 @@ def learned_sor(
 ) -> SequenceSolution:
     """Solve a sequence of systems by SOR with an omega learned from the sweep counts: `solve_sequence` in short.
 
-    The learner mixes Thompson sampling on Young's surrogate with Tsallis-INF, so it starts near the best omega where
-    the theory holds and keeps a guarantee where it does not.
+    The learner is `young_prior`, Thompson sampling that starts from Young's theory: near the best omega from the first
+    systems on where the theory is about right, and corrected by the counts where not. With
+    ``learner=safe_learner()`` Tsallis-INF stands beside it under a master, which costs some exploration and keeps a
+    guarantee against any sequence.
 
     Parameters
     ----------
@@ -233,7 +235,7 @@ def learned_sor(
     >>> bool(learned_sor(systems, jnp.ones((5, 4, 4)), key=jax.random.key(3)).converged.all())
     True
     """
-    options = {"learner": safe_learner(), "arms": Arms.sor(num_arms), **options}
+    options = {"learner": young_prior(), "arms": Arms.sor(num_arms), **options}
     return solve_sequence(systems, rhs, key=key, **options)
 
 

@@ -1,5 +1,6 @@
 """Stencil systems on regular grids, and the polyphase layout that makes their sweeps fast."""
 
+import functools
 import itertools
 from collections.abc import Sequence
 
@@ -11,7 +12,7 @@ from jax import lax
 from ..core.checks import fail, float_array
 from ..core.typing import Array, Scalar
 from .rows import SparseRows
-from .systems import Layout, System
+from .systems import Layout, System, settle
 
 Offset = tuple[int, ...]
 
@@ -145,17 +146,23 @@ class Phases(Layout):
     """The polyphase layout of a stencil: one array for each parity class of grid points.
 
     A point ``2 i + p`` with p in {0, 1}^d lives at index i of array p; its neighbour at offset o is at index
-    ``i + (p + o - q) / 2`` of array ``q = (p + o) mod 2``. Sizes differ by one on odd grids, which needs no padding.
+    ``i + (p + o - q) / 2`` of array ``q = (p + o) mod 2``. An odd axis is padded by a layer that stays zero, so that
+    all classes have one shape and XLA makes one kernel of those of a colour.
     """
 
     coefficients: tuple[tuple[Array, ...], ...]
+    masks: tuple[Array | None, ...]
     offsets: tuple[Offset, ...] = eqx.field(static=True)
     shape: tuple[int, ...] = eqx.field(static=True)
 
     def __init__(self, stencil: Stencil, shape: tuple[int, ...]):
         self.offsets, self.shape = stencil.offsets, shape
-        constant = stencil.coefficients.ndim == 1
-        self.coefficients = tuple((c,) * len(self.parities) if constant else self.pack(c) for c in stencil.coefficients)
+        self.masks = tuple(self._mask(p, stencil.coefficients.dtype) for p in self.parities)
+        if stencil.coefficients.ndim == 1:
+            self.coefficients = tuple((c,) * len(self.parities) for c in stencil.coefficients)
+        else:
+            pairs = zip(stencil.coefficients, self.offsets, strict=True)
+            self.coefficients = tuple(self._split(c, 0 if any(o) else 1) for c, o in pairs)
 
     @property
     def parities(self) -> list[Offset]:
@@ -170,15 +177,33 @@ class Phases(Layout):
             return [[k for k, p in enumerate(parities) if sum(p) % 2 == c] for c in (0, 1)]
         return [[k] for k in range(len(parities))]
 
+    def _split(self, x, fill):
+        x = jnp.pad(x, [(0, n % 2) for n in self.shape], constant_values=fill) if any(n % 2 for n in self.shape) else x
+        return tuple(x[tuple(slice(k, None, 2) for k in p)] for p in self.parities)
+
+    def _mask(self, parity: Offset, dtype) -> Array | None:
+        """Return one inside the grid and zero in the padding of a class, None for a class without."""
+        shape = tuple((n + 1) // 2 for n in self.shape)
+        inside = [
+            lax.broadcasted_iota(jnp.int32, shape, axis) < n // 2
+            for axis, (n, p) in enumerate(zip(self.shape, parity, strict=True))
+            if n % 2 and p
+        ]
+        # An array of its own: a comparison of indices inside the sweep would keep the CPU from vectorising it.
+        return settle(functools.reduce(jnp.logical_and, inside).astype(dtype)) if inside else None
+
+    def _inside(self, x, k: int):
+        return x if self.masks[k] is None else self.masks[k] * x
+
     def pack(self, x):
         """Return the tuple of parity classes."""
-        return tuple(x[tuple(slice(k, None, 2) for k in p)] for p in self.parities)
+        return self._split(x, 0)
 
     def unpack(self, y):
         """Interleave the classes."""
 
         def spread(part, parity):
-            ends = [(k, n - k - max(0, 2 * m - 1), 1) for k, n, m in zip(parity, self.shape, part.shape, strict=True)]
+            ends = [(k, n - k - (2 * m - 1), 1) for k, n, m in zip(parity, self.shape, part.shape, strict=True)]
             return lax.pad(part, jnp.zeros((), part.dtype), ends)
 
         return sum(spread(part, p) for part, p in zip(y, self.parities, strict=True))
@@ -195,9 +220,8 @@ class Phases(Layout):
 
     def mv(self, y):
         """Return A y."""
-        return tuple(
-            d * part + self._couplings(y, k) for k, (d, part) in enumerate(zip(self.diagonal(), y, strict=True))
-        )
+        parts = enumerate(zip(self.diagonal(), y, strict=True))
+        return tuple(self._inside(d * part + self._couplings(y, k), k) for k, (d, part) in parts)
 
     def diagonal(self):
         """Return the diagonal on each class."""
@@ -205,7 +229,7 @@ class Phases(Layout):
 
     def sweeper(self, omega):
         """Return the red-black or multicolour sweep."""
-        gain = [omega / d for d in self.diagonal()]
+        gain = [settle(self._inside(omega / d, k)) for k, d in enumerate(self.diagonal())]
 
         def sweep(y, b, reverse=False):
             y = list(y)

@@ -198,6 +198,27 @@ class MatrixFree(System, Layout):
         return 1.1 * jnp.sqrt(jnp.sum((self.mv(x) / d) ** 2))
 
 
+def settle(x: Any) -> Any:
+    """Keep XLA from fusing what makes x into what uses it, on the CPU.
+
+    Fused into a product on a grid, a value is computed again at every neighbour of every neighbour. On accelerators
+    that is often cheaper than another kernel, and XLA weighs it; on the CPU it fuses whatever it can.
+    """
+    return lax.platform_dependent(x, cpu=lax.optimization_barrier, default=lambda x: x)
+
+
+def repeat(step: Callable[[Any], Any], state: Any, count: int) -> Any:
+    """Return the state after `count` steps: a loop on the CPU, written out on accelerators.
+
+    There a loop costs copies and launches, and XLA can make one kernel of several steps where a grid is small.
+    """
+
+    def times(unroll):
+        return lambda state: lax.fori_loop(0, count, lambda _, s: step(s), state, unroll=unroll)
+
+    return lax.platform_dependent(state, cpu=times(1), default=times(count if count <= 16 else 8))
+
+
 def as_system(function: str, A: Any, dtype) -> System:
     """Return `A` as a `System` in ``dtype``: a system, a dense array, or an operator with ``as_matrix``."""
     if hasattr(A, "as_matrix"):

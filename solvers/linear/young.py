@@ -9,7 +9,10 @@ from ..core.regression import ThompsonRegression
 from ..core.typing import Array, Scalar
 
 BASE = 9
-"""Features of `relaxation_features` beside the surrogate's two."""
+"""Features of `relaxation_features` before the surrogates."""
+
+RATIOS = (1.0, 0.99, 0.96)
+"""Jacobi radius over its bound: one surrogate each. On an n x n grid it is ``cos(pi / (n + 1))``: n large, 21, 10."""
 
 
 def young_omega(beta: Scalar) -> Array:
@@ -64,23 +67,30 @@ def jacobi_radius(rate: Scalar, omega: Scalar) -> Array:
 
 
 def relaxation_features(context: Array, arms: Any) -> Array:
-    """Return features (d, 11) of log cost for `ThompsonRegression`: Chebyshev products, and Young's surrogate.
+    """Return features (d, 13) of log cost for `ThompsonRegression`: Chebyshev products, and Young's surrogates.
+
+    The surrogate of log cost is ``log(-1 / log rate)`` with Young's rate at the Jacobi radius. The context is a bound
+    on that radius, so there is one surrogate for each of several ratios of the radius to the bound: the regression
+    finds which of them explains the counts. That matters where the bound is above one, and near the best omega always.
 
     Parameters
     ----------
     context : scalar
-        Bound on the Jacobi radius beta, in (0, 1): the largest sum of absolute off-diagonal entries over the diagonal.
-        It does not change with the scale of A.
+        Bound on the Jacobi radius beta: the largest sum of absolute off-diagonal entries over the diagonal, or beta
+        itself. It does not change with the scale of A.
     arms : object with an array ``omega`` (d,), or that array
     """
     omega = getattr(arms, "omega", arms)
-    beta = jnp.clip(jnp.asarray(context, omega.dtype), 1e-6, 1 - 1e-6)
+    bound = jnp.asarray(context, omega.dtype)
+    beta = jnp.clip(bound, 1e-6, 1 - 1e-6)
     a = jnp.clip(jnp.log(beta / (1 - beta)) / 6, -1, 1)
     w = jnp.clip(2 * (omega - 1) / 0.95 - 1, -1, 1)
     chebyshev = [jnp.ones_like(w), w, 2 * w**2 - 1]
     products = [x * y for x in (1.0, a, 2 * a**2 - 1) for y in chebyshev]
-    surrogate = jnp.log(-1 / jnp.log(jnp.clip(young_rate(omega, beta), 1e-6, 1 - 1e-6)))
-    return jnp.stack([*products, surrogate, surrogate**2 / 10], axis=1)
+    radius = jnp.clip(jnp.asarray(RATIOS, omega.dtype) * bound, 1e-6, 1 - 1e-6)
+    rate = jnp.clip(young_rate(omega[:, None], radius[None, :]), 1e-6, 1 - 1e-6)
+    surrogates = jnp.log(-1 / jnp.log(rate))
+    return jnp.concatenate([jnp.stack(products, axis=1), surrogates, surrogates[:, :1] ** 2 / 10], axis=1)
 
 
 def arm_features(context: Array, arms: Any) -> Array:
@@ -103,8 +113,9 @@ def young_prior(**options: Any) -> ThompsonRegression:
     **options
         Other settings of `ThompsonRegression`.
     """
-    mean = jnp.zeros(BASE + 2).at[0].set(2.5).at[BASE].set(1.0)
-    scale = jnp.full(BASE + 2, 1.0).at[0].set(10.0).at[BASE].set(3.0)
+    end = BASE + len(RATIOS)
+    mean = jnp.zeros(end + 1).at[0].set(2.5).at[BASE:end].set(1 / len(RATIOS))
+    scale = jnp.full(end + 1, 1.0).at[0].set(10.0).at[BASE:end].set(3.0)
     return ThompsonRegression(relaxation_features, mean, scale, **options)
 
 

@@ -14,5 +14,6 @@ from .problem import Observe as Observe
 from .problem import PDEProblem as PDEProblem
 from .problem import Periodic as Periodic
 from .problem import Robin as Robin
+from .published import PublishedGPHM as PublishedGPHM
 from .solution import GPSolution as GPSolution
 from .solution import PDEStatus as PDEStatus

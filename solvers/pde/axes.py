@@ -74,9 +74,9 @@ class Legendre(eqx.Module):
         """Return derivatives of that order at x (k,), shape (k, size)."""
         return self._reference((x - (self.lower + self.upper) / 2) / self._half, order)
 
-    def orthonormal(self, count: int):
-        """Return the first `count` normalised Legendre polynomials at the nodes."""
-        s = jnp.asarray(_gauss(self.size)[0], jnp.result_type(self.lower))
+    def orthonormal(self, count: int, s=None):
+        """Return the first `count` normalised Legendre polynomials at the nodes, or at s in [-1, 1]."""
+        s = jnp.asarray(_gauss(self.size)[0] if s is None else s, jnp.result_type(self.lower))
         return _legendre(s, count) * _norms(count, s.dtype)[None]
 
     def _reference(self, s, order: int):
@@ -151,6 +151,17 @@ def _gauss(n: int) -> tuple[np.ndarray, np.ndarray]:
     s = (s - s[::-1]) / 2
     weights = 2 / ((1 - s**2) * derivative**2)
     return s, weights * (2 / weights.sum())
+
+
+@lru_cache(maxsize=4)
+def fejer(n: int) -> tuple[np.ndarray, np.ndarray]:
+    """Chebyshev points of the first kind, which avoid the ends, and the weights of Fejer's rule."""
+    j = np.arange(n)
+    moments = np.where(j % 2 == 0, 1 / (1 - j.astype(float) ** 2 + (j == 1)), 0.0)
+    moments[0] /= 2
+    twisted = np.zeros(2 * n, complex)
+    twisted[:n] = moments * np.exp(0.5j * np.pi * j / n)
+    return -np.cos((j + 0.5) * np.pi / n), 8 * np.fft.ifft(twisted).real[:n]
 
 
 def _legendre(s, count: int):

@@ -81,14 +81,17 @@ class Rows:
         args = jax.tree.map(lambda a, s, w: a + s * w, args, self.data.spread, found)
         return residual, args
 
-    def raw(self, w) -> list:
-        """Return the misfit of every datum: the equation on the grid, the faces, the observations."""
-        fields, found = w
-        jets = [
+    def jets(self, fields):
+        """Return the derivatives that the equation uses, on the grid."""
+        return [
             [mode_products([v[i[d]] for d, v in enumerate(vs)], f) for i in orders]
             for vs, orders, f in zip(self.values, self.equation.orders, fields, strict=True)
         ]
-        parts = list(self.equation(self.x, jets, self.args(found)))
+
+    def raw(self, w) -> list:
+        """Return the misfit of every datum: the equation on the grid, the faces, the observations."""
+        fields, found = w
+        parts = list(self.equation(self.x, self.jets(fields), self.args(found)))
         for k, matrices, values, _ in self.faces:
             total = sum(scale * mode_products(ms, fields[k]) for scale, ms in matrices)
             parts.append(total - values)

@@ -6,36 +6,35 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
-from jax.flatten_util import ravel_pytree
-from jax.scipy.linalg import solve_triangular
 
 from ..core.checks import choice, count, fail, number
 from ..core.precision import eps
 from ..core.solution import Status
 from ..core.typing import Progress, Scalar
 from .axes import Fourier, Legendre
-from .conditioning import Data, Rows, condition
-from .eigenbasis import Eigen, Weighted
 from .kronecker import along, mode_product
-from .priors import SpectralMixture, per_dimension
+from .posterior import conditioned
+from .priors import per_dimension
 from .problem import Condition, PDEProblem, float_type
+from .published import PublishedGPHM, solve_published
+from .resolution import is_conditioned, refined
 from .solution import GPSolution, PDEStatus
 from .spaces import face_values, line
-from .spectral import Discretisation, solve_spectral
-from .spectrum import data_prior
+from .spectral import Discretisation, fine_points, solve_spectral
 from .tracing import trace
 
 
 def gp_solve(
     problem: PDEProblem,
     *,
-    grid,
+    grid: Any = None,
     args: Any = None,
     prior: Any = None,
     basis: str = "auto",
     rank: int | tuple[int, ...] | None = None,
     infer: Any = None,
+    learn: str | None = None,
+    published: PublishedGPHM | None = None,
     guess: Any = None,
     tol: Scalar | None = None,
     max_steps: Scalar = 50,
@@ -56,9 +55,11 @@ def gp_solve(
     ----------
     problem : PDEProblem
         The statement. Differentiable in its numbers; static in its functions.
-    grid : int, or tuple of int or Float[Array, "n"]
+    grid : int, or tuple of int or Float[Array, "n"], optional
         Nodes a dimension (Gauss-Legendre, equally spaced where periodic), also the number of polynomials; static.
-        Vectors of nodes are for conditioning only.
+        Vectors of nodes are for conditioning only. By default what the source and the conditions need, refined until
+        the solution's coefficients have decayed (`GPSolution.grid` says to what): on the host, so not inside ``jit``,
+        ``vmap`` or ``grad`` of the data.
     args : PyTree, optional
         Handed to the residual and to callable condition values. Differentiable. Python numbers become arrays.
     prior : Kernel or tuple of Kernel, optional
@@ -71,9 +72,15 @@ def gp_solve(
         Most functions of the prior a dimension; 256, 40, 12 in one, two, three dimensions. Static.
     infer : PyTree, optional
         Standard deviations like `args`: makes those unknown, with prior mean `args`.
+    learn : {None, "prior", "noise", "both"}
+        Maximise the evidence, the field integrated out, over the numbers of the prior or the noises stated (which then
+        are first guesses), or both; `GPSolution.prior` and `.noise` say what was found. Static.
+    published : PublishedGPHM, optional
+        Run GP-HM as its authors do, `max_steps` steps of Adam, to compare with; its `error` is the root mean square of
+        the residual on the grid over the terms', and derivatives are zero.
     guess : callable or GPSolution, optional
-        ``guess(x, args)`` to start Newton's method from, or a solution on the same grid; decides the branch where there
-        are several. Zero derivative.
+        ``guess(x, args)`` to start Newton's method from, or an earlier solution; decides the branch where there are
+        several. Zero derivative.
     tol : float, optional
         See `error`; 50 eps, and about 3e-6 (float64) or 2e-2 (float32) when conditioning. Traced.
     max_steps : int
@@ -109,18 +116,31 @@ def gp_solve(
 
     *Conditioning.* One QR factorisation a step, ``O(m k^2)`` for m data and k weights, of the Jacobian in whitened
     weights: the kernel matrix is truncated relative to its largest eigenvalue and never inverted. The Jacobian is
-    dense, so k should stay below a few thousand. Exact data have noise of ``eps^0.55`` of what the prior allows.
+    dense, ``(m + k) k`` numbers, so k should stay below a few thousand. Exact data have noise of ``eps^0.55`` of what
+    the prior allows.
+
+    *Learning.* ``log N(y; 0, K + noise^2)`` of the data (at most 160 of an equation, 40 of a face), linearised at a
+    first solution where need be, is maximised by BFGS over logarithms, with frequencies; `SpectralMixture` components
+    that BIC finds superfluous get weight zero. Kernels enter by their closed-form derivatives: no eigenvector is
+    differentiated.
+
+    *Default grid.* Degrees come from the Chebyshev coefficients of the source along lines and of the face values; a
+    dimension whose last coefficients exceed ``eps^0.7`` of the largest gets half as many nodes more, up to 2048, 512 or
+    96 in one, two or three dimensions (when conditioning 128, 20, 8, which is below Nyquist where it must be).
+
+    *Domains other than boxes*: a residual that is zero outside, `Observe` on the boundary, and a prior.
 
     *Status.* `PDEStatus.UNRESOLVED` when the equation is solved on the grid yet its residual there exceeds
-    ``10 sqrt(tol)``; `PDEStatus.ALIASED`, `PDEStatus.UNIDENTIFIED`.
+    ``10 sqrt(tol)``; `PDEStatus.ALIASED`, `PDEStatus.UNIDENTIFIED`; `PDEStatus.CONTRADICTED` when a measurement lies
+    twelve standard deviations from the mean: equation, prior and data cannot all be right, or not in this precision.
 
     *Derivatives.* Implicit, forward and reverse, any order, in condition values and coefficients, bounds (spectral
-    only), `args`, noise and observations.
+    only), `args`, noise and observations. In the prior: of `log_evidence` by `learn`, not through the solution.
 
     *Precision.* In the inputs' dtype; float32 reaches about 1e-5 and says so in `error` and `residual`.
 
-    *Departures from [1].* No Adam: the spectrum is read off the data and u eliminated. Error is judged by the residual
-    at the last state, never by the test error.
+    *Departures from [1].* No Adam (but see `published`): the spectrum is read off the data and u eliminated. Error is
+    judged by the residual at the last state, never by the test error.
 
     References
     ----------
@@ -139,38 +159,36 @@ def gp_solve(
     True
     """
     choice("gp_solve", "basis", basis, ("auto", "polynomial", "kernel"))
+    choice("gp_solve", "learn", learn, (None, "prior", "noise", "both"))
     ndim = problem.domain.ndim
-    grid = (grid,) if isinstance(grid, int | np.integer) or getattr(grid, "ndim", 0) == 1 else tuple(grid)
-    sizes = [n if isinstance(n, int | np.integer) else np.size(n) for n in grid]
-    if len(grid) != ndim or any(n < 1 for n in sizes):
-        fail("gp_solve", "grid", f"{ndim} positive integers or vectors of nodes, one a dimension", grid)
+    if grid is not None:
+        grid = (grid,) if isinstance(grid, int | np.integer) or getattr(grid, "ndim", 0) == 1 else tuple(grid)
+        sizes = [n if isinstance(n, int | np.integer) else np.size(n) for n in grid]
+        if len(grid) != ndim or any(n < 1 for n in sizes):
+            fail("gp_solve", "grid", f"{ndim} positive integers or vectors of nodes, one a dimension", grid)
     dtype = float_type((problem, args))
     if prior is not None:
         prior = per_dimension(prior, ndim)
     if tol is not None:
         tol = number("gp_solve", "tol", tol, dtype=dtype)
-    problem, args, prior, infer = _arrays((problem, args, prior, infer), dtype)
-    grid = tuple(int(n) if isinstance(n, int | np.integer) else jnp.asarray(n, dtype) for n in grid)
+    problem, args, prior, infer, published = _arrays((problem, args, prior, infer, published), dtype)
     max_steps = count("gp_solve", "max_steps", max_steps)
-    return _solve(problem, args, prior, guess, infer, tol, max_steps, grid, basis, rank, history, progress)
 
+    def solve(grid, guess):
+        return _solve(
+            problem, args, prior, guess, infer, tol, max_steps, grid, basis, rank, learn, published, history, progress
+        )
 
-def _is_conditioned(problem: PDEProblem, prior, basis, infer, grid, equation) -> bool:
-    """Whether the problem needs a prior: noise, observations, or not one condition for each derivative."""
-    noisy = problem.noise is not None or any(getattr(c, "noise", None) is not None for c in problem.conditions)
-    given = prior is not None or basis == "kernel" or infer is not None or any(not isinstance(n, int) for n in grid)
-    if noisy or given:
-        return True
-    for k, orders in enumerate(equation.orders):
-        for d, periodic in enumerate(problem.periodic):
-            highest = max((o[d] for o in orders), default=0)
-            if not periodic and len(problem.faces(k, d)) != highest:
-                return True
-    return False
+    if grid is None and published is not None:
+        fail("gp_solve", "grid", "given for the published method", None)
+    if grid is None:
+        forced = prior is not None or basis == "kernel" or infer is not None or learn is not None
+        return refined(problem, args, solve, guess, dtype, forced)
+    return solve(tuple(int(n) if isinstance(n, int | np.integer) else jnp.asarray(n, dtype) for n in grid), guess)
 
 
 @eqx.filter_jit
-def _solve(problem, args, prior, guess, infer, tol, max_steps, grid, basis, rank, history, progress):
+def _solve(problem, args, prior, guess, infer, tol, max_steps, grid, basis, rank, learn, published, history, progress):
     dtype = problem.domain.bounds[0][0].dtype
     ndim, fields = problem.domain.ndim, problem.fields
     dynamic, (residual, static) = _payload(problem.residual, args)
@@ -179,10 +197,24 @@ def _solve(problem, args, prior, guess, infer, tol, max_steps, grid, basis, rank
     def pointwise(x, u, a):
         return eqx.combine(a[0], residual)(x, u, eqx.combine(a[1], static))
 
-    equation = trace(pointwise, problem.domain.names, fields, x, dynamic)
     options = {"max_steps": max_steps, "history": history, "progress": progress}
-    if _is_conditioned(problem, prior, basis, infer, grid, equation):
-        return _condition(problem, equation, args, dynamic, x, prior, guess, infer, tol, grid, basis, rank, options)
+    if published is not None:
+        return solve_published(published, problem, pointwise, dynamic, args, grid, tol=tol, **options)
+    fine = None
+    if ndim == 1 and not problem.periodic[0]:
+        fine = fine_points(Legendre(*(jnp.asarray(b, dtype) for b in problem.domain.bounds[0]), 1, 0))
+    equation = trace(pointwise, problem.domain.names, fields, x, dynamic, fine)
+    forced = (
+        prior is not None
+        or basis == "kernel"
+        or infer is not None
+        or learn is not None
+        or any(not isinstance(n, int) for n in grid)
+    )
+    if forced or is_conditioned(problem, equation.orders):
+        return conditioned(
+            problem, equation, args, dynamic, x, prior, guess, infer, tol, grid, basis, rank, learn, options
+        )
     tol = jnp.asarray(50 * eps(dtype), dtype) if tol is None else tol
     highest = [[max((o[d] for o in orders), default=0) for d in range(ndim)] for orders in equation.orders]
     values = [[_axis_values(problem, k, d, args, x) for d in range(ndim)] for k in range(fields)]
@@ -204,109 +236,22 @@ def _solve(problem, args, prior, guess, infer, tol, max_steps, grid, basis, rank
         value=z if fields > 1 else z[0], status=status, num_steps=run.num_steps, error=run.error, tol=tol,
         history=run.history, residual=strong, misfit=found.misfit,
         bases=tuple(tuple(ln.basis for ln in ls) for ls in found.lines), posterior=None, args=args, args_std=None,
-        log_evidence=None, prior=None,
+        log_evidence=None, prior=None, noise=None,
     )  # fmt: skip
-
-
-def _condition(problem, equation, args, dynamic, x, prior, guess, infer, tol, grid, basis, rank, options):
-    dtype, ndim, fields = x[0].dtype, problem.domain.ndim, problem.fields
-    nugget = eps(dtype) ** 0.55
-    tol = jnp.asarray(30 * eps(dtype) / nugget, dtype) if tol is None else tol
-    if prior is None:
-        prior, aliased = _below_nyquist(data_prior(problem, equation, dynamic, args, dtype), x)
-    else:
-        aliased = jnp.zeros((), bool)
-    prior = lax.stop_gradient(per_dimension(prior, ndim))
-    sizes = [c.size for c in x]
-    rank = rank or {1: 256, 2: 40, 3: 12}[ndim]
-    ranks = (rank,) * ndim if isinstance(rank, int) else tuple(rank)
-    bases = tuple(_whitened(problem, d, prior[d], sizes[d], ranks[d], basis, dtype) for d in range(ndim))
-    bases = lax.stop_gradient((bases,) * fields)
-    faces = [
-        [(d, jnp.asarray(problem.domain.bounds[d]["-+".index(c.face[1])], dtype), 1.0 if c.face[1] == "+" else -1.0,
-          c.a, c.b, face_values(problem, c, d, args, x), c.noise) for d in range(ndim) for c in problem.faces(k, d)]
-        for k in range(fields)
-    ]  # fmt: skip
-    moving, still = eqx.partition(Data(_without_values(problem), faces, dynamic, infer), eqx.is_inexact_array)
-
-    def build(data):
-        return Rows(equation, bases, x, eqx.combine(data, still), nugget)
-
-    rows, (weights, found), posterior, run, evidence = condition(build, moving, _weights(guess), tol=tol, **options)
-    z = tuple(_colour(bases[k], f) for k, f in enumerate(weights))
-    parts = rows.raw((weights, found))
-    count = len(equation.orders)
-    gaps = [jnp.max(jnp.abs(p) / s) * nugget for p, s in zip(parts[count:], rows.scales[count:], strict=True)]
-    residual = jnp.sqrt(sum(jnp.mean((p / s) ** 2) for p, s in zip(parts[:count], rows.scales, strict=False))) * nugget
-    status, spread = jnp.where(aliased & (run.status == Status.CONVERGED), int(PDEStatus.ALIASED), run.status), None
-    if infer is not None:
-        size = sum(f.size for f in weights)
-        inverse = solve_triangular(posterior.root, jnp.eye(posterior.mean.size, dtype=dtype)[:, size:], trans=1)
-        whitened = jnp.sqrt(jnp.sum(inverse**2, axis=0))
-        spread = jax.tree.map(jnp.multiply, infer, ravel_pytree(found)[1](whitened))
-        blind = (status == Status.CONVERGED) & jnp.any(whitened > 0.95)
-        status = jnp.where(blind, int(PDEStatus.UNIDENTIFIED), status).astype(jnp.int32)
-        args = rows.args(found)[1]
-    status = status.astype(jnp.int32)
-    return GPSolution(
-        value=z if fields > 1 else z[0], status=status, num_steps=run.num_steps, error=run.error, tol=tol,
-        history=run.history, residual=residual, misfit=jnp.max(jnp.stack([jnp.zeros((), dtype), *gaps])),
-        bases=bases, posterior=posterior, args=args, args_std=spread, log_evidence=evidence, prior=prior,
-    )  # fmt: skip
-
-
-def _whitened(problem, d: int, kernel, size: int, rank: int, basis: str, dtype):
-    lower, upper = (jnp.asarray(b, dtype) for b in problem.domain.bounds[d])
-    if problem.periodic[d]:
-        return Weighted.build(kernel, Fourier(lower, upper, size), min(rank, size))
-    if basis == "polynomial":
-        return Weighted.build(kernel, Legendre(lower, upper, size, min(2, size - 1)), min(rank, size))
-    anchors = max(128, 2 * size) if problem.domain.ndim == 1 else 128
-    return Eigen.build(kernel, lower, upper, anchors, min(rank, anchors))
-
-
-def _colour(bases, tensor):
-    for d, b in enumerate(bases):
-        tensor = b.colour(tensor, d)
-    return tensor
-
-
-def _weights(guess):
-    """Return a function that gives the whitened weights to start from."""
-    if guess is None:
-        return None
-    if isinstance(guess, GPSolution) and guess.posterior is not None:
-        start = guess.posterior.mean
-        return lambda rows: ravel_pytree(rows.zeros())[1](start)
-    fail("gp_solve", "guess", "an earlier solution of the same conditioned problem", type(guess).__name__)
-
-
-def _below_nyquist(kernels, x):
-    """Drop atoms that a uniform grid takes for slow ones, which the background explains; say whether there were any.
-
-    Elsewhere above the Nyquist frequency an atom is harmless: nothing in the prior answers to its alias.
-    """
-    kept, refused = [], jnp.zeros((), bool)
-    for k, c in zip(kernels, x, strict=True):
-        steps = jnp.diff(c.reshape(-1))
-        if steps.size < 2:
-            kept.append(k)
-            continue
-        uniform = jnp.max(jnp.abs(steps - steps.mean())) < 1e-4 * jnp.abs(steps.mean())
-        turn = jnp.abs(k.frequencies - steps.size * jnp.round(k.frequencies / steps.size))
-        aliased = uniform & (k.frequencies > steps.size / 2) & (turn < 12)
-        refused = refused | jnp.any(aliased & (k.weights > 0))
-        kept.append(SpectralMixture(jnp.where(aliased, 0, k.weights), k.frequencies, k.lengths))
-    return tuple(kept), refused
 
 
 def _start(found: Discretisation, guess, args):
     """Turn a guess, a function or an earlier solution, into free coefficients."""
-    if isinstance(guess, GPSolution):
+    shapes = [offset.shape for offset in found.offsets]
+    if isinstance(guess, GPSolution) and [z.shape for z in guess._tensors()] == shapes:
         tensors = guess._tensors()
     else:
-        values = guess(found.x, args)
-        values = values if len(found.lines) > 1 else (values,)
+        if isinstance(guess, GPSolution):
+            vectors = tuple(c.reshape(-1) for c in found.x)
+            values = [guess.mean(vectors, field=k) for k in range(len(found.lines))]
+        else:
+            values = guess(found.x, args)
+            values = values if len(found.lines) > 1 else (values,)
         shape = jnp.broadcast_shapes(*(c.shape for c in found.x))
         tensors = []
         for lines, v in zip(found.lines, values, strict=True):
@@ -316,8 +261,6 @@ def _start(found: Discretisation, guess, args):
             tensors.append(t)
     free = []
     for z, offset, lines in zip(tensors, found.offsets, found.lines, strict=True):
-        if z.shape != offset.shape:
-            fail("gp_solve", "guess", f"on the same grid {offset.shape}", z.shape)
         t = z - offset
         for d, ln in enumerate(lines):
             t = mode_product(jnp.linalg.solve(ln.null.T @ ln.null, ln.null.T), t, d)

@@ -18,6 +18,10 @@ class PDEStatus(StatusCode):
 
     UNRESOLVED = 100, "unresolved: solved on the grid, but the equation does not hold between its nodes; refine `grid`"
     UNIDENTIFIED = 101, "unidentified: the data say no more about some of `args` than their prior; observe more"
+    CONTRADICTED = (
+        103,
+        "contradicted: measurements lie a dozen standard deviations off; state more noise or a wider prior",
+    )
     ALIASED = 102, "aliased: the uniform grid takes a frequency of the data for a slow one; use non-uniform nodes"
 
 
@@ -56,7 +60,10 @@ class GPSolution(Solution):
     log_evidence : Float[Array, ""] or None
         Log density of the data under the prior (Laplace's approximation for a nonlinear equation).
     prior : PyTree or None
-        The prior that was used.
+        The prior that was used, or found.
+    noise : tuple or None
+        The standard deviations used, or found: of the equation, of each face condition, of each `Observe`; None where
+        exact.
     """
 
     residual: Float[Array, "..."]
@@ -67,6 +74,7 @@ class GPSolution(Solution):
     args_std: Any
     log_evidence: Float[Array, "..."] | None
     prior: Any
+    noise: Any
 
     statuses: ClassVar[tuple[type[StatusCode], ...]] = (Status, PDEStatus)
 
@@ -121,6 +129,12 @@ class GPSolution(Solution):
         noise = jax.random.normal(key, posterior.mean.shape, posterior.mean.dtype)  # type: ignore[union-attr]
         weights = posterior.mean + jax.scipy.linalg.solve_triangular(posterior.root, noise)  # type: ignore[union-attr]
         return matmul(rows, weights).reshape(shape)
+
+    @property
+    def grid(self) -> tuple[int, ...]:
+        """Number of coefficients in each dimension: for a spectral solution, the nodes it was computed on."""
+        first = self._tensors()[0]
+        return first.shape[first.ndim - len(self.bases[0]) :]
 
     @property
     def spectrum(self):

@@ -13,6 +13,9 @@ from .axes import Fourier, Legendre
 from .kronecker import mode_product, mode_products
 from .problem import Dirichlet, Neumann, PDEProblem, Robin
 
+MOMENTS = 16
+"""Lowest moments of an equation that are computed with more care than the others."""
+
 
 class Line(eqx.Module):
     """One dimension of one unknown.
@@ -99,9 +102,23 @@ def line(problem: PDEProblem, field: int, axis: int, size: int, order: int, gale
         functions = matmul(basis.at_nodes(0), null)
         norms = lax.stop_gradient(jnp.sqrt(jnp.sum(basis.weights[:, None] * functions**2, axis=0)))
         null, functions = null / norms[None], functions / norms[None]
+        test = functions * basis.weights[:, None]
     else:
-        functions = basis.orthonormal(size - count)
-    return Line(basis, rows, lift, null, functions * basis.weights[:, None], robin, symmetric, floating)
+        test = _moments(basis)[:, : size - count]
+    return Line(basis, rows, lift, null, test, robin, symmetric, floating)
+
+
+def _moments(basis: Legendre):
+    """Return functionals of node values that give Legendre coefficients, the first few to the last digit.
+
+    Quadrature weights alone leave an error of the rounding of the nodes times the degree, which integrating the lowest
+    coefficients twice would multiply; one Newton step makes those functionals dual to the functions as computed.
+    """
+    table, weights = basis.orthonormal(basis.size), basis.weights[:, None]
+    test = table * weights
+    low = test[:, :MOMENTS]
+    defect = matmul(table.T, low) - jnp.eye(*low.shape, dtype=low.dtype)
+    return test.at[:, :MOMENTS].set(low - weights * matmul(table, defect))
 
 
 def _complement(rows, reach: int):

@@ -13,14 +13,21 @@ from ..core.gmres import gmres
 from ..core.implicit import attach
 from ..core.loop import Run, iterate
 from ..core.precision import eps, matmul
+from .axes import fejer
 from .kronecker import KroneckerSum, Pencil, along, mode_products
-from .spaces import Line, lifted
+from .spaces import MOMENTS, Line, lifted
 from .tracing import Equation
 
 DENSE = 1200
 """Unknowns up to which a problem in several dimensions is factorised densely when it is not separable."""
 KRYLOV_STEPS = 120
 """Products with the Jacobian a linear solve may take."""
+
+
+FINE = 2**15
+"""Points over which the lowest moments of a one-dimensional source are averaged."""
+NOISE = 2000
+"""Largest relative change of a moment that is taken for noise, in eps."""
 
 
 class Discretisation:
@@ -51,6 +58,7 @@ class Discretisation:
         self.weight = weights[0]
         for w in weights[1:]:
             self.weight = self.weight * w
+        self.shift = None if equation.source is None else self._averaged()
 
     def coefficients(self, y):
         """Return the coefficients in the bases: ``lift g + null y``."""
@@ -68,9 +76,29 @@ class Discretisation:
 
     def project(self, residuals):
         """Test each residual with its unknown's test functions."""
-        return tuple(
+        tested = tuple(
             mode_products([ln.test.T for ln in field], r) for field, r in zip(self.lines, residuals, strict=True)
         )
+        return tested if self.shift is None else tuple(t + s for t, s in zip(tested, self.shift, strict=True))
+
+    def _averaged(self):
+        """Return what sampling the source on many more points changes in its lowest moments.
+
+        The phases of a fast source are rounded to ``eps |omega x|``. Where the solution is the source integrated twice,
+        that noise grows in its lowest modes by ``(omega L / k pi)^2``; averaging over m points divides it by sqrt(m).
+        """
+        s, weights = (jnp.asarray(v, self.x[0].dtype) for v in fejer(FINE))
+        jets = [[jnp.zeros_like(self.x[0]) for _ in o] for o in self.equation.orders]
+        coarse = self.equation(self.x, jets, self.args)
+        fine = self.equation.source(fine_points(self.lines[0][0].basis), self.args)
+        shift = []
+        for (ln,), c, f in zip(self.lines, coarse, fine, strict=True):
+            count = min(MOMENTS, ln.test.shape[1])
+            moments = matmul(f * weights, ln.basis.orthonormal(count, s)) - matmul(c, ln.test[:, :count])
+            noise = NOISE * eps(s.dtype) * jnp.sqrt(jnp.sum(ln.basis.weights * c**2))
+            moments = jnp.where(jnp.abs(moments) <= noise, moments, 0)  # what is larger is no noise: do not touch it
+            shift.append(jnp.zeros(ln.test.shape[1], s.dtype).at[:count].set(moments))
+        return tuple(shift)
 
     def residual(self, y):
         """Return the tested residuals."""
@@ -87,6 +115,7 @@ class Discretisation:
         strong = self.equation(self.x, jets, self.args)
         source = self.equation(self.x, jax.tree.map(jnp.zeros_like, jets), self.args)
         scale = self.norm(source)
+        scale = jnp.where(jnp.isfinite(scale), scale, 0)  # zero may be no place to evaluate the equation at
         for row in self.equation.coefficients(self.x, jets, self.args):
             for cs, us in zip(row, jets, strict=True):
                 scale = scale + sum((self.norm([c * u]) for c, u in zip(cs, us, strict=True)), jnp.zeros_like(scale))
@@ -193,6 +222,12 @@ class Inverse(NamedTuple):
 
     solve: Callable
     transposed: Callable
+
+
+def fine_points(basis):
+    """Return the points that the moments of a one-dimensional source are averaged over."""
+    s = jnp.asarray(fejer(FINE)[0], jnp.result_type(basis.lower))
+    return ((basis.lower + basis.upper) / 2 + (basis.upper - basis.lower) / 2 * s,)
 
 
 def coordinates(lines: list[Line]):

@@ -8,7 +8,7 @@ from jax import lax
 from ..core.precision import eps, matmul
 from .kronecker import along
 from .priors import SpectralMixture
-from .problem import PDEProblem
+from .problem import Dirichlet, PDEProblem
 from .spaces import face_values
 from .tracing import Equation
 
@@ -69,11 +69,11 @@ def pursue(signal, count: int):
     return omega, used * amplitude
 
 
-def data_prior(problem: PDEProblem, equation: Equation, args, raw_args, dtype, *, count: int = 8):
+def data_prior(problem: PDEProblem, equation: Equation, args, raw_args, nodes, dtype, *, count: int = 8):
     """Return one `SpectralMixture` a dimension, from the source along a few lines and from the face values.
 
     Peaks of the source are divided by the symbol of the linearised equation, so that what counts is how much of an
-    oscillation the solution has. Envelopes are half a domain long; two slow components take up the rest.
+    oscillation the solution has. Envelopes are half a domain long; slow components take up the rest.
     """
     ndim = problem.domain.ndim
     kernels = []
@@ -82,15 +82,8 @@ def data_prior(problem: PDEProblem, equation: Equation, args, raw_args, dtype, *
         width = upper - lower
         found = []
         for fraction in LINES if ndim > 1 else LINES[:1]:
-            x = _line(problem, d, fraction, dtype)
-            shape = jnp.broadcast_shapes(*(c.shape for c in x))
-            jets = [[jnp.zeros(shape, dtype) for _ in o] for o in equation.orders]
-            try:
-                source = jnp.sum(jnp.stack(equation.elsewhere(x, jets, args)), axis=0)
-                slopes = _slopes(equation, x, jets, args)
-            except (TypeError, ValueError):  # a residual with arrays of the grid's shape cannot be sampled elsewhere
-                continue
-            omega, amplitude = pursue(source.reshape(-1), count)
+            source, slopes = _source(problem, equation, args, nodes, d, fraction, dtype)
+            omega, amplitude = pursue(source, count)
             real, imaginary = jnp.zeros(count, dtype), jnp.zeros(count, dtype)
             for index, c in zip(equation.orders[0], slopes, strict=True):
                 if all(p == 0 for e, p in enumerate(index) if e != d):
@@ -107,8 +100,42 @@ def data_prior(problem: PDEProblem, equation: Equation, args, raw_args, dtype, *
                         x = _line(problem, d, fraction, dtype)
                         values = face_values(problem, c, axis, raw_args, x)
                         found.append(pursue(values.reshape(-1), count))
-        kernels.append(_merge(found, count, dtype))
+        kernels.append(_merge(found, count, dtype, _magnitude(problem, raw_args, nodes, dtype)))
     return tuple(kernels)
+
+
+def _magnitude(problem: PDEProblem, args, nodes, dtype):
+    """Return the largest value that the conditions and the observations give the unknown."""
+    found = [jnp.zeros((), dtype), *(jnp.max(jnp.abs(o.values)).astype(dtype) for o in problem.observations)]
+    for axis in range(problem.domain.ndim):
+        values = [c for c in problem.faces(0, axis) if isinstance(c, Dirichlet)]
+        found += [jnp.max(jnp.abs(face_values(problem, c, axis, args, nodes))) for c in values]
+    return jnp.max(jnp.stack(found))
+
+
+def _source(problem: PDEProblem, equation: Equation, args, nodes, d: int, fraction: float, dtype):
+    """Return the equation's source on a line, equally spaced, and its mean coefficients there.
+
+    Where the residual holds arrays of the grid's shape the grid's own line next to the one asked for is interpolated.
+    """
+    x = _line(problem, d, fraction, dtype)
+    try:
+        jets = _zeros(equation, x)
+        source = sum(equation.elsewhere(x, jets, args))
+        slopes = _slopes(equation, x, jets, args)
+    except (TypeError, ValueError):
+        jets = _zeros(equation, nodes)
+        source = sum(equation(nodes, jets, args))
+        slopes = equation.coefficients(nodes, jets, args)[0][0]
+        source = jnp.moveaxis(source, d, 0)
+        at = tuple(int(fraction * (n - 1)) for n in source.shape[1:])
+        source = jnp.interp(x[d].reshape(-1), nodes[d].reshape(-1), source[(slice(None), *at)])
+    return source.reshape(-1), slopes
+
+
+def _zeros(equation: Equation, x):
+    shape = jnp.broadcast_shapes(*(c.shape for c in x))
+    return [[jnp.zeros(shape, x[0].dtype) for _ in o] for o in equation.orders]
 
 
 def of_solution(solution, *, field: int = 0, count: int = 8):
@@ -154,7 +181,7 @@ def _line(problem: PDEProblem, axis: int, fraction: float, dtype):
     return tuple(x)
 
 
-def _merge(found, count: int, dtype):
+def _merge(found, count: int, dtype, magnitude=0.0):
     """Keep the `count` largest atoms of all lines, no two closer than a wave and a half, and add the background."""
     omega = jnp.concatenate([f[0] for f in found]) if found else jnp.zeros(count, dtype)
     amplitude = jnp.concatenate([f[1] for f in found]) if found else jnp.zeros(count, dtype)
@@ -167,7 +194,8 @@ def _merge(found, count: int, dtype):
     _, (omega, amplitude) = lax.scan(pick, amplitude, length=count)
     largest = jnp.max(amplitude)
     amplitude = jnp.where(amplitude > 1e-6 * largest, jnp.maximum(amplitude, 1e-4 * largest), 0)
-    scale = jnp.where(largest > 0, largest, 1) ** 2
+    scale = jnp.maximum(largest, magnitude)
+    scale = jnp.where(scale > 0, scale, 1) ** 2
     weights = jnp.concatenate([amplitude**2, scale * jnp.asarray([b[0] for b in BACKGROUND], dtype)])
     lengths = jnp.asarray([0.5] * count + [b[1] for b in BACKGROUND], dtype)
     frequencies = jnp.concatenate([omega / (2 * np.pi), jnp.zeros(len(BACKGROUND), dtype)])

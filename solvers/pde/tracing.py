@@ -49,6 +49,9 @@ class Equation(eqx.Module):
         ``function(x, jets, args)``: ``jets[k][j]`` belongs to ``orders[k][j]``; returns a tuple of arrays.
     elsewhere : callable
         The same on points of another shape; traces the user's residual again.
+    source : callable or None
+        ``source(x, args)``: the residuals of zero on the finer points that `trace` was given; None when it was given
+        none, or where the residual holds arrays of the grid's own shape.
     """
 
     orders: tuple = eqx.field(static=True)
@@ -56,6 +59,7 @@ class Equation(eqx.Module):
     coordinates: tuple = eqx.field(static=True)
     function: Callable
     elsewhere: Callable
+    source: Callable | None = None
 
     def __call__(self, x, jets, args):
         """Return the residuals, a tuple of arrays."""
@@ -74,34 +78,21 @@ class Equation(eqx.Module):
         return [[[column[j][i] for j in range(len(column))] for column in columns] for i in range(len(jets))]
 
 
-def trace(residual: Callable, names: tuple[str, ...], fields: int, x, args) -> Equation:
-    """Trace ``residual(x, u, args)`` twice: to see which derivatives it names, then as a function of those arrays."""
-    shape = _shape(x)
-    dtype = x[0].dtype
+def trace(residual: Callable, names: tuple[str, ...], fields: int, x, args, fine=None) -> Equation:
+    """Trace ``residual(x, u, args)`` twice: to see which derivatives it names, then as a function of those arrays.
+
+    The first time on the points `fine`, when given and the residual can be evaluated there; see `Equation.source`.
+    """
+    shape, dtype = _shape(x), x[0].dtype
     seen: list[set] = [set() for _ in range(fields)]
-
-    def unknowns(array):
-        jets = tuple(Jet(names, lambda index, k=k: array(k, index)) for k in range(fields))
-        return jets if fields > 1 else jets[0]
-
-    def record(k, index):
-        seen[k].add(index)
-        return jnp.zeros(shape, dtype)
-
-    def outputs(value, shape):
-        values = tuple(value) if fields > 1 else (value,)
-        if len(values) != fields:
-            fail("PDEProblem", "residual", f"a function returning {fields} arrays", f"{len(values)}")
-        for v in values:
-            if jnp.broadcast_shapes(jnp.shape(v), shape) != shape:
-                fail("PDEProblem", "residual", f"pointwise, broadcasting to {shape}", f"shape {jnp.shape(v)}")
-        return tuple(jnp.broadcast_to(jnp.asarray(v, dtype), shape) for v in values)
-
-    jax.eval_shape(lambda x, args: outputs(residual(x, unknowns(record), args), shape), x, args)
+    source = _source(residual, names, fields, fine, args, seen)
+    if source is None:
+        jax.eval_shape(lambda x, args: at_zero(residual, names, fields, x, args, seen), x, args)
     orders = tuple(tuple(sorted(s)) for s in seen)
 
     def plain(x, jets, args):
-        return outputs(residual(x, unknowns(lambda k, index: jets[k][orders[k].index(index)]), args), _shape(x))
+        unknowns = _unknowns(names, fields, lambda k, index: jets[k][orders[k].index(index)])
+        return _outputs(residual(x, unknowns, args), fields, _shape(x), dtype)
 
     jets = [[jax.ShapeDtypeStruct(shape, dtype) for _ in o] for o in orders]
     closed = jax.make_jaxpr(plain)(x, jets, args)
@@ -122,7 +113,43 @@ def trace(residual: Callable, names: tuple[str, ...], fields: int, x, args) -> E
                 linear &= not any(starts[0] <= n < starts[1] for n in inputs)
                 if i == k:
                     coordinates[k][index] = tuple(n for n in inputs if n < starts[0])
-    return Equation(orders, linear, tuple(_Frozen(c) for c in coordinates), function, plain)
+    return Equation(orders, linear, tuple(_Frozen(c) for c in coordinates), function, plain, source)
+
+
+def at_zero(residual: Callable, names: tuple[str, ...], fields: int, x, args, seen: list[set] | None = None):
+    """Return the residuals of zero, a tuple of arrays, and note in `seen` which derivatives were asked for."""
+
+    def array(k, index):
+        if seen is not None:
+            seen[k].add(index)
+        return jnp.zeros(_shape(x), x[0].dtype)
+
+    return _outputs(residual(x, _unknowns(names, fields, array), args), fields, _shape(x), x[0].dtype)
+
+
+def _source(residual, names, fields, fine, args, seen):
+    if fine is None:
+        return None
+    try:
+        evaluate = jaxpr_as_fun(jax.make_jaxpr(lambda x, a: at_zero(residual, names, fields, x, a, seen))(fine, args))
+    except (TypeError, ValueError):  # arrays of the grid's shape; whatever else is wrong is said when tracing there
+        return None
+    return lambda x, args: tuple(evaluate(*jax.tree.leaves((x, args))))
+
+
+def _unknowns(names, fields: int, array: Callable):
+    jets = tuple(Jet(names, lambda index, k=k: array(k, index)) for k in range(fields))
+    return jets if fields > 1 else jets[0]
+
+
+def _outputs(value, fields: int, shape, dtype):
+    values = tuple(value) if fields > 1 else (value,)
+    if len(values) != fields:
+        fail("PDEProblem", "residual", f"a function returning {fields} arrays", f"{len(values)}")
+    for v in values:
+        if jnp.broadcast_shapes(jnp.shape(v), shape) != shape:
+            fail("PDEProblem", "residual", f"pointwise, broadcasting to {shape}", f"shape {jnp.shape(v)}")
+    return tuple(jnp.broadcast_to(jnp.asarray(v, dtype), shape) for v in values)
 
 
 def _shape(x):

@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 
+from .costs import Stored
 from .hessian import Cholesky, DenseCG, Escalating
 from .problem import Problem
 from .sparse import SparseCG, default_width
@@ -23,9 +24,13 @@ def choose_backend(hessian: str, problem: Problem) -> Backend:
 
     On a CPU, products with the whole kernel run from cache or at memory speed and gathers do not, so "auto" stays dense
     there; on accelerators the sparse rows save an order of magnitude where they fit, and give way where they do not.
+    A product with a cost that is not stored takes n m exponentials, so there entries are kept wherever they fit.
     """
     n, m = problem.cost.shape
     sparse = SparseCG(default_width(m))
+    if not isinstance(problem.cost, Stored) and hessian in ("auto", "sparse"):
+        tiled = hasattr(problem.cost, "over_rows")
+        return Escalating(sparse if tiled else DenseCG(), DenseCG(single=False))
     if hessian == "direct" or (hessian == "auto" and n <= SMALL):
         return Cholesky()
     large = n >= SPARSE_FROM and jax.default_backend() != "cpu"

@@ -9,7 +9,8 @@ from ..core.krylov import cg
 from ..core.loop import Run
 from ..core.precision import eps as machine_eps
 from ..core.precision import matmul
-from .plan import allowed, log_plan
+from .costs import StoredKernel, as_cost
+from .plan import kernel_of, marginals, row_transform
 from .problem import Problem
 from .solution import TransportSolution
 
@@ -32,12 +33,13 @@ def finish(problem: Problem, run: Run, tol, linear_steps, data) -> TransportSolu
         Cost, a, b and epsilon as the user gave them: what derivatives are taken with respect to.
     """
     potentials = run.value[::-1] if problem.transposed else run.value
-    cost, a, b, epsilon = data
+    given, a, b, epsilon = data
+    cost = as_cost(given)
     shift, mass = lax.stop_gradient((problem.shift, problem.mass))
     f, g = attach_potentials(potentials, (cost, a / jnp.sum(a), b / jnp.sum(b), epsilon), shift)
     f = f + epsilon * jnp.log(jnp.where(mass > 0, jnp.sum(a), 1))
-    f = _extend(f, g, cost - shift, a, b, epsilon)
-    g = _extend(g, f, (cost - shift).T, b, a, epsilon)
+    f = _extend(f, g, cost, a, b, epsilon, shift)
+    g = _extend(g, f, cost.T, b, a, epsilon, shift)
     drift = (_mean(a, f) - _mean(b, g)) / 2
     f, g = f - drift, g + drift
     half = shift / 2
@@ -45,7 +47,7 @@ def finish(problem: Problem, run: Run, tol, linear_steps, data) -> TransportSolu
     value = (f + half, g + half)
     status, steps, error = lax.stop_gradient((run.status, run.num_steps, run.error))
     return TransportSolution(
-        value, status, steps, error, tol, run.history, cost, a, b, epsilon, shift, (f, g), linear_steps
+        value, status, steps, error, tol, run.history, given, a, b, epsilon, shift, (f, g), linear_steps
     )
 
 
@@ -64,18 +66,19 @@ def attach_potentials(potentials, data, shift):
 
     def residual(fg, data):
         (f, g), (cost, a, b, epsilon) = fg, data
-        plan = jnp.exp(log_plan(f, g, cost - shift, a, b, epsilon))
+        r, c = marginals(kernel_of((f, g), cost, a, b, epsilon, shift))
         dead = jnp.where(a > 0, 0, f), jnp.where(b > 0, 0, g)
-        return a - jnp.sum(plan, 1) - dead[0], b - jnp.sum(plan, 0) - dead[1]
+        return a - r - dead[0], b - c - dead[1]
 
     cost, a, b, epsilon = lax.stop_gradient(data)
     f, g = lax.stop_gradient(potentials)
 
     def solve(jacobian, rhs):
-        plan = jnp.exp(log_plan(f, g, cost - shift, a, b, epsilon))
+        plan = kernel_of((f, g), cost, a, b, epsilon, shift)
         solver = _schur_solver(plan, a > 0, b > 0)
         scaled = lambda x: jax.tree.map(lambda y: -epsilon * y, jacobian(x))  # noqa: E731
-        return linear_solve(scaled, jax.tree.map(lambda y: -epsilon * y, rhs), solver)
+        nothing = 0 * (jnp.sum(rhs[0]) + jnp.sum(rhs[1]))  # the transposed solve wants all blocks to depend on the data
+        return linear_solve(scaled, jax.tree.map(lambda y: nothing - epsilon * y, rhs), solver)
 
     return attach(residual, potentials, data, solve=solve)
 
@@ -85,16 +88,16 @@ def _schur_solver(plan, rows, columns):
     if plan.shape[0] > plan.shape[1]:
         flipped = _schur_solver(plan.T, columns, rows)
         return lambda matvec, rhs: flipped(lambda x: matvec(x[::-1])[::-1], rhs[::-1])[::-1]
-    r, c = jnp.sum(plan, 1), jnp.sum(plan, 0)
+    r, c = marginals(plan)
     inverse_c = jnp.where(columns, 1 / jnp.where(columns, c, 1), 0)
-    half = plan * jnp.sqrt(inverse_c)[None, :]
-    schur = (_factored if plan.shape[0] <= DIRECT else _iterated)(half, r, rows)
+    direct = isinstance(plan, StoredKernel) and plan.shape[0] <= DIRECT
+    schur = (_factored if direct else _iterated)(plan, inverse_c, r, rows)
 
     def once(rho, sigma):
         excess = (jnp.sum(rho) - jnp.sum(sigma)) / 2
         rho, sigma = rho - excess * r / jnp.sum(r), sigma + excess * c / jnp.sum(c)
-        x = schur(rho - matmul(plan, inverse_c * sigma))
-        y = inverse_c * (sigma - matmul(x, plan))
+        x = schur(rho - plan.times(inverse_c * sigma))
+        y = inverse_c * (sigma - plan.transposed_times(x))
         gauge = (jnp.sum(r * x) - jnp.sum(c * y)) / 2
         return jnp.where(rows, x - gauge, 0), jnp.where(columns, y + gauge, 0)
 
@@ -113,7 +116,8 @@ def _schur_solver(plan, rows, columns):
     return solver
 
 
-def _factored(half, r, rows):
+def _factored(plan, inverse_c, r, rows):
+    half = plan.array * jnp.sqrt(inverse_c)[None, :]
     safe = jnp.where(rows, r, 1)
     scale = jnp.where(rows, jax.lax.rsqrt(safe), 1)
     shift = 50 * machine_eps(r.dtype)
@@ -122,14 +126,14 @@ def _factored(half, r, rows):
     return lambda rhs: scale * jax.scipy.linalg.cho_solve((factor, True), scale * rhs)
 
 
-def _iterated(half, r, rows):
-    diagonal = jnp.maximum(r - jnp.sum(half * half, axis=1), 1e-3 * r)
+def _iterated(plan, inverse_c, r, rows):
+    diagonal = jnp.maximum(r - plan.squares_times(inverse_c), 1e-3 * r)
     inverse = jnp.where(rows, 1 / jnp.where(rows, diagonal, 1), 0)
     norm = lambda x: jnp.sum(jnp.abs(x))  # noqa: E731
 
     def schur(rhs):
         return cg(
-            lambda x: r * x - matmul(half, matmul(x, half)),
+            lambda x: r * x - plan.times(inverse_c * plan.transposed_times(x)),
             rhs,
             tol=10 * machine_eps(r.dtype) * norm(rhs),
             max_steps=5000,
@@ -140,17 +144,9 @@ def _iterated(half, r, rows):
     return schur
 
 
-def _extend(f, g, cost, a, b, epsilon):
-    """Give rows without mass the soft c-transform ``-epsilon logsumexp_j((g_j - C_ij) / epsilon)``."""
-
-    def transform():
-        mask = allowed(cost, jnp.ones_like(a), b)
-        exponent = jnp.where(mask, (g[None, :] - jnp.where(mask, cost, 0)) / epsilon, -jnp.inf)
-        some = jnp.any(mask, 1)
-        exponent = jnp.where(some[:, None], exponent, 0)
-        return jnp.where(some, -epsilon * jax.nn.logsumexp(exponent, axis=1), 0)
-
-    return lax.cond(jnp.any(a <= 0), lambda: jnp.where(a > 0, f, transform()), lambda: f)
+def _extend(f, g, cost, a, b, epsilon, shift):
+    """Give rows without mass the soft c-transform of g."""
+    return lax.cond(jnp.any(a <= 0), lambda: jnp.where(a > 0, f, row_transform(g, cost, b, epsilon, shift)), lambda: f)
 
 
 def _mean(weights, x):

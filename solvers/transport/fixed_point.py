@@ -1,6 +1,7 @@
 """Plain Sinkhorn: alternate scaling, stabilised by absorbing the scalings into potentials."""
 
 from functools import partial
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -12,6 +13,7 @@ from ..core.loop import history_length, iterate, when
 from ..core.precision import default_tol
 from ..core.solution import Status
 from ..core.typing import Array, Float, Progress, Scalar
+from .costs import Cost
 from .finish import finish
 from .kernel import (
     Kernel,
@@ -23,8 +25,10 @@ from .kernel import (
     row_error,
     sweep,
 )
+from .pointcloud import stored_if_small
 from .problem import Problem, check, prepare
 from .solution import TransportSolution
+from .unbalanced import UnbalancedSolution, solve_unbalanced
 
 PATIENCE = 200
 """Sweeps without a smaller error before the solve counts as stagnated."""
@@ -50,7 +54,7 @@ def sinkhorn_step(problem: Problem, state: State, tol) -> State:
 
 
 def sinkhorn(
-    cost: Float[Array, "n m"],
+    cost: Float[Array, "n m"] | Cost,
     a: Float[Array, " n"] | None = None,
     b: Float[Array, " m"] | None = None,
     *,
@@ -58,9 +62,10 @@ def sinkhorn(
     tol: Scalar | None = None,
     max_steps: Scalar = 10_000,
     init: tuple[Float[Array, " n"], Float[Array, " m"]] | None = None,
+    unbalanced: Any = None,
     history: bool | int = False,
     progress: Progress | None = None,
-) -> TransportSolution:
+) -> TransportSolution | UnbalancedSolution:
     """Solve entropic optimal transport by Sinkhorn's alternate scaling.
 
     ``min <C, P> + epsilon sum P (log P - 1)`` over plans P with row sums `a` and column sums `b`.
@@ -71,8 +76,8 @@ def sinkhorn(
 
     Parameters
     ----------
-    cost : Float[Array, "n m"]
-        Cost of moving a unit of mass from i to j; ``inf`` forbids a pair. Differentiable.
+    cost : Float[Array, "n m"], PointCloud or Grid
+        Cost of moving a unit of mass from i to j; ``inf`` forbids a pair in a matrix. Differentiable.
     a, b : Float[Array, "n"], Float[Array, "m"], optional
         Weights, non-negative, of equal sum; uniform of sum one by default. Differentiable.
     epsilon : scalar
@@ -83,6 +88,8 @@ def sinkhorn(
         Largest number of sweeps. Traced.
     init : pair of arrays, optional
         Potentials ``(f, g)`` to start from, for instance of a similar problem. Their derivative is zero.
+    unbalanced : scalar or pair of scalars, optional
+        Prices of changing the marginals, as in `sns_sinkhorn`.
     history : bool or int
         Record the error of that many steps (``True``: 256). Static.
     progress : callable, optional
@@ -92,7 +99,7 @@ def sinkhorn(
     -------
     TransportSolution
         ``value = (f, g)`` with shapes ``(n,), (m,)``; ``error = (|P 1 - a|_1 + |P' 1 - b|_1) / sum(a)``; the plan,
-        costs and duality gap follow from it. See `TransportSolution`.
+        costs and duality gap follow from it. See `TransportSolution`. With `unbalanced` an `UnbalancedSolution`.
 
     Raises
     ------
@@ -130,12 +137,16 @@ def sinkhorn(
     dtype = data[0].dtype
     tol = checks.number(name, "tol", default_tol(dtype) if tol is None else tol, dtype=dtype)
     max_steps = checks.count(name, "max_steps", max_steps)
+    if unbalanced is not None:
+        options = {"tol": tol, "max_steps": max_steps, "history": history, "progress": progress}
+        return solve_unbalanced(name, data, unbalanced, init, newton_steps=0, anneal=False, **options)
     init = check_potentials(name, init, data)
     return _solve(data, init, tol, max_steps, history_length(history), progress)
 
 
 @partial(jax.jit, static_argnums=(4, 5))
 def _solve(data, init, tol, max_steps, history, progress) -> TransportSolution:
+    data = (stored_if_small(data[0]), *data[1:])
     problem = prepare(*lax.stop_gradient(data), tol=tol)
     f, g = reduced_potentials(problem, lax.stop_gradient(init))
     kernel = absorb(problem, empty(problem), f, problem.least if init is None else g, problem.epsilon)

@@ -16,6 +16,7 @@ from ..core.loop import when
 from ..core.precision import eps as machine_eps
 from ..core.precision import matmul
 from ..core.typing import Array, Bool, Float, Int, Scalar
+from .costs import LazyKernel
 from .kernel import Kernel
 from .problem import Problem
 
@@ -87,9 +88,23 @@ class DenseCG(eqx.Module):
         """Solve in float32 where allowed."""
         dtype = self.dtype_for(system.r.dtype)
         K, alpha, s = kernel.K.astype(dtype), kernel.alpha.astype(dtype), system.astype(dtype)
-        diagonal = s.r - alpha**2 * jnp.sum(K * K * s.w[None, :], axis=1)
-        product = lambda x: alpha * matmul(K, s.w * matmul(alpha * x, K))  # noqa: E731
+        if isinstance(K, LazyKernel) and dtype != system.r.dtype:
+            s = consistent(K, alpha, kernel.beta.astype(dtype), s)
+        diagonal = s.r - alpha**2 * K.squares_times(s.w)
+        product = lambda x: alpha * K.times(s.w * K.transposed_times(alpha * x))  # noqa: E731
         return Direction.of(pcg(product, diagonal, s, problem.rows, self), system)
+
+
+def consistent(K, alpha, beta, system: System) -> System:
+    """Return the system with the sums of the rounded kernel.
+
+    Exponents recomputed in a lower precision change entries by far more than its rounding; with their own sums the
+    matrix is a graph Laplacian still, hence semidefinite.
+    """
+    c = beta * K.transposed_times(alpha)
+    w = jnp.where(system.w > 0, beta**2 / jnp.where(c > 0, c, 1), 0)
+    r = jnp.where(system.r > 0, alpha * K.times(beta), system.r)
+    return eqx.tree_at(lambda s: (s.r, s.w), system, (r, w))
 
 
 class Cholesky(eqx.Module):
@@ -101,7 +116,7 @@ class Cholesky(eqx.Module):
 
     def direction(self, prepared, problem: Problem, kernel: Kernel, system: System, hard) -> Direction:
         """Solve ``(S + lam D_r + r r') d = a - r``; the last term pins the constants and changes nothing else."""
-        A = (kernel.alpha[:, None] * kernel.K) * jnp.sqrt(system.w)[None, :]
+        A = (kernel.alpha[:, None] * kernel.K.dense()) * jnp.sqrt(system.w)[None, :]
         live = problem.rows
         diagonal = jnp.where(live, system.r * (1 + system.lam), 1)
         scale = jnp.where(live, lax.rsqrt(jnp.where(live, system.r, 1)), 1)

@@ -5,13 +5,13 @@ after which Sinkhorn sweeps, trial points and marginals are products with K. Whe
 entries of K that underflowed could matter, they are absorbed into f and g and K is formed anew.
 """
 
+from typing import Any
+
 import equinox as eqx
-import jax
 import jax.numpy as jnp
 from jax import lax
 
 from ..core import checks
-from ..core.precision import matmul
 from ..core.precision import tiny as smallest
 from ..core.typing import Array, Float
 from .problem import Problem
@@ -22,7 +22,7 @@ class Kernel(eqx.Module):
 
     Attributes
     ----------
-    K : Float[Array, "n m"]
+    K : StoredKernel or LazyKernel
         ``exp((f + g - (C - shift)) / epsilon)``.
     f, g : Float[Array, "n"], Float[Array, "m"]
         Potentials that K absorbed, of the cost minus its shift; zero where there is no mass.
@@ -34,7 +34,7 @@ class Kernel(eqx.Module):
         Current regularisation, above the problem's while annealing.
     """
 
-    K: Float[Array, "n m"]
+    K: Any
     f: Float[Array, " n"]
     g: Float[Array, " m"]
     alpha: Float[Array, " n"]
@@ -50,15 +50,15 @@ class Kernel(eqx.Module):
 
 def empty(problem: Problem) -> Kernel:
     """Return a kernel of zeros, room for `absorb` to fill."""
-    a, b, K = problem.a, problem.b, jnp.zeros_like(problem.cost)
+    a, b, K = problem.a, problem.b, problem.cost.blank()
     zero_a, zero_b = jnp.zeros_like(a), jnp.zeros_like(b)
     return Kernel(K, zero_a, zero_b, jnp.ones_like(a), jnp.ones_like(b), zero_a, problem.epsilon)
 
 
 def rescale(problem: Problem, kernel: Kernel, alpha) -> Kernel:
     """Return the kernel with row scaling `alpha` and its columns normalised for it: two products."""
-    beta = _ratio(problem.b, matmul(alpha, kernel.K))
-    r = alpha * matmul(kernel.K, beta)
+    beta = _ratio(problem.b, kernel.K.transposed_times(alpha))
+    r = alpha * kernel.K.times(beta)
     return Kernel(kernel.K, kernel.f, kernel.g, alpha, beta, r, kernel.epsilon)
 
 
@@ -81,7 +81,6 @@ def absorb(problem: Problem, kernel: Kernel, f, g, epsilon) -> Kernel:
 
     If its sums under- or overflow, it is formed after a sweep in the log domain, which is exact whatever the exponents.
     """
-    mask = problem.rows[:, None] & problem.columns[None, :]
     widest = 50.0 if f.dtype == jnp.float64 else REACH
 
     def body(carry):
@@ -92,9 +91,9 @@ def absorb(problem: Problem, kernel: Kernel, f, g, epsilon) -> Kernel:
             return row_update(problem, columns, epsilon), columns
 
         f_now, g_now = lax.cond(trips > 0, log_domain, lambda: (f, g))
-        exponent = ((f_now[:, None] + g_now[None, :]) - (problem.cost - problem.shift)) / epsilon
+        K = problem.cost.kernel(f_now, g_now, problem.rows, problem.columns, epsilon, problem.shift)
         ones = jnp.ones_like(f), jnp.ones_like(g)
-        new = Kernel(jnp.where(mask, jnp.exp(exponent), 0), f_now, g_now, *ones, ones[0], epsilon)
+        new = Kernel(K, f_now, g_now, *ones, ones[0], epsilon)
         new = rescale(problem, new, new.alpha)
         in_range = _within(widest, _ratio(problem.a, new.r)) & _within(widest, new.beta)
         return new, trips + 1, in_range
@@ -119,14 +118,12 @@ def _within(reach: float, scaling):
 
 def column_update(problem: Problem, f, epsilon) -> Float[Array, " m"]:
     """Return ``g = epsilon (log b - logsumexp_i((f - C) / epsilon))``: the columns' soft c-transform, log domain."""
-    exponent = jnp.where(problem.rows[:, None], (f[:, None] - (problem.cost - problem.shift)) / epsilon, -jnp.inf)
-    return _against(problem.b, jax.nn.logsumexp(exponent, axis=0), epsilon)
+    return _against(problem.b, problem.cost.column_logsumexp(f, problem.rows, epsilon, problem.shift), epsilon)
 
 
 def row_update(problem: Problem, g, epsilon) -> Float[Array, " n"]:
     """Return ``f = epsilon (log a - logsumexp_j((g - C) / epsilon))``."""
-    exponent = jnp.where(problem.columns[None, :], (g[None, :] - (problem.cost - problem.shift)) / epsilon, -jnp.inf)
-    return _against(problem.a, jax.nn.logsumexp(exponent, axis=1), epsilon)
+    return _against(problem.a, problem.cost.logsumexp(g, problem.columns, epsilon, problem.shift), epsilon)
 
 
 def _against(weights, logsumexp, epsilon):

@@ -1,6 +1,7 @@
 """Sinkhorn-Newton-Sparse made safe: annealed, error-controlled, never worse than Sinkhorn."""
 
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,11 +14,14 @@ from ..core.solution import Status
 from ..core.typing import Array, Float, Progress, Scalar
 from .ascent import DECAY, STAGE_ERROR, ascend, extrapolate, state_at
 from .backends import HESSIANS, Backend, anneals_in_single, choose_backend
+from .costs import Cost
 from .finish import finish
 from .kernel import absorb, check_potentials, empty, reduced_potentials, row_error, sweep
+from .pointcloud import stored_if_small
 from .problem import Problem, check, prepare
 from .published import PublishedSNS, solve_published
 from .solution import TransportSolution
+from .unbalanced import UnbalancedSolution, solve_unbalanced
 
 START = 80
 """Annealing begins at the cost's spread divided by this."""
@@ -28,7 +32,7 @@ SINGLE = 2500
 
 
 def sns_sinkhorn(
-    cost: Float[Array, "n m"],
+    cost: Float[Array, "n m"] | Cost,
     a: Float[Array, " n"] | None = None,
     b: Float[Array, " m"] | None = None,
     *,
@@ -36,12 +40,13 @@ def sns_sinkhorn(
     tol: Scalar | None = None,
     max_steps: Scalar = 200,
     init: tuple[Float[Array, " n"], Float[Array, " m"]] | None = None,
+    unbalanced: Any = None,
     hessian: str = "auto",
     anneal: bool = True,
     published: PublishedSNS | None = None,
     history: bool | int = False,
     progress: Progress | None = None,
-) -> TransportSolution:
+) -> TransportSolution | UnbalancedSolution:
     """Solve entropic optimal transport by a safeguarded Sinkhorn-Newton-Sparse method.
 
     ``min <C, P> + epsilon sum P (log P - 1)`` over plans P with row sums `a` and column sums `b`.
@@ -53,9 +58,9 @@ def sns_sinkhorn(
 
     Parameters
     ----------
-    cost : Float[Array, "n m"]
-        Cost of moving a unit of mass from i to j; ``inf`` forbids a pair. Only its differences matter, and only
-        relative to `epsilon`. Differentiable.
+    cost : Float[Array, "n m"], PointCloud or Grid
+        Cost of moving a unit of mass from i to j; ``inf`` forbids a pair in a matrix. Only its differences matter, and
+        only relative to `epsilon`. Differentiable.
     a, b : Float[Array, "n"], Float[Array, "m"], optional
         Weights, non-negative, of equal sum; uniform of sum one by default. Zeros are allowed. Differentiable.
     epsilon : scalar
@@ -66,6 +71,10 @@ def sns_sinkhorn(
         Largest number of outer steps, those of the annealing included. Traced.
     init : pair of arrays, optional
         Potentials ``(f, g)`` to start from, for instance of a similar problem; their derivative is zero.
+    unbalanced : scalar or pair of scalars, optional
+        Prices ``(rho_a, rho_b)`` of changing the marginals, positive, ``None`` for one that is prescribed: minimise
+        ``<C, P> + epsilon KL(P | a b') + rho_a KL(P 1 | a) + rho_b KL(P' 1 | b)`` instead, with
+        ``KL(p | q) = sum p log(p / q) - p + q``; masses may then differ. Traced, differentiable.
     hessian : {"auto", "dense", "sparse", "direct"}
         How Newton systems are solved. Static. "dense": conjugate gradients on the kernel; "sparse": on its entries that
         matter, with a static number a row; "direct": Cholesky of the n x n Schur complement. "auto" factors up to 128
@@ -84,7 +93,8 @@ def sns_sinkhorn(
     -------
     TransportSolution
         ``value = (f, g)`` with shapes ``(n,), (m,)``; ``error = (|P 1 - a|_1 + |P' 1 - b|_1) / sum(a)``; the plan,
-        costs and a certified duality gap follow from it. See `TransportSolution`.
+        costs and a certified duality gap follow from it. See `TransportSolution`. With `unbalanced` an
+        `UnbalancedSolution`.
 
     Raises
     ------
@@ -143,12 +153,16 @@ def sns_sinkhorn(
     tol = checks.number(name, "tol", default_tol(dtype) if tol is None else tol, dtype=dtype)
     max_steps = checks.count(name, "max_steps", max_steps)
     checks.choice(name, "hessian", hessian, HESSIANS)
+    if unbalanced is not None:
+        options = {"tol": tol, "max_steps": max_steps, "history": history, "progress": progress}
+        return solve_unbalanced(name, data, unbalanced, init, newton_steps=200, anneal=bool(anneal), **options)
     init = check_potentials(name, init, data)
     return _solve(data, init, tol, max_steps, hessian, bool(anneal), published, history_length(history), progress)
 
 
 @partial(jax.jit, static_argnums=(4, 5, 6, 7, 8))
 def _solve(data, init, tol, max_steps, hessian, anneal, published, history, progress) -> TransportSolution:
+    data = (stored_if_small(data[0]), *data[1:])
     problem = prepare(*lax.stop_gradient(data), tol=tol)
     f, g = reduced_potentials(problem, lax.stop_gradient(init))
     loop = {"tol": tol, "max_steps": max_steps, "history": history, "progress": progress}

@@ -8,6 +8,8 @@ from ..core import checks
 from ..core.precision import eps as machine_eps
 from ..core.solution import Status, StatusCode
 from ..core.typing import Array, Bool, Float, Int, Scalar
+from .costs import Cost, as_cost
+from .grid import flat_weights
 
 
 class TransportStatus(StatusCode):
@@ -25,7 +27,7 @@ class Problem(eqx.Module):
 
     Attributes
     ----------
-    cost : Float[Array, "n m"]
+    cost : Cost
         As given, or its transpose when the first marginal is the longer one.
     shift : Float[Array, ""]
         Smallest finite cost; the methods work with ``cost - shift``.
@@ -43,7 +45,7 @@ class Problem(eqx.Module):
         `Status.RUNNING` where the data make sense, else what is wrong with them.
     """
 
-    cost: Float[Array, "n m"]
+    cost: Cost
     shift: Float[Array, ""]
     spread: Float[Array, ""]
     least: Float[Array, " m"]
@@ -73,12 +75,13 @@ class Problem(eqx.Module):
 
 def check(function: str, cost, a, b, epsilon):
     """Return cost, a, b and epsilon as floating arrays of one dtype and fitting shapes, or raise."""
-    cost = checks.float_array(function, "cost", cost, ndim=2)
+    if not isinstance(cost, Cost):
+        cost = checks.float_array(function, "cost", cost, ndim=2)
     n, m = cost.shape
     if n == 0 or m == 0:
         checks.fail(function, "cost", "an (n, m) array with n, m >= 1", f"shape {cost.shape}")
-    a = _weights(function, "a", a, n, cost.dtype)
-    b = _weights(function, "b", b, m, cost.dtype)
+    a = _weights(function, "a", flat_weights(cost, a, 0), n, cost.dtype)
+    b = _weights(function, "b", flat_weights(cost, b, 1), m, cost.dtype)
     epsilon = checks.number(function, "epsilon", epsilon, positive=True, dtype=cost.dtype)
     return cost, a, b, epsilon
 
@@ -95,19 +98,19 @@ def _weights(function: str, argument: str, weights, length: int, dtype):
 
 def prepare(cost, a, b, epsilon, tol: Scalar) -> Problem:
     """Reduce checked data to a `Problem` and find out what is wrong with them."""
+    cost = as_cost(cost)
     transposed = cost.shape[0] > cost.shape[1]
     if transposed:
         cost, a, b = cost.T, b, a
     mass, mass_b = jnp.sum(a), jnp.sum(b)
     rows, columns = a > 0, b > 0
-    live = jnp.where(columns[None, :], cost, jnp.inf)
-    row_least, row_most = jnp.min(live, 1), jnp.max(jnp.where(live < jnp.inf, live, -jnp.inf), 1)
-    least = jnp.min(jnp.where(rows[:, None], cost, jnp.inf), 0)
+    row_least, row_most = cost.least(columns=columns), cost.most(columns)
+    least = cost.T.least(columns=rows)
     stuck = jnp.any(rows & (row_least == jnp.inf)) | jnp.any(columns & (least == jnp.inf))
     shift = jnp.min(jnp.where(rows, row_least, jnp.inf))
     most = jnp.max(jnp.where(rows & (row_least < jnp.inf), row_most, -jnp.inf))
     numbers = jnp.sum(row_least, where=row_least < jnp.inf) + jnp.sum(least, where=least < jnp.inf) + mass + mass_b
-    broken = ~jnp.isfinite(numbers + epsilon) | jnp.any(jnp.isnan(row_least)) | jnp.any(jnp.isnan(least))
+    broken = ~jnp.isfinite(numbers + epsilon) | cost.has_nan(rows, columns)
     shift, most = (jnp.where(jnp.isfinite(x), x, 0) for x in (shift, most))
     slack = jnp.maximum(jnp.asarray(tol, a.dtype), 100 * machine_eps(a.dtype))
 

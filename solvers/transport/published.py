@@ -53,10 +53,11 @@ class State(eqx.Module):
 def solve_published(problem: Problem, f, g, settings: PublishedSNS, **loop) -> tuple[Run, Int[Array, ""]]:
     """Run the published algorithm on a prepared problem; `loop` goes to `iterate`."""
     epsilon, a, b = problem.epsilon, problem.a, problem.b
-    kept = max(1, math.ceil(settings.density * problem.cost.size))
+    cost = problem.cost.dense() - problem.shift
+    kept = max(1, math.ceil(settings.density * cost.size))
 
     def plan(u, v):
-        return jnp.exp(log_plan(epsilon * u, epsilon * v, problem.cost - problem.shift, a, b, epsilon))
+        return jnp.exp(log_plan(epsilon * u, epsilon * v, cost, a, b, epsilon))
 
     def error(P):
         return jnp.sum(jnp.abs(jnp.sum(P, 1) - a)) + jnp.sum(jnp.abs(jnp.sum(P, 0) - b))

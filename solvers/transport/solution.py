@@ -1,13 +1,23 @@
 """The answer to an entropic transport problem: potentials, and all that follows from them."""
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
+import jax
 import jax.numpy as jnp
 
 from ..core.implicit import envelope
 from ..core.solution import Solution, Status, StatusCode
 from ..core.typing import Array, Float, Int
-from .plan import entropy_term, linear_cost, log_plan, round_to_marginals
+from .costs import Cost, as_cost
+from .plan import (
+    Rounding,
+    entropy_term,
+    kernel_of,
+    linear_cost,
+    log_plan,
+    round_to_marginals,
+    streamed_cost,
+)
 from .problem import TransportStatus
 
 
@@ -22,7 +32,7 @@ class TransportSolution(Solution):
     Attributes
     ----------
     cost, a, b, epsilon : arrays
-        The problem, kept so that the plan can be formed on demand.
+        The problem, kept so that the plan can be formed on demand; the cost as given if it is not stored.
     shift : Float[Array, "*batch"]
         Smallest finite cost.
     reduced : pair of arrays
@@ -31,7 +41,7 @@ class TransportSolution(Solution):
         Conjugate-gradient steps spent in all Newton systems; zero for `sinkhorn`.
     """
 
-    cost: Float[Array, "*batch n m"]
+    cost: Any
     a: Float[Array, "*batch n"]
     b: Float[Array, "*batch m"]
     epsilon: Float[Array, "*batch"]
@@ -58,11 +68,46 @@ class TransportSolution(Solution):
 
     def plan(self) -> Float[Array, "*batch n m"]:
         """Return the plan; forms one array of the cost's shape."""
-        return _plan(self.reduced, (self.cost, self.a, self.b, self.epsilon), self.shift)
+        data = (self.cost, self.a, self.b, self.epsilon)
+        return self._lanes(lambda plan, *_: plan.dense()) if self._lazy else _plan(self.reduced, data, self.shift)
+
+    def apply(self, x, *, transpose: bool = False, rounded: bool = False) -> Float[Array, "..."]:
+        """Return the plan's product with vectors, without forming the plan when the cost is not stored.
+
+        Parameters
+        ----------
+        x : Float[Array, "*batch m"] or Float[Array, "*batch m k"]
+            One vector or k of them, with n rows if `transpose`.
+        transpose : bool
+            Multiply by the transposed plan. Static.
+        rounded : bool
+            Multiply by `rounded_plan` instead. Static.
+
+        Returns
+        -------
+        Float[Array, "*batch n"] or Float[Array, "*batch n k"]
+            For instance ``sol.apply(y) / sol.a[:, None]``, where the plan sends each point on average.
+        """
+
+        def product(plan, x, cost, a, b, epsilon):
+            rounding = Rounding.of(plan, a, b) if rounded else None
+            if transpose:
+                plan, rounding = plan.T, rounding and rounding.T
+            one = plan.times if rounding is None else lambda v: rounding.times(plan, v)
+            return one(x) if x.ndim == 1 else jax.vmap(one, 1, 1)(x)
+
+        return self._lanes(lambda plan, data, x: product(plan, x, *data), jnp.asarray(x))
+
+    def barycentric_map(self, y) -> Float[Array, "*batch n d"]:
+        """Return ``sum_j P_ij y_j / sum_j P_ij``: where the plan sends each point on average."""
+        mass = self.apply(jnp.ones(y.shape[:-1], y.dtype))
+        return self.apply(y) / jnp.where(mass > 0, mass, 1)[..., None]
 
     @property
     def transport_cost(self) -> Float[Array, "*batch"]:
         """``<C, P>``: the linear cost of the regularised plan."""
+        if self._lazy:
+            return self._lanes(lambda plan, *_: streamed_cost(plan))
         return linear_cost(self.cost, self.plan())
 
     @property
@@ -72,8 +117,10 @@ class TransportSolution(Solution):
         First derivatives follow from the envelope theorem without a linear solve: P for the cost, f and g for the
         weights (along changes that keep both masses equal), ``sum P (log P - 1)`` for epsilon.
         """
-        data = (self.cost, self.a, self.b, self.epsilon)
-        return envelope(_dual, (self.value, self.reduced), (*data, self.shift))
+        data = (self.cost, self.a, self.b, self.epsilon, self.shift)
+        if self._lazy:
+            return self._vmapped(lambda *x: envelope(_dual, x[:2], x[2:]))(self.value, self.reduced, *data)
+        return envelope(_dual, (self.value, self.reduced), data)
 
     def rounded_plan(self) -> Float[Array, "*batch n m"]:
         """Return a plan with the exact marginals (to rounding), close to `plan` when the error is small."""
@@ -83,10 +130,37 @@ class TransportSolution(Solution):
     def duality_gap(self) -> Float[Array, "*batch"]:
         """Objective of `rounded_plan` minus the dual value: a certificate, since the optimum lies between the two.
 
-        In units of the cost times mass; infinite when rounding had to use a forbidden pair.
+        In units of the cost times mass; infinite when rounding had to use a forbidden pair. For costs that are not
+        stored an upper bound of the objective is used, which is sharp when the error is small.
         """
+        if self._lazy:
+
+            def upper(plan, data):
+                cost, a, b, epsilon = data
+                rounding = Rounding.of(plan, a, b)
+                return rounding.cost(plan, cost) + epsilon * rounding.entropy_bound(plan)
+
+            return self._lanes(upper) - self.regularized_cost
         plan = self.rounded_plan()
         return linear_cost(self.cost, plan) + self.epsilon * entropy_term(plan) - self.regularized_cost
+
+    @property
+    def _lazy(self) -> bool:
+        return isinstance(self.cost, Cost)
+
+    def _vmapped(self, function):
+        for _ in range(jnp.ndim(self.status)):
+            function = jax.vmap(function)
+        return function
+
+    def _lanes(self, function, *more):
+        """Return ``function(plan, (cost, a, b, epsilon), ...)``, lane by lane of a batch."""
+
+        def one(reduced, shift, cost, a, b, epsilon, *more):
+            plan = kernel_of(reduced, as_cost(cost), a, b, epsilon, shift)
+            return function(plan, (as_cost(cost), a, b, epsilon), *more)
+
+        return self._vmapped(one)(self.reduced, self.shift, self.cost, self.a, self.b, self.epsilon, *more)
 
 
 def _plan(reduced, data, shift):
@@ -96,7 +170,9 @@ def _plan(reduced, data, shift):
 
 def _dual(potentials, data):
     (f, g), reduced = potentials
-    *problem, shift = data
-    _, a, b, epsilon = problem
+    cost, a, b, epsilon, shift = data
     linear = jnp.sum(a * f, -1) + jnp.sum(b * g, -1)
-    return linear - epsilon * jnp.sum(_plan(reduced, problem, shift), axis=(-2, -1))
+    if isinstance(cost, Cost):
+        plan = kernel_of(reduced, cost, a, b, epsilon, shift)
+        return linear - epsilon * jnp.sum(plan.times(jnp.ones_like(b)))
+    return linear - epsilon * jnp.sum(_plan(reduced, data[:4], shift), axis=(-2, -1))

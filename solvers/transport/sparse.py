@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from ..core.typing import Array, Bool, Float, Int
+from .costs import LazyKernel
 from .hessian import DenseCG, Direction, System, pcg
 from .kernel import Kernel
 from .problem import Problem
@@ -47,23 +48,56 @@ class SparseCG(eqx.Module):
 
     def prepare(self, problem: Problem, kernel: Kernel) -> Any:
         """Find the kept entries of a kernel just formed (three passes over it), unless it is still annealing."""
+        if isinstance(kernel.K, LazyKernel):
+            return self.prepare_streamed(problem, kernel)
         n, m = kernel.K.shape
-        dtype = self.dense.dtype_for(kernel.K.dtype)
-        blank = lambda k: PaddedRows(jnp.zeros((k, self.width), jnp.int32), jnp.zeros((k, self.width), dtype))  # noqa: E731
-        nothing = SparseKernel(blank(n), blank(m), jnp.zeros((), bool))
+        K = kernel.K.dense()
+        dtype = self.dense.dtype_for(K.dtype)
+        nothing = self.nothing(n, m, dtype)
 
         def kept():
             least = DROPPED * jnp.minimum((kernel.r / m)[:, None], (problem.b / n)[None, :])
-            return (kernel.alpha[:, None] * kernel.K * kernel.beta[None, :] >= least) & (kernel.K > 0)
+            return (kernel.alpha[:, None] * K * kernel.beta[None, :] >= least) & (K > 0)
 
         def build():
             keep = kept()
-            rows, columns = (_compress(keep, kernel.K, self.width, dtype, axis) for axis in (1, 0))
+            rows, columns = (_compress(keep, K, self.width, dtype, axis) for axis in (1, 0))
             return SparseKernel(rows, columns, jnp.ones((), bool))
 
         longest = [jnp.max(jnp.sum(kept(), axis, dtype=jnp.int32)) for axis in (0, 1)]
         fits = (longest[0] <= self.width) & (longest[1] <= self.width)
         return lax.cond(fits & (kernel.epsilon <= problem.epsilon), build, lambda: nothing)
+
+    def nothing(self, n: int, m: int, dtype) -> SparseKernel:
+        """Return room for the kept entries of an n x m kernel."""
+        blank = lambda k: PaddedRows(jnp.zeros((k, self.width), jnp.int32), jnp.zeros((k, self.width), dtype))  # noqa: E731
+        return SparseKernel(blank(n), blank(m), jnp.zeros((), bool))
+
+    def prepare_streamed(self, problem: Problem, kernel: Kernel) -> SparseKernel:
+        """Find the kept entries of a kernel that is not stored, tile by tile, while annealing too."""
+        n, m = kernel.K.shape
+        rows, columns = kernel.r / m, problem.b / n
+        dtype = self.dense.dtype_for(kernel.r.dtype)
+
+        def lines(K, alpha, beta, mine, other, compress):
+            def tile(entries, alpha, mine, beta, other):
+                least = DROPPED * jnp.minimum(mine[:, None], other[None, :])
+                keep = (alpha[:, None] * entries * beta[None, :] >= least) & (entries > 0)
+                if compress:
+                    return _compress(keep, entries, self.width, dtype, 1)
+                return jnp.sum(keep, 1, dtype=jnp.int32)
+
+            return K.over_rows(tile, alpha, mine, shared=(beta, other))
+
+        def both(compress):
+            return (
+                lines(kernel.K, kernel.alpha, kernel.beta, rows, columns, compress),
+                lines(kernel.K.T, kernel.beta, kernel.alpha, columns, rows, compress),
+            )
+
+        longest = jnp.maximum(*(jnp.max(x) for x in both(False)))
+        fits = longest <= self.width
+        return lax.cond(fits, lambda: SparseKernel(*both(True), jnp.ones((), bool)), lambda: self.nothing(n, m, dtype))
 
     def direction(self, prepared, problem: Problem, kernel: Kernel, system: System, hard) -> Direction:
         """Solve on the kept entries where they fitted, else on all."""

@@ -235,7 +235,7 @@ def test_logistic_regression_on_the_sphere(rng):
         ({"kkt": "lu"}, "`kkt` must be one of 'auto', 'dense', 'krylov'"),
         ({"objective": lambda x, _: x}, "`objective` must be a function that returns a real scalar"),
         ({"multipliers": np.zeros(3, FLOAT)}, "`multipliers` must be like the output of `equality`, 1 numbers, got 3"),
-        ({"tol": -1.0}, "`tol` must be a positive number, got -1.0"),
+        ({"tol": float("nan")}, "`tol` must be a number, got nan"),
         ({"equality": 3}, "`equality` must be a function of"),
     ],
 )

@@ -178,7 +178,7 @@ def test_young_prior_starts_near_the_best_and_learns():
 def test_features_have_the_shapes_promised():
     arms = Arms.sor(7)
     context = jnp.asarray(0.9, DTYPE)
-    assert relaxation_features(context, arms).shape == (7, 11)
+    assert relaxation_features(context, arms).shape == (7, 13)
     assert arm_features(context, arms).shape == (7, 21)
     table = jnp.asarray(RNG.random((30, 7)), DTYPE)
     run = replay(young_prior(), table, key=KEY, contexts=jnp.full(30, 0.9, DTYPE), arms=arms)

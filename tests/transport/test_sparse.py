@@ -39,7 +39,7 @@ def test_keeps_rows_and_columns_alike_and_drops_little_mass(solved):
     assert prepared.fits
     rows, columns = dense(prepared.rows, (60, 70)), dense(prepared.columns, (70, 60))
     np.testing.assert_array_equal(rows, columns.T)
-    K, beta = np.asarray(kernel.K), np.asarray(kernel.beta)
+    K, beta = np.asarray(kernel.K.dense()), np.asarray(kernel.beta)
     dropped = np.where(rows == 0, K, 0) * beta
     assert np.all(dropped.sum(1) <= DROPPED * np.asarray(kernel.r))
     assert np.all(dropped.sum(0) <= DROPPED * np.asarray(problem.b))

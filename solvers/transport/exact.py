@@ -1,0 +1,292 @@
+"""Transport without entropy: proximal steps of Sinkhorn-Newton, each answer certified by linear-programming duality."""
+
+from functools import partial
+from typing import Any, ClassVar
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from ..core import checks
+from ..core.implicit import envelope
+from ..core.loop import history_length, iterate
+from ..core.precision import eps as machine_eps
+from ..core.solution import Solution, Status, StatusCode
+from ..core.typing import Array, Float, Int, Progress, Scalar
+from .ascent import State, ascend, extrapolate, state_at
+from .backends import choose_backend
+from .costs import as_cost
+from .kernel import absorb, reduced_potentials
+from .newton import START, begin
+from .plan import Rounding, kernel_of, marginals, round_to_marginals
+from .pointcloud import stored_if_small
+from .problem import Problem, TransportStatus, check, prepare
+
+DECAY = 0.25
+"""A proximal step at the regularisation mu_k ends where entropy's weight is ``1 / sum(1 / mu_i)``: a quarter each."""
+INNER_ERROR = 1e-3
+"""Marginal error of the inner solves; rounding repairs what is left."""
+INNER_STEPS = 12
+"""Newton steps of each."""
+PATIENCE = 6
+"""Proximal steps without a smaller gap before the solve counts as stagnated."""
+
+
+class ExactSolution(Solution):
+    """A feasible plan and feasible potentials of linear transport, and the certified gap between them.
+
+    ``value = (f, g)`` satisfies ``f_i + g_j <= C_ij``; `plan` has the given marginals; ``error`` is their relative gap
+    ``(transport_cost - dual_bound) / |dual_bound|``, so the optimum is known to that many digits.
+
+    Attributes
+    ----------
+    cost, a, b : arrays
+        The problem.
+    epsilon : Float[Array, "*batch"]
+        Weight of the entropy at which the proximal steps ended.
+    reduced : pair of arrays
+        Potentials of the plan that was rounded.
+    newton_steps : Int[Array, "*batch"]
+        Inner steps in all.
+    """
+
+    cost: Any
+    a: Float[Array, "*batch n"]
+    b: Float[Array, "*batch m"]
+    epsilon: Float[Array, "*batch"]
+    reduced: tuple[Float[Array, "*batch n"], Float[Array, "*batch m"]]
+    newton_steps: Int[Array, "*batch"]
+
+    statuses: ClassVar[tuple[type[StatusCode], ...]] = (Status, TransportStatus)
+
+    @property
+    def f(self) -> Float[Array, "*batch n"]:
+        """Potential of the rows."""
+        return self.value[0]
+
+    @property
+    def g(self) -> Float[Array, "*batch m"]:
+        """Potential of the columns: the c-transform of f."""
+        return self.value[1]
+
+    def plan(self) -> Float[Array, "*batch n m"]:
+        """Return the feasible plan; forms one array of the cost's shape."""
+        return self._lanes(lambda plan, cost, a, b: round_to_marginals(plan.dense(), a, b))
+
+    def apply(self, x, *, transpose: bool = False) -> Float[Array, "..."]:
+        """Return the feasible plan's product with one vector or, column by column, a matrix."""
+
+        def product(plan, cost, a, b, x):
+            rounding = Rounding.of(plan, a, b)
+            if transpose:
+                plan, rounding = plan.T, rounding.T
+            one = lambda v: rounding.times(plan, v)  # noqa: E731
+            return one(x) if x.ndim == 1 else jax.vmap(one, 1, 1)(x)
+
+        return self._lanes(product, x)
+
+    @property
+    def transport_cost(self) -> Float[Array, "*batch"]:
+        """``<C, P>`` of the feasible plan: an upper bound of the optimum.
+
+        Its derivatives are the optimum's by the envelope theorem, to the accuracy of the gap: P in the cost, f and g in
+        the weights (along changes that keep both masses equal).
+        """
+        upper = self._lanes(lambda plan, cost, a, b: Rounding.of(plan, a, b).cost(plan, cost))
+        smooth = self._vmapped(lambda *x: envelope(_entropic_dual, x[0], x[1:]))(
+            self.reduced, self.cost, self.a, self.b, self.epsilon
+        )
+        return lax.stop_gradient(upper - smooth) + smooth
+
+    @property
+    def dual_bound(self) -> Float[Array, "*batch"]:
+        """``<a, f> + <b, g>``: a lower bound of the optimum; its derivatives in the weights are f and g."""
+        return jnp.sum(self.a * self.f, -1) + jnp.sum(self.b * self.g, -1)
+
+    @property
+    def duality_gap(self) -> Float[Array, "*batch"]:
+        """Upper minus lower bound, in units of the cost times mass."""
+        return self.transport_cost - self.dual_bound
+
+    def _vmapped(self, function):
+        for _ in range(jnp.ndim(self.status)):
+            function = jax.vmap(function)
+        return function
+
+    def _lanes(self, function, *more):
+        def one(reduced, cost, a, b, epsilon, *more):
+            plan = kernel_of(reduced, as_cost(cost), a, b, epsilon, jnp.zeros_like(epsilon))
+            return function(plan, as_cost(cost), a, b, *more)
+
+        return self._vmapped(one)(self.reduced, self.cost, self.a, self.b, self.epsilon, *more)
+
+
+def _entropic_dual(reduced, data):
+    (f, g), (cost, a, b, epsilon) = reduced, data
+    plan = kernel_of((f, g), as_cost(cost), a, b, epsilon, jnp.zeros_like(epsilon))
+    return jnp.sum(a * f) + jnp.sum(b * g) - epsilon * jnp.sum(marginals(plan)[0])
+
+
+def transport_exactly(
+    cost: Any,
+    a: Float[Array, " n"] | None = None,
+    b: Float[Array, " m"] | None = None,
+    *,
+    tol: Scalar | None = None,
+    max_steps: Scalar = 30,
+    history: bool | int = False,
+    progress: Progress | None = None,
+) -> ExactSolution:
+    """Solve optimal transport without entropy, to a certified relative gap.
+
+    ``min <C, P>`` over plans P with row sums `a` and column sums `b`.
+
+    Returns a plan with exactly these marginals, potentials feasible for the dual, and the gap between the two. Use it
+    on accelerators, for derivatives, for costs that are not stored, or for batches; on a CPU a network simplex
+    (``ot.emd`` of POT) solves a single stored problem of a few thousand points faster, and to the last digit.
+
+    Parameters
+    ----------
+    cost : Float[Array, "n m"], PointCloud or Grid
+        Cost of moving a unit of mass from i to j. Differentiable.
+    a, b : Float[Array, "n"], Float[Array, "m"], optional
+        Weights, non-negative, of equal sum; uniform of sum one by default. Differentiable.
+    tol : scalar, optional
+        Target for `error`; 1e-6 in float64, 1e-3 in float32. Traced.
+    max_steps : int
+        Largest number of proximal steps. Traced.
+    history : bool or int
+        Record the error of that many steps (``True``: 256). Static.
+    progress : callable, optional
+        Called on the host as ``progress(step, error)``.
+
+    Returns
+    -------
+    ExactSolution
+        ``value = (f, g)`` with ``f_i + g_j <= C_ij``; ``error = (<C, P> - <a, f> - <b, g>) / |<a, f> + <b, g>|`` with P
+        the feasible plan, the denominator being at least 1e-6 of the cost's spread times mass.
+
+    Raises
+    ------
+    ValueError, TypeError
+        While tracing, if shapes do not fit or `cost` is not a real matrix.
+
+    Notes
+    -----
+    *Method.* Proximal steps ``P <- argmin <C, P> + mu_k KL(P | last P)``, each solved by the Newton method of
+    `sns_sinkhorn` from potentials extrapolated in the entropy's weight. The iterates are the entropic solutions of
+    weight ``1 / sum_k (1 / mu_k)`` [1]_; mu_k is such that each weight is a quarter of the one before. Inner solves
+    stop at a hundredth of the current gap. A plan is rounded to the marginals [2]_ and the potentials are improved to
+    feasible ones by two c-transforms, so the error is a proof, whatever happened inside.
+
+    *Stopping.* ``error <= tol``; `Status.STAGNATED` after six proximal steps without a smaller gap: below about 1e-9 of
+    the cost's spread exponents lose their digits.
+
+    *Cost.* Five to ten proximal steps of some five Newton steps each; memory as in `sns_sinkhorn`.
+
+    *Derivatives.* Of `transport_cost`, first order, by the envelope theorem. The potentials are piecewise linear in the
+    data and carry none.
+
+    References
+    ----------
+    .. [1] Y. Xie, X. Wang, R. Wang, H. Zha, "A fast proximal point method for computing exact Wasserstein distance",
+       UAI 2019. The steps inside are Newton's here, in the manner of D. Wu, L. Liang, H. Yang, arXiv 2502.03749.
+    .. [2] J. Altschuler, J. Weed, P. Rigollet, "Near-linear time approximation algorithms for optimal transport via
+       Sinkhorn iteration", NeurIPS 2017, algorithm 2.
+
+    Examples
+    --------
+    >>> import jax.numpy as jnp
+    >>> from solvers import transport_exactly
+    >>> sol = transport_exactly(jnp.array([[0.0, 3.0], [1.0, 1.0]]))
+    >>> bool(sol.converged), float(sol.transport_cost.round(3))
+    (True, 0.5)
+    """
+    name = "transport_exactly"
+    data = check(name, cost, a, b, 1.0)
+    dtype = data[1].dtype
+    tol = checks.number(name, "tol", default_gap(dtype) if tol is None else tol, dtype=dtype)
+    return _solve(data[:3], tol, checks.count(name, "max_steps", max_steps), history_length(history), progress)
+
+
+def default_gap(dtype) -> float:
+    """Relative gap asked for by default."""
+    return 1e-6 if machine_eps(dtype) < 1e-10 else 1e-3
+
+
+class Step(eqx.Module):
+    """Where the proximal steps stand: the inner state, feasible potentials, bounds."""
+
+    inner: State
+    f: Float[Array, " n"]
+    g: Float[Array, " m"]
+    upper: Float[Array, ""]
+    lower: Float[Array, ""]
+    newton_steps: Int[Array, ""]
+
+
+@partial(jax.jit, static_argnums=(3, 4))
+def _solve(data, tol, max_steps, history, progress) -> ExactSolution:
+    cost, a, b = data = (stored_if_small(data[0]), *data[1:])
+    problem = prepare(*lax.stop_gradient(data), jnp.ones_like(tol), tol=tol)
+    first = jnp.where(problem.spread > 0, problem.spread, 1) / (16 * START)
+    solver = choose_backend("auto", problem)
+
+    def at(epsilon) -> Problem:
+        return eqx.tree_at(lambda p: p.epsilon, problem, epsilon)
+
+    def certified(inner: State, newton_steps) -> Step:
+        kernel = inner.kernel
+        f, g = kernel.potentials
+        plan = kernel_of((f, g), problem.cost, problem.a, problem.b, kernel.epsilon, problem.shift)
+        upper = Rounding.of(plan, problem.a, problem.b).cost(plan, problem.cost)
+        g = problem.cost.T.least(f, problem.rows)
+        f = problem.cost.least(g, problem.columns)
+        rows, columns = jnp.where(problem.rows, problem.a * f, 0), jnp.where(problem.columns, problem.b * g, 0)
+        lower = jnp.sum(rows) + jnp.sum(columns)
+        return Step(inner, f, g, upper, lower, newton_steps)
+
+    def error(step: Step):
+        scale = jnp.maximum(jnp.abs(step.lower), 1e-6 * problem.spread)
+        gap = step.upper - step.lower
+        return jnp.where(valid, jnp.where(scale > 0, jnp.maximum(gap, 0) / jnp.where(scale > 0, scale, 1), 0), 2)
+
+    def proximal(step: Step) -> Step:
+        epsilon = step.inner.kernel.epsilon * DECAY
+        here = at(epsilon)
+        ahead, before = extrapolate(step.inner, epsilon)
+        inner = state_at(here, absorb(here, step.inner.kernel, *ahead, epsilon=epsilon), solver, before)
+        goal = jnp.maximum(jnp.minimum(INNER_ERROR, 0.01 * error(step)), 0.03 * tol)
+        run = ascend(here, inner, goal, jnp.asarray(INNER_STEPS), solver)
+        return certified(run.state, step.newton_steps + run.num_steps)
+
+    valid = problem.status == Status.RUNNING
+    far = jnp.asarray(50, jnp.int32)
+    goal = jnp.asarray(INNER_ERROR, tol.dtype)
+    start = at(first)
+    settings = {"tol": goal, "max_steps": far, "history": 0, "progress": None}
+    flat, none = reduced_potentials(start, None)
+    state, earlier = begin(start, flat, none, True, True, solver, **settings)
+    run = ascend(start, state, hessian=solver, after=earlier, **settings)
+    outer = iterate(
+        proximal,
+        certified(run.state, run.num_steps),
+        value=lambda s: (s.f, s.g, s.inner.kernel.potentials, s.inner.kernel.epsilon),
+        error=error,
+        status=lambda _: problem.status,
+        tol=tol,
+        max_steps=max_steps,
+        stall=PATIENCE,
+        history=history,
+        progress=progress,
+    )
+    f, g, reduced, epsilon = outer.value
+    if problem.transposed:
+        f, g, reduced = g, f, reduced[::-1]
+    lifted = epsilon * jnp.log(jnp.where(problem.mass > 0, problem.mass, 1)) + problem.shift
+    reduced = (reduced[0] + lifted, reduced[1])
+    return ExactSolution(
+        (f, g), outer.status, outer.num_steps, outer.error, tol, outer.history, cost, a, b, epsilon, reduced,
+        outer.state.newton_steps,
+    )  # fmt: skip

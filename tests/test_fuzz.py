@@ -1,0 +1,140 @@
+"""Thousands of damaged problems a family: nothing raises, nothing hangs, and no lane says more than is true."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy.optimize import least_squares
+
+import solvers
+from solvers import Status, Stencil
+
+from .cases import CASES
+from .conftest import FLOAT
+
+LANES = 512
+MAX_STEPS = 60
+DAMAGE = ("none", "scale", "zeros", "duplicates", "negative", "tiny", "huge", "inf", "nan")
+
+
+def damage(kind, x, rng):
+    """Return one entry of the data after something that happens to data."""
+    x = np.array(x, float)
+    some = rng.random(x.shape) < 0.4
+    if kind == "scale":
+        return x * 10.0 ** rng.integers(-6, 7)
+    if kind == "zeros":
+        return np.where(some, 0.0, x)
+    if kind == "duplicates" and x.ndim:
+        return x[rng.integers(0, len(x), len(x))]
+    if kind == "negative":
+        return np.where(some, -x, x)
+    if kind in ("tiny", "huge"):
+        exponent = np.log10(float(np.finfo(FLOAT).max))
+        return np.where(some, x * 10 ** (0.8 * exponent * (1 if kind == "huge" else -1)), x)
+    if kind in ("inf", "nan"):
+        return np.where(some, np.inf if kind == "inf" else np.nan, x)
+    return x
+
+
+def sinkhorn_lane(solve, data):
+    solution = solve(data)
+    plan = solution.plan()
+    mismatch = jnp.abs(plan.sum(1) - data["a"]).sum() + jnp.abs(plan.sum(0) - data["b"]).sum()
+    return solution, mismatch / data["a"].sum()
+
+
+def linear_lane(solve, data):
+    solution = solve(data)
+    residual = data["b"] - Stencil.diffusion(data["conductivity"], shift=data["shift"]).mv(solution.value)
+    size = jnp.max(jnp.abs(data["b"]))
+    norm = jnp.linalg.norm(residual / size) / jnp.linalg.norm(data["b"] / size)
+    return solution, jnp.where(size > 0, norm, jnp.linalg.norm(residual))
+
+
+def newton_lane(solve, data):
+    solution = solve(data)
+    x, y = solution.value, solution.multipliers
+    jacobian = data["rows"] + 0.2 * x[None, :]
+    gradient = x - data["target"] + 0.4 * x**3 + jacobian.T @ y
+    violation = data["rows"] @ x + 0.1 * jnp.sum(x**2) - data["rhs"]
+    return solution, jnp.linalg.norm(jnp.concatenate([gradient, violation]))
+
+
+def least_violation(data, rng):
+    """Return what SciPy leaves of the equations from five starts."""
+    equations = lambda x: data["rows"] @ x + 0.1 * x @ x - data["rhs"]  # noqa: E731
+    return min(least_squares(equations, start).cost for start in 2 * rng.standard_normal((5, 4)))
+
+
+def gp_lane(solve, data):
+    solution = solve(data)
+    x = jnp.linspace(0, 1, 5, dtype=data["c"].dtype)
+    u, bend = solution.mean(x), solution.derivative(x, (2,))
+    terms = jnp.stack([bend, data["c"] * u, data["f"] * jnp.sin(3 * x)])
+    equation = jnp.max(jnp.abs(terms[0] - terms[1] - terms[2])) / (jnp.max(jnp.abs(terms)) + jnp.abs(data["left"]) + 1)
+    return solution, equation + jnp.abs(u[0] - data["left"]) / (1 + jnp.max(jnp.abs(u)))
+
+
+FAMILIES = {
+    "sns_sinkhorn": sinkhorn_lane,
+    "sketched_newton": newton_lane,
+    "multigrid_cg": linear_lane,
+    "gp_solve": gp_lane,
+}
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if case.name in FAMILIES], ids=lambda case: case.name)
+def test_no_lane_says_more_than_is_true(case):
+    rng = np.random.default_rng(23)
+    kinds = rng.choice(DAMAGE, LANES)
+    lanes = []
+    for kind in kinds:
+        data = case.make(rng)
+        struck = rng.random(len(data)) < 0.5
+        lanes.append({k: damage(kind, x, rng) if hit else x for (k, x), hit in zip(data.items(), struck, strict=True)})
+    with np.errstate(over="ignore"):
+        batch = {k: jnp.asarray(np.stack([lane[k] for lane in lanes]), FLOAT) for k in lanes[0]}
+
+    solve = lambda data: case.solve(data, max_steps=MAX_STEPS)  # noqa: E731
+    solution, true_error = jax.jit(jax.vmap(lambda data: FAMILIES[case.name](solve, data)))(batch)
+
+    converged = np.asarray(solution.converged)
+    known = {int(code) for statuses in solution.statuses for code in statuses} - {int(Status.RUNNING)}
+    assert set(np.unique(solution.status).tolist()) <= known
+    assert np.all((solution.num_steps >= 0) & (solution.num_steps <= MAX_STEPS))
+    assert np.all(np.asarray(solution.error)[converged] <= np.asarray(solution.tol)[converged])
+    for leaf in jax.tree.leaves(solution.value):
+        assert np.all(np.isfinite(np.asarray(leaf)[converged]))
+    between_nodes = {"float64": 1e-5, "float32": 1e-2}[FLOAT.name] if case.name == "gp_solve" else 0.0
+    allowed = 20 * np.asarray(solution.tol) + case.tol[FLOAT.name] + between_nodes
+    dishonest = converged & ~(np.asarray(true_error) <= allowed)
+    assert not dishonest.any(), [(kinds[i], lanes[i], true_error[i]) for i in np.flatnonzero(dishonest)[:2]]
+    poisoned = np.array([any(np.isnan(x).any() for x in lane.values()) for lane in lanes])
+    assert np.all(np.asarray(solution.status)[poisoned] == Status.NONFINITE)
+    assert np.all(np.asarray(solution.num_steps)[poisoned] == 0)
+    for i in np.flatnonzero((kinds == "none") & ~converged):
+        assert case.name == "sketched_newton"
+        assert solution.status[i] == Status.INFEASIBLE
+        assert least_violation(lanes[i], rng) > 1e-5
+    assert repr(solution).startswith(type(solution).__name__)
+
+
+@pytest.mark.parametrize(("n", "m"), [(1, 4), (9, 3), (5, 5)])
+def test_transport_is_scale_free_over_twelve_decades(n, m):
+    """Units of cost and mass do not matter, nor do they change the work."""
+    rng = np.random.default_rng(24)
+    cost, weights = rng.random((n, m)), rng.random(n) + 0.1
+    scale = 10.0 ** np.arange(-6, 7, dtype=FLOAT)
+
+    @jax.jit
+    @jax.vmap
+    def solve(scale):
+        a, b = weights.astype(FLOAT) / weights.sum().astype(FLOAT), np.full(m, 1 / m, FLOAT)
+        return solvers.sns_sinkhorn(scale * cost.astype(FLOAT), scale * a, scale * b, epsilon=scale * FLOAT.type(0.02))
+
+    solution = solve(jnp.asarray(scale))
+    assert np.all(solution.converged)
+    assert np.ptp(solution.num_steps) <= 1
+    shift = 0.01 * np.log(scale)[:, None]  # the plan, exp((f + g - cost) / epsilon), has the mass of the weights
+    np.testing.assert_allclose(solution.f / scale[:, None] - shift, np.tile(solution.f[6], (13, 1)), atol=1e-4)
