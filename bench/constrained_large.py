@@ -93,7 +93,7 @@ def sparse_ipopt(p, size, weight=0.1, cubic=1.0):
     import cyipopt
 
     m, h = size**2, 2.0 / (size + 1)
-    line = scipy.sparse.diags([1, -2, 1], [-1, 0, 1], shape=(size, size)) / h**2
+    line = scipy.sparse.diags([1.0, -2.0, 1.0], [-1, 0, 1], shape=(size, size)) / h**2
     eye = scipy.sparse.identity(size)
     lap = (scipy.sparse.kron(line, eye) + scipy.sparse.kron(eye, line)).tocoo()
     sparse = lap.tocsr()

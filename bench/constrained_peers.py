@@ -61,7 +61,7 @@ def ipopt(module, fs: Functions, x0):
             return np.asarray(fs.c(x))
 
         def jacobianstructure(self):
-            return np.indices((fs.m, n)).reshape(2, -1)
+            return tuple(np.indices((fs.m, n)).reshape(2, -1))
 
         def jacobian(self, x):
             return np.asarray(fs.G(x)).ravel()
@@ -123,8 +123,12 @@ def ipax(fs: Functions, x0):
     return np.asarray(end.x), end.n_iter
 
 
-@functools.lru_cache(maxsize=1)
+_PROGRAMS: dict = {}
+
+
 def _slsqp_program(problem, m):
+    if problem.name in _PROGRAMS:
+        return _PROGRAMS[problem.name]
     import optimistix
     from slsqp_jax import SLSQP, SLSQPConfig, ToleranceConfig
 
@@ -142,7 +146,7 @@ def _slsqp_program(problem, m):
         )  # fmt: skip
         return end.value, end.stats["num_steps"]
 
-    return run
+    return _PROGRAMS.setdefault(problem.name, run)
 
 
 def slsqp_jax(fs: Functions, x0):
