@@ -108,10 +108,10 @@ class NystromPreconditioner(Preconditioner):
         else:
             W = jnp.eye(n, dtype=dtype)
         rows = jax.vmap(lambda w: model.jacobian(power(w, -0.5)))(W)
-        S = matmul(rows.T, rows)
-        S = S + (damping + floor(jnp.trace(S))) * jnp.eye(m, dtype=dtype)
-        factor = jnp.linalg.cholesky(S)
-        return lambda rx, rc: (power(rx, -1.0), cho_solve((factor, True), rc))
+        # A QR factorisation, not the Gram matrix: that would square the condition of G.
+        rest_of_rank = jnp.sqrt(damping + eps(dtype) ** 1.5 * jnp.sum(rows**2) + jnp.finfo(dtype).tiny)
+        R = jnp.linalg.qr(jnp.concatenate([rows, rest_of_rank * jnp.eye(m, dtype=dtype)]), mode="r")
+        return lambda rx, rc: (power(rx, -1.0), cho_solve((R, False), rc))
 
 
 def nystrom(product, n, rank, key, shift, dtype):
