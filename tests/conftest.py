@@ -12,6 +12,8 @@ import jax
 import numpy as np
 import pytest
 
+import solvers
+
 if "JAX_ENABLE_X64" not in os.environ:
     jax.config.update("jax_enable_x64", True)
 jax.config.update("jax_numpy_dtype_promotion", "strict")
@@ -21,21 +23,31 @@ X64 = bool(jax.config.jax_enable_x64)
 FLOAT = np.dtype("float64" if X64 else "float32")
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items):
-    """Keep on one worker what shares compiled programs: a file, and of the contract what one solver needs."""
-    for item in items:
-        item.add_marker(pytest.mark.xdist_group(_group(item)))
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """Keep on one worker what shares compiled programs."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByPrograms(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return _group(nodeid)
+
+    return ByPrograms(config, log)
 
 
-def _group(item) -> str:
-    call = getattr(item, "callspec", None)
-    return f"{item.path.stem}-{call.params['case'].name if call and 'case' in call.params else ''}"
+def _group(nodeid: str) -> str:
+    """Return the file of a test; of the contract the solver too; a notebook is its own group."""
+    file, _, name = nodeid.partition("::")
+    if "test_notebooks" in file:
+        return nodeid
+    parameters = name.partition("[")[2].rstrip("]").split("-")
+    solver = next((p for p in parameters if hasattr(solvers, p)), "")
+    return f"{file}-{solver}" if "test_contract" in file else file
 
 
 def pytest_runtest_teardown(item, nextitem):
     """Forget compiled programs in time: each holds memory maps, of which Linux grants a process some 65,000."""
-    if nextitem is None or _group(item) != _group(nextitem):
+    if nextitem is None or _group(item.nodeid) != _group(nextitem.nodeid):
         maps = Path("/proc/self/maps")
         if maps.exists() and maps.read_bytes().count(b"\n") > 12_000:
             jax.clear_caches()

@@ -228,8 +228,8 @@ class Step(eqx.Module):
 
 @partial(jax.jit, static_argnums=(3, 4))
 def _solve(data, tol, max_steps, history, progress) -> ExactSolution:
-    cost, a, b = data = (stored_if_small(data[0]), *data[1:])
-    problem = prepare(*lax.stop_gradient(data), jnp.ones_like(tol), tol=tol)
+    cost, a, b = stored_if_small(data[0]), *data[1:]
+    problem = prepare(*lax.stop_gradient((cost, a, b)), jnp.ones_like(tol), tol=tol)
     first = jnp.where(problem.spread > 0, problem.spread, 1) / (16 * START)
     solver = choose_backend("auto", problem)
 
@@ -255,8 +255,8 @@ def _solve(data, tol, max_steps, history, progress) -> ExactSolution:
     def proximal(step: Step) -> Step:
         epsilon = step.inner.kernel.epsilon * DECAY
         here = at(epsilon)
-        ahead, before = extrapolate(step.inner, epsilon)
-        inner = state_at(here, absorb(here, step.inner.kernel, *ahead, epsilon=epsilon), solver, before)
+        (f, g), before = extrapolate(step.inner, epsilon)
+        inner = state_at(here, absorb(here, step.inner.kernel, f, g, epsilon=epsilon), solver, before)
         goal = jnp.maximum(jnp.minimum(INNER_ERROR, 0.01 * error(step)), 0.03 * tol)
         run = ascend(here, inner, goal, jnp.asarray(INNER_STEPS), solver)
         return certified(run.state, step.newton_steps + run.num_steps)

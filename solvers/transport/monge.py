@@ -63,7 +63,7 @@ def monge_gap(
         Regularisation, in the units of the cost; positive. Traced, differentiable.
     metric : str or callable
         As in `PointCloud`. Static.
-    tol, max_steps, history, progress
+    tol, max_steps, history, progress : optional
         As in `sinkhorn_divergence`.
 
     Returns
