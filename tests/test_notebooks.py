@@ -39,7 +39,7 @@ def test_committed_with_outputs(path):
 def test_runs(path):
     nbclient = pytest.importorskip("nbclient")
     notebook = read(path)
-    environment = {k: v for k, v in os.environ.items() if not k.startswith(("JAX_ENABLE", "XLA_FLAGS"))}
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("JAX_ENABLE")}
     environment |= {"MPLBACKEND": "agg", "PYTHONPATH": str(ROOT)}
     client = nbclient.NotebookClient(
         notebook, timeout=LIMIT, kernel_name="python3", resources={"metadata": {"path": str(path.parent)}}
