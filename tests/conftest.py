@@ -6,10 +6,11 @@ from importlib import metadata
 from pathlib import Path
 
 # Compiling is most of what the suite does: light optimisation, and no fusion emitters where that is a choice, halve it.
-FLAGS = "--xla_force_host_platform_device_count=4 --xla_backend_optimization_level=0"
-if metadata.version("jaxlib").split(".")[:2] == ["0", "10"]:
-    FLAGS += " --xla_cpu_use_fusion_emitters=false"
-os.environ.setdefault("XLA_FLAGS", FLAGS)
+os.environ.setdefault(
+    "XLA_FLAGS",
+    "--xla_force_host_platform_device_count=4 --xla_backend_optimization_level=0"
+    + " --xla_cpu_use_fusion_emitters=false" * metadata.version("jaxlib").startswith("0.10."),
+)
 os.environ.setdefault("JAX_PLATFORMS", "cpu" if not os.environ.get("SOLVERS_TEST_ACCELERATOR") else "")
 os.environ.setdefault("MPLBACKEND", "agg")
 
