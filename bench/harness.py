@@ -11,6 +11,7 @@ import json
 import math
 import os
 import platform
+import textwrap
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -263,7 +264,8 @@ def save_figure(fig, path: Path, record: dict[str, Any]) -> None:
     """Write the figure with the machine at its foot and close it."""
     import matplotlib.pyplot as plt
 
-    fig.text(0.5, 0.002, caption(record), ha="center", va="bottom", fontsize=6.5, color="#555555")
+    foot = "\n".join(textwrap.wrap(caption(record), round(24 * fig.get_figwidth())))
+    fig.text(0.5, -0.03, foot, ha="center", va="top", fontsize=6.5, color="#555555")
     fig.savefig(path, dpi=150, bbox_inches="tight", facecolor="white")
     plt.close(fig)
     print(f"wrote {path}", flush=True)
