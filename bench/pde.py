@@ -11,6 +11,7 @@ our run of that route is judged at its last step, after as many seconds as it is
 """
 
 import jax
+import numpy as np
 
 jax.config.update("jax_enable_x64", True)
 
