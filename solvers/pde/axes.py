@@ -171,7 +171,7 @@ def _legendre(s, count: int):
         p, q = carry
         return ((2 * j + 1) * s * p / (j + 1) - j * q / (j + 1), p), p
 
-    _, columns = lax.scan(step, (jnp.ones_like(s), jnp.zeros_like(s)), jnp.arange(count, dtype=s.dtype))
+    _, columns = lax.scan(step, (jnp.ones_like(s), jnp.zeros_like(s)), jnp.arange(count, dtype=s.dtype), unroll=4)
     return columns.T
 
 

@@ -7,7 +7,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.core import Tracer
+from jax.core import Tracer, eval_context
 
 from ..core.checks import fail
 from ..core.precision import eps
@@ -39,7 +39,7 @@ def refined(
     """
     if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves((problem, args))):
         fail("gp_solve", "grid", "given where the data are traced: inside jit, vmap and grad", None)
-    with jax.ensure_compile_time_eval():
+    with eval_context():
         grid, conditioned = first_grid(problem, args, dtype, forced)
         if conditioned:
             return solve(grid, guess)
