@@ -1,6 +1,6 @@
 """Transport at scale: costs that are never stored, several devices, no entropy, fitted maps.
 
-    python bench/transport_scale.py                     two CPU cores, four minutes
+    python bench/transport_scale.py                     two CPU cores, five minutes
     python bench/transport_scale.py --gpu               one accelerator, two minutes; --quick shrinks both to a test
     python bench/transport_scale.py --only exact,maps   a part
 
@@ -194,12 +194,12 @@ def bend(x):
 
 def maps(n: int, steps: int) -> list[dict[str, Any]]:
     """Fit the same network by our loss and by OTT's divergence and Monge gap; error on new points."""
-    x, fresh = (jax.random.normal(k, (n, 2), jnp.float32) for k in jax.random.split(jax.random.key(31)))
-    y = bend(jax.random.permutation(jax.random.key(33), jax.random.normal(jax.random.key(32), (n, 2), jnp.float32)))
+    x, fresh = (jax.random.normal(k, (n, 2), jnp.float64) for k in jax.random.split(jax.random.key(31)))
+    y = bend(jax.random.permutation(jax.random.key(33), jax.random.normal(jax.random.key(32), (n, 2), jnp.float64)))
     spread = float(jnp.mean(jnp.sum((bend(fresh) - fresh) ** 2, 1)))
     rows = []
     for name, fit in {"ours": _fit_ours, "OTT JAX Monge gap": _fit_ott}.items():
-        row = {"measure": "maps", "instance": f"{n} points, {steps} steps", "solver": name, "dtype": "float32"}
+        row = {"measure": "maps", "instance": f"{n} points, {steps} steps", "solver": name, "dtype": "float64"}
         try:
             fit(x, y, steps)
             start = time.perf_counter()
@@ -273,7 +273,7 @@ def cpu_parts(quick: bool):
             partial(lambda *c: [points_row(*c, 1000 if quick else 4000, 1e-2, 1e-6, "float64")], solver, function),
         )
     yield "devices", partial(scaling, 1000 if quick else 4000)
-    yield "exact", partial(exact, (12,) if quick else (16, 32))
+    yield "exact", partial(exact, (12,) if quick else (16, 32, 64))
     yield "maps", partial(maps, *((60, 20) if quick else (256, 300)))
 
 
