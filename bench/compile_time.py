@@ -1,6 +1,6 @@
 """What the first call costs: tracing, lowering and XLA's compilation of every solver of the contract, on small data.
 
-``python bench/compile_time.py`` takes two minutes and writes ``bench/results/compile_time.json``; the size of each
+``python bench/compile_time.py`` takes four minutes and writes ``bench/results/compile_time.json``; the size of each
 traced program, which does not depend on the machine, is compared in the tests (``bench/counts.py``).
 """
 
