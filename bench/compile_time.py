@@ -21,7 +21,7 @@ jax.config.update("jax_enable_x64", True)
 from tests import test_contract as contract  # noqa: E402
 
 
-def measure(case, data, call) -> dict[str, float]:
+def measure(data, call) -> dict[str, float]:
     """Return the median seconds of three compilations from nothing."""
     runs = []
     for _ in range(3):
@@ -50,7 +50,7 @@ def main() -> None:
             "gradient": (data, jax.grad(lambda d, case=case: case.observe(case.solve(d)), allow_int=True)),
         }
         for what, (inputs, call) in calls.items():
-            rows.append({"solver": case.name, "what": what, **measure(case, inputs, call)})
+            rows.append({"solver": case.name, "what": what, **measure(inputs, call)})
     harness.table(rows, title="seconds to the first answer, two cores")
     harness.save(options.out / "compile_time.json", rows, key=("solver", "what"), record=record)
 

@@ -88,20 +88,20 @@ def cg(
     also stops once the recurred residual is below ``eps * |x|_A / |b|_M`` relative: going on would only add noise.
     Singular consistent systems are fine: the test is on the residual.
     """
-    norm = norm or (lambda r: jnp.sqrt(_dot(r, r)))
+    norm = norm or (lambda r: jnp.sqrt(inner(r, r)))
     precondition = precondition or (lambda r: r)
     dtype = jnp.result_type(*jax.tree.leaves(b))
 
     def one(carry):
         x, r, p, rz, best, since, k, _, res = carry
         q = matvec(p)
-        curvature = _dot(p, q)
+        curvature = inner(p, q)
         positive = curvature > 0
         alpha = jnp.where(positive, rz / jnp.where(positive, curvature, 1), 0)
-        x, r = _axpy(alpha, p, x), _axpy(-alpha, q, r)
+        x, r = axpy(alpha, p, x), axpy(-alpha, q, r)
         z = precondition(r)
-        rz_new = _dot(r, z)
-        p = _axpy(rz_new / jnp.where(rz > 0, rz, 1), p, z)
+        rz_new = inner(r, z)
+        p = axpy(rz_new / jnp.where(rz > 0, rz, 1), p, z)
         k, res = k + 1, norm(r)
         since = jnp.where(res < best, 0, since + 1)
         reason = jnp.asarray(KrylovReason.RUNNING, jnp.int32)
@@ -119,7 +119,7 @@ def cg(
         return carry
 
     z = precondition(b)
-    rz, res = _dot(b, z), norm(b)
+    rz, res = inner(b, z), norm(b)
     floor = eps(dtype) ** 2 * rz
     zero = jnp.zeros((), jnp.int32)
     reason = jnp.where(jnp.asarray(max_steps) <= 0, KrylovReason.MAX_STEPS, KrylovReason.RUNNING)
@@ -129,9 +129,12 @@ def cg(
     return KrylovResult(x, k, res, reason)
 
 
-def _dot(x, y):
-    return sum(dot(u, v) for u, v in zip(jax.tree.leaves(x), jax.tree.leaves(y), strict=True))
+def inner(x: Any, y: Any) -> Array:
+    """Return the inner product of two pytrees of arrays."""
+    parts = [dot(u, v) for u, v in zip(jax.tree.leaves(x), jax.tree.leaves(y), strict=True)]
+    return sum(parts[1:], parts[0])
 
 
-def _axpy(alpha, x, y):
+def axpy(alpha: Any, x: Any, y: Any) -> Any:
+    """Return ``y + alpha x`` of two pytrees of arrays."""
     return jax.tree.map(lambda u, v: v + alpha * u, x, y)

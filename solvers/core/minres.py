@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from .krylov import KrylovReason, KrylovResult
-from .precision import dot, tiny
+from .krylov import KrylovReason, KrylovResult, inner
+from .precision import tiny
 from .typing import Scalar
 
 
@@ -47,12 +47,12 @@ def minres(
     floor = tiny(jnp.result_type(*jax.tree.leaves(b)))
 
     def length(z, v):
-        return jnp.sqrt(jnp.maximum(_dot(z, v), 0))
+        return jnp.sqrt(jnp.maximum(inner(z, v), 0))
 
     def body(s):
         z = _scale(1 / jnp.maximum(s["gamma"], floor), s["z"])
         q = matvec(z)
-        delta = _dot(q, z)
+        delta = inner(q, z)
         v = _combine((1, q), (-delta / s["gamma"], s["v"]), (-s["gamma"] / s["gamma_old"], s["v_old"]))
         z_new = precondition(v)
         gamma = length(z_new, v)
@@ -85,10 +85,6 @@ def minres(
     }  # fmt: skip
     end = lax.while_loop(lambda s: s["reason"] == KrylovReason.RUNNING, body, start)
     return KrylovResult(end["x"], end["k"], jnp.abs(end["eta"]), end["reason"])
-
-
-def _dot(x, y):
-    return sum(dot(u, v) for u, v in zip(jax.tree.leaves(x), jax.tree.leaves(y), strict=True))
 
 
 def _scale(a, x):

@@ -1,9 +1,11 @@
 """What every solver returns: a value, why it stopped, and how good it is."""
 
+from collections.abc import Callable
 from enum import IntEnum
 from typing import Any, ClassVar, Self
 
 import equinox as eqx
+import jax
 import numpy as np
 
 from .typing import Array, Float, Int
@@ -93,6 +95,12 @@ class Solution(eqx.Module):
             if code in [int(s) for s in statuses]:
                 return statuses(code)
         raise ValueError(f"{cls.__name__}: unknown status code {code}")
+
+    def _vmapped(self, function: Callable) -> Callable:
+        """Return a function of one lane as one of the batch."""
+        for _ in range(np.ndim(self.status)):
+            function = jax.vmap(function)
+        return function
 
     def _worst_lane(self) -> int:
         failed = np.ravel(self.status) != Status.CONVERGED

@@ -14,8 +14,9 @@ from jax.core import Tracer
 
 from ..core import checks
 from ..core.implicit import attach
+from ..core.krylov import inner
 from ..core.loop import Run
-from ..core.precision import dot, eps
+from ..core.precision import eps
 from ..core.solution import Solution, Status, StatusCode
 from ..core.typing import Array
 from .systems import Layout, System, as_system
@@ -113,17 +114,6 @@ def default_tol(dtype) -> float:
 def norm(x: Any) -> Array:
     """Return the Euclidean norm of a pytree."""
     return jnp.sqrt(inner(x, x))
-
-
-def inner(x: Any, y: Any) -> Array:
-    """Return the inner product of two pytrees of arrays."""
-    parts = [dot(u, v) for u, v in zip(jax.tree.leaves(x), jax.tree.leaves(y), strict=True)]
-    return sum(parts[1:], parts[0])
-
-
-def axpy(alpha: Any, x: Any, y: Any) -> Any:
-    """Return ``y + alpha x``."""
-    return jax.tree.map(lambda u, v: v + alpha * u, x, y)
 
 
 def measure(system: Layout, b: Any) -> tuple[Any, Any]:

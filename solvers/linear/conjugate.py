@@ -8,11 +8,12 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from ..core.krylov import axpy, inner
 from ..core.loop import Run, history_length
 from ..core.precision import eps
 from ..core.solution import Status
 from ..core.typing import Array
-from .answer import LinearStatus, axpy, inner, measure
+from .answer import LinearStatus, measure
 from .drive import drive
 from .systems import Layout, repeat, settle
 

@@ -6,6 +6,7 @@ is a few vectors, coarse operators are stencils again, and limits are traced.
 """
 
 import itertools
+import math
 from typing import Any, ClassVar
 
 import equinox as eqx
@@ -43,7 +44,7 @@ class MultigridCG(Method):
         levels = hierarchy(system, b.shape)
         smoothers = [self.smooth(*level) for level in levels[:-1]]
         coarse, shape = levels[-1]
-        size = _size(shape)
+        size = math.prod(shape)
         identity = jnp.eye(size, dtype=b.dtype).reshape((size, *shape))
         inverse = invert(jnp.reshape(jax.vmap(coarse.mv)(identity), (size, size)))
 
@@ -88,7 +89,7 @@ def hierarchy(stencil: Stencil, shape: tuple[int, ...]) -> list[tuple[Stencil, t
     """
     levels, dims = [(stencil, shape)], len(shape)
     offsets = list(itertools.product((-1, 0, 1), repeat=dims))
-    while _size(shape) > COARSEST and max(shape) > 3:
+    while math.prod(shape) > COARSEST and max(shape) > 3:
         given = dict(zip(stencil.offsets, stencil.coefficients, strict=True))
         zero = jnp.zeros((), stencil.coefficients.dtype)
         rows = jnp.stack([jnp.broadcast_to(given.get(o, zero), shape) for o in offsets])
@@ -167,13 +168,6 @@ def _every_other(x: Array, axis: int, start: int, count: int) -> Array:
     if short:
         x = jnp.pad(x, [(0, short if a == axis else 0) for a in range(x.ndim)])
     return lax.slice_in_dim(x, start, start + 2 * count - 1, 2, axis)
-
-
-def _size(shape: tuple[int, ...]) -> int:
-    size = 1
-    for n in shape:
-        size *= n
-    return size
 
 
 def multigrid_cg(

@@ -11,6 +11,7 @@ from jax.scipy.linalg import lu_factor, lu_solve
 
 from ..core.gmres import gmres
 from ..core.implicit import attach
+from ..core.krylov import axpy
 from ..core.loop import Run, iterate
 from ..core.precision import eps, matmul
 from .axes import fejer
@@ -256,21 +257,21 @@ def solve_spectral(
         inverse = once if once is not None else frozen.factorise(y)
         direction = inverse.solve(tested, 1e-3)
         if linear:
-            return state_at(_axpy(-1.0, direction, y))
+            return state_at(axpy(-1.0, direction, y))
         before = _norm(tested)
 
         def shorter(carry):
             t, _ = carry
             t = t / 2
-            return t, _norm(frozen.residual(_axpy(-t, direction, y)))
+            return t, _norm(frozen.residual(axpy(-t, direction, y)))
 
         def rejected(carry):
             t, after = carry
             return ~(after <= (1 - 1e-4 * t) * before) & (t > 1e-4)
 
         one = jnp.ones((), before.dtype)
-        t, _ = lax.while_loop(rejected, shorter, (one, _norm(frozen.residual(_axpy(-one, direction, y)))))
-        return state_at(_axpy(-t, direction, y))
+        t, _ = lax.while_loop(rejected, shorter, (one, _norm(frozen.residual(axpy(-one, direction, y)))))
+        return state_at(axpy(-t, direction, y))
 
     run = iterate(
         step, state_at(start), value=lambda s: (s[0], s[3]), error=lambda s: s[2], tol=tol, max_steps=max_steps,
@@ -285,7 +286,7 @@ def solve_spectral(
             def solver(matvec, b):
                 x = apply(b, 1e-8)
                 for _ in range(2):
-                    x = _axpy(1.0, apply(_axpy(-1.0, matvec(x), b), 1e-8), x)
+                    x = axpy(1.0, apply(axpy(-1.0, matvec(x), b), 1e-8), x)
                 return x
 
             return solver
@@ -323,10 +324,6 @@ def _direct(sums: list[KroneckerSum], like) -> Inverse:
 
     transposed = jax.linear_transpose(solve, like)
     return Inverse(lambda b, rtol: solve(b), lambda b, rtol: transposed(b)[0])
-
-
-def _axpy(alpha, x, y):
-    return jax.tree.map(lambda u, v: v + alpha * u, x, y)
 
 
 def _norm(tree):

@@ -109,11 +109,6 @@ class ExactSolution(Solution):
         """Upper minus lower bound, in units of the cost times mass."""
         return self.transport_cost - self.dual_bound
 
-    def _vmapped(self, function):
-        for _ in range(jnp.ndim(self.status)):
-            function = jax.vmap(function)
-        return function
-
     def _lanes(self, function, *more):
         def one(reduced, cost, a, b, epsilon, *more):
             plan = kernel_of(reduced, as_cost(cost), a, b, epsilon, jnp.zeros_like(epsilon))

@@ -148,11 +148,6 @@ class TransportSolution(Solution):
     def _lazy(self) -> bool:
         return isinstance(self.cost, Cost)
 
-    def _vmapped(self, function):
-        for _ in range(jnp.ndim(self.status)):
-            function = jax.vmap(function)
-        return function
-
     def _lanes(self, function, *more):
         """Return ``function(plan, (cost, a, b, epsilon), ...)``, lane by lane of a batch."""
 

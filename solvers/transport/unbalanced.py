@@ -104,11 +104,6 @@ class UnbalancedSolution(Solution):
     def _data(self):
         return self.cost, self.a, self.b, self.epsilon, self.rho
 
-    def _vmapped(self, function):
-        for _ in range(jnp.ndim(self.status)):
-            function = jax.vmap(function)
-        return function
-
     def _lanes(self, function, *more):
         one = lambda value, cost, a, b, epsilon, *more: function(_plan(value, cost, a, b, epsilon), *more)  # noqa: E731
         return self._vmapped(one)(self.value, *self._data[:4], *more)
