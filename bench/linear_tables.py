@@ -22,7 +22,7 @@ import numpy as np
 from jax import lax
 
 from solvers import Stencil, chebyshev_cg, sor, ssor_cg, young_omega, young_rate
-from solvers.linear.systems import Layout, System
+from solvers.linear.systems.system import Layout, System
 from solvers.problems.linear import heat_start, heat_step, model_radius, shifted_laplacians
 
 GRID = np.linspace(1, 1.95, 20)

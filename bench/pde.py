@@ -42,9 +42,9 @@ from pde_reference import (  # noqa: E402
 )
 
 from solvers import Box, Dirichlet, PDEProblem, gp_solve  # noqa: E402
-from solvers.pde.kronecker import KroneckerSum, mode_products  # noqa: E402
-from solvers.pde.spaces import line  # noqa: E402
-from solvers.pde.spectral import Discretisation  # noqa: E402
+from solvers.core.linalg.kronecker import KroneckerSum, mode_products  # noqa: E402
+from solvers.pde.spectral.newton import Discretisation  # noqa: E402
+from solvers.pde.spectral.spaces import line  # noqa: E402
 from solvers.pde.tracing import trace  # noqa: E402
 from solvers.problems.pde import PAPER, allen_cahn_interface, bratu, burgers_layer  # noqa: E402
 

@@ -24,6 +24,12 @@ SHARED = ("core", "problems", "tour")
 FAMILIES = sorted(p.parent.name for p in PACKAGE.glob("*/__init__.py") if p.parent.name not in SHARED)
 HEAVY = ("matplotlib", "scipy.optimize", "scipy.sparse", "sklearn", "optax", "lineax", "optimistix", "PIL", "tqdm")
 LONGEST = 450
+SUBFOLDERS = {  # from the ground up: a subfolder may import from those before it
+    "transport": ("costs", "entropic", "losses"),
+    "linear": ("systems", "learned"),
+    "pde": ("spectral", "gaussian"),
+}
+LARGE, MOST_FILES = 1500, 9
 
 
 def named(path: Path) -> str:
@@ -72,8 +78,8 @@ def test_imports_point_downwards(path):
 
 
 def test_the_import_check_sees_relative_and_absolute_imports():
-    assert ("solvers", "core", "loop", "iterate") in imports(PACKAGE / "transport" / "ascent.py")
-    assert layer(("solvers", "transport", "newton")) == "transport"
+    assert ("solvers", "core", "loop", "iterate") in imports(PACKAGE / "transport" / "entropic" / "ascent.py")
+    assert layer(("solvers", "transport", "entropic", "newton")) == "transport"
     assert layer(("solvers", "plot")) == "top"
     assert allowed(PACKAGE / "problems" / "transport.py") == {"core", "problems"}
 
@@ -91,18 +97,83 @@ def public() -> dict[str, object]:
     return {name: getattr(solvers, name) for name in solvers.__all__}
 
 
+def room(name: tuple[str, ...]) -> str | None:
+    """The subfolder or top-level file of a family that a dotted name stands in."""
+    return name[2] if len(name) > 2 and name[1] in FAMILIES else None
+
+
+def corridors(family: str) -> dict[str, set[str]]:
+    """Which rooms of a family import which others, a subfolder counted as one room."""
+    found: dict[str, set[str]] = {}
+    for path in sorted((PACKAGE / family).rglob("*.py")):
+        own = room(path.relative_to(ROOT).with_suffix("").parts)
+        if own != "__init__":
+            there = {room(name) for name in imports(path) if layer(name) == family}
+            found.setdefault(own, set()).update(there - {own, None})
+    return found
+
+
+def circle(graph: dict[str, set[str]]) -> list[str]:
+    """Rooms that cannot be put in an order in which each imports earlier ones only."""
+    left = dict(graph)
+    while ready := [r for r in left if not left[r] & set(left)]:
+        for r in ready:
+            del left[r]
+    return sorted(left)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_rooms_of_a_family_form_no_circle(family):
+    assert not circle(corridors(family)), f"{family}: these import each other"
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_subfolders_import_sideways_one_way(family):
+    order = SUBFOLDERS.get(family, ())
+    folders = {p.parent.name for p in (PACKAGE / family).glob("*/__init__.py")}
+    assert folders == set(order), "name every subfolder in SUBFOLDERS"
+    graph = corridors(family)
+    wrong = [(a, b) for i, a in enumerate(order) for b in order[i + 1 :] if b in graph[a]]
+    assert not wrong, f"{family}: {wrong} import upwards"
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_large_families_have_subfolders_of_few_files(family):
+    files = list((PACKAGE / family).rglob("*.py"))
+    if sum(len(p.read_text().splitlines()) for p in files) > LARGE:
+        folders: dict[Path, int] = {}
+        for p in files:
+            folders[p.parent] = folders.get(p.parent, 0) + (p.stem != "__init__")
+        crowded = {named(folder): count for folder, count in folders.items() if count > MOST_FILES}
+        assert not crowded
+
+
+def test_the_circle_check_sees_one():
+    assert circle({"a": {"b"}, "b": {"a"}, "c": set()}) == ["a", "b"]
+    assert not circle({"a": {"b", "c"}, "b": {"c"}, "c": set()})
+
+
 def test_public_names_are_spelled_out():
-    """`__all__` is what `__init__` imports, no more, no less, sorted, so that two families can add without conflict."""
-    imported = {
-        alias.asname
-        for node in ast.parse((PACKAGE / "__init__.py").read_text()).body
-        if isinstance(node, ast.ImportFrom)
-        for alias in node.names
-        if alias.asname == alias.name
-    }
-    assert set(solvers.__all__) == imported
+    """The stub that type checkers read names what `FACES` names, family by family."""
+    stub: dict[str, set[str]] = {}
+    for node in ast.parse((PACKAGE / "__init__.pyi").read_text()).body:
+        if isinstance(node, ast.ImportFrom):
+            assert all(alias.asname == alias.name for alias in node.names)
+            stub.setdefault(node.module or "", set()).update(alias.name for alias in node.names)
+    assert stub.pop("") == set(solvers.FACES)
+    assert stub == {family: set(names) for family, names in solvers.FACES.items()}
     assert len(set(solvers.__all__)) == len(solvers.__all__)
-    assert "sns_sinkhorn" in imported
+    assert set(solvers.FACES) == {"core", *FAMILIES}
+    assert "sns_sinkhorn" in solvers.__all__
+
+
+def test_families_are_namespaces():
+    """`from solvers.transport import X` and `from solvers import X` are the same thing."""
+    for family, names in solvers.FACES.items():
+        face = getattr(solvers, family)
+        assert all(getattr(face, name) is getattr(solvers, name) for name in names)
+    with pytest.raises(AttributeError, match="sinkhorm"):
+        _ = solvers.sinkhorm
 
 
 def test_no_module_shares_the_name_of_a_public_function():
@@ -191,8 +262,8 @@ def test_examples_run(name):
 
 
 def test_importing_is_light():
-    """`import solvers` costs jax and equinox: nothing that draws, learns or downloads."""
-    code = f"import sys, solvers; print([m for m in {HEAVY!r} if m in sys.modules])"
+    """`import solvers` costs jax and equinox: nothing that draws, learns or downloads, and no family."""
+    code = f"import sys, solvers; print([m for m in {(*HEAVY, 'solvers.transport')!r} if m in sys.modules])"
     run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     imported = set(ast.literal_eval(run.stdout))
     base = subprocess.run(

@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from ..core.krylov import cg
-from ..core.minres import minres
+from ..core.krylov.cg import cg
+from ..core.krylov.minres import minres
 from ..core.precision import dot, eps
 from ..core.typing import Array, Scalar
 from .kkt import KKT, Answer

@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 from jax.scipy.linalg import cho_solve
 
+from ..core.linalg.sketch import draw
 from ..core.precision import eps, matmul
-from ..core.sketch import draw
 from ..core.typing import Array, Scalar
 
 Precondition = Callable[[Array, Array], tuple[Array, Array]]

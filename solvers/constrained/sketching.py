@@ -8,8 +8,8 @@ import jax.numpy as jnp
 from jax import lax
 
 from ..core.checks import choice
+from ..core.linalg.sketch import SKETCHES, draw
 from ..core.precision import dot, eps, matmul
-from ..core.sketch import SKETCHES, draw
 from ..core.typing import Array, Float, Int, Scalar
 from .dense import DenseKKT
 from .kkt import Answer

@@ -8,9 +8,9 @@ from jax.typing import ArrayLike
 
 from ..core import checks
 from ..core.typing import Array, Float, Progress, Scalar
-from .answer import LinearSolution, Method, known, measure, solve
-from .drive import drive
-from .systems import System
+from .solution import LinearSolution, Method, known, measure, solve
+from .stopping import drive
+from .systems.system import System
 
 PATIENCE = 2000
 """Sweeps without a new smallest residual that are always allowed."""

@@ -7,10 +7,10 @@ import jax
 import jax.numpy as jnp
 
 from ..core.checks import fail
+from ..core.linalg.kronecker import mode_products
 from ..core.precision import HIGHEST, matmul
 from ..core.solution import Solution, Status, StatusCode
 from ..core.typing import Array, Float
-from .kronecker import mode_products
 
 
 class PDEStatus(StatusCode):
@@ -139,7 +139,7 @@ class GPSolution(Solution):
     @property
     def spectrum(self):
         """For each dimension (frequencies in radians per unit length, weights): of the prior, or of the solution."""
-        from .spectrum import of_solution
+        from .gaussian.data_prior import of_solution
 
         return of_solution(self)
 

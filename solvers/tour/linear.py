@@ -5,11 +5,11 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 
-from ..core.bandits import TsallisINF
-from ..linear.arms import Arms
-from ..linear.sequence import solve_sequence
-from ..linear.stencil import Stencil
-from ..linear.young import young_prior
+from ..core.bandits.learners import TsallisINF
+from ..linear.learned.arms import Arms
+from ..linear.learned.sequence import solve_sequence
+from ..linear.learned.young import young_prior
+from ..linear.systems.stencil import Stencil
 from ..problems.linear import heat_start, heat_step
 from .record import Peer, Record, timed
 

@@ -9,8 +9,8 @@ import numpy as np
 
 from ..plot import convergence
 from ..problems.transport import ColourTransfer, TransportProblem, colour_transfer
-from ..transport.fixed_point import sinkhorn
-from ..transport.newton import sns_sinkhorn
+from ..transport.entropic.fixed_point import sinkhorn
+from ..transport.entropic.newton import sns_sinkhorn
 from .record import Peer, Record, Stopwatch, installed, timed
 
 COLOURS = 2048

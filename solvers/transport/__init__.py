@@ -1,1 +1,20 @@
 """Entropic optimal transport: Sinkhorn and Sinkhorn-Newton-Sparse."""
+
+from .costs.grid import Grid as Grid
+from .costs.pointcloud import PointCloud as PointCloud
+from .entropic.fixed_point import sinkhorn as sinkhorn
+from .entropic.newton import sns_sinkhorn as sns_sinkhorn
+from .entropic.published import PublishedSNS as PublishedSNS
+from .exact import ExactSolution as ExactSolution
+from .exact import transport_exactly as transport_exactly
+from .losses.divergence import DivergenceSolution as DivergenceSolution
+from .losses.divergence import sinkhorn_divergence as sinkhorn_divergence
+from .losses.monge import MapSolution as MapSolution
+from .losses.monge import MongeGapSolution as MongeGapSolution
+from .losses.monge import TransportMap as TransportMap
+from .losses.monge import fit_transport_map as fit_transport_map
+from .losses.monge import monge_gap as monge_gap
+from .problem import TransportStatus as TransportStatus
+from .ragged import stack_ragged as stack_ragged
+from .solution import TransportSolution as TransportSolution
+from .unbalanced import UnbalancedSolution as UnbalancedSolution

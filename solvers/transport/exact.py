@@ -14,13 +14,13 @@ from ..core.loop import history_length, iterate
 from ..core.precision import eps as machine_eps
 from ..core.solution import Solution, Status, StatusCode
 from ..core.typing import Array, Float, Int, Progress, Scalar
-from .ascent import State, ascend, extrapolate, state_at
-from .backends import choose_backend
-from .costs import as_cost
-from .kernel import absorb, reduced_potentials
-from .newton import START, begin
+from .costs.cost import as_cost
+from .costs.pointcloud import stored_if_small
+from .entropic.ascent import State, ascend, extrapolate, state_at
+from .entropic.backends import choose_backend
+from .entropic.newton import START, begin
+from .entropic.scaling import absorb, reduced_potentials
 from .plan import Rounding, kernel_of, marginals, round_to_marginals
-from .pointcloud import stored_if_small
 from .problem import Problem, TransportStatus, check, prepare
 
 DECAY = 0.25

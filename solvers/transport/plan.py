@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from ..core.precision import matmul
 from ..core.typing import Array, Float
-from .costs import Cost, Lazy, LazyKernel, Stored, StoredKernel, live_exponents
+from .costs.cost import Cost, Lazy, LazyKernel, Stored, StoredKernel, live_exponents
 
 
 def allowed(cost, a, b):

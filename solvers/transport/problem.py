@@ -8,8 +8,8 @@ from ..core import checks
 from ..core.precision import eps as machine_eps
 from ..core.solution import Status, StatusCode
 from ..core.typing import Array, Bool, Float, Int, Scalar
-from .costs import Cost, as_cost
-from .grid import flat_weights
+from .costs.cost import Cost, as_cost
+from .costs.grid import flat_weights
 
 
 class TransportStatus(StatusCode):

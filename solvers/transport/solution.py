@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from ..core.implicit import envelope
 from ..core.solution import Solution, Status, StatusCode
 from ..core.typing import Array, Float, Int
-from .costs import Cost, as_cost
+from .costs.cost import Cost, as_cost
 from .plan import (
     Rounding,
     entropy_term,

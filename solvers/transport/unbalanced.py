@@ -9,15 +9,15 @@ from jax import lax
 
 from ..core import checks
 from ..core.implicit import attach, envelope, linear_solve
-from ..core.krylov import cg
+from ..core.krylov.cg import cg
 from ..core.loop import Run, history_length, iterate
 from ..core.precision import eps as machine_eps
 from ..core.solution import Solution, Status, StatusCode
 from ..core.typing import Array, Float, Int
-from .costs import Cost, as_cost
-from .kernel import check_potentials
+from .costs.cost import Cost, as_cost
+from .costs.pointcloud import stored_if_small
+from .entropic.scaling import check_potentials
 from .plan import kernel_of, linear_cost, marginals, row_transform, streamed_cost
-from .pointcloud import stored_if_small
 from .problem import TransportStatus
 
 PATIENCE = 40

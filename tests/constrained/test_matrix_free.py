@@ -7,7 +7,7 @@ import numpy as np
 from solvers import DiagonalPreconditioner, KrylovKKT, NystromPreconditioner, Status, sketched_newton
 from solvers.constrained.matrix_free import ProductModel
 from solvers.constrained.preconditioning import nystrom
-from solvers.core.minres import minres
+from solvers.core.krylov.minres import minres
 from solvers.problems.constrained import pde_control, pde_preconditioner
 
 from ..conftest import FLOAT, needs_x64

@@ -10,7 +10,7 @@ import scipy.linalg
 
 from solvers import SketchProject, sketched_newton
 from solvers.constrained.sketching import sketch_and_project
-from solvers.core.sketch import SKETCHES, draw, hadamard
+from solvers.core.linalg.sketch import SKETCHES, draw, hadamard
 
 from ..conftest import FLOAT, needs_x64
 from .shared import alike, problem, shape

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from solvers import ChebCB, ContextBins, ExpertMix, ThompsonRegression, TsallisINF, replay
-from solvers.core.bandits import Pull, tsallis_probabilities
+from solvers.core.bandits.learners import Pull, tsallis_probabilities
 
 DTYPE = jnp.result_type(float)
 RNG = np.random.default_rng(41)

@@ -7,7 +7,8 @@ import pytest
 
 from solvers import Solution, SolveError, Status
 from solvers.core.implicit import attach, envelope, linear_solve
-from solvers.core.krylov import KrylovReason, cg
+from solvers.core.krylov.cg import cg
+from solvers.core.krylov.result import KrylovReason
 from solvers.core.loop import iterate, when
 
 from ..conftest import FLOAT, needs_x64

@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from solvers.core.gmres import gmres
-from solvers.core.krylov import KrylovReason
+from solvers.core.krylov.gmres import gmres
+from solvers.core.krylov.result import KrylovReason
 
 from ..conftest import FLOAT, X64
 

@@ -3,8 +3,8 @@
 import jax.numpy as jnp
 import numpy as np
 
-from solvers.core.krylov import KrylovReason
-from solvers.core.minres import minres
+from solvers.core.krylov.minres import minres
+from solvers.core.krylov.result import KrylovReason
 
 from ..conftest import FLOAT
 

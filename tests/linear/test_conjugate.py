@@ -17,7 +17,7 @@ from solvers import (
     ssor,
     ssor_cg,
 )
-from solvers.linear.cycles import hierarchy, invert, prolong, restrict
+from solvers.linear.multigrid import hierarchy, invert, prolong, restrict
 
 from .reference import dense, pcg
 

@@ -19,10 +19,10 @@ from solvers import (
     young_prior,
     young_rate,
 )
-from solvers.core.bandits import Learner, replay
+from solvers.core.bandits.learners import Learner, replay
 from solvers.core.loop import Run
-from solvers.linear.sequence import charge
-from solvers.linear.young import arm_features, relaxation_features
+from solvers.linear.learned.sequence import charge
+from solvers.linear.learned.young import arm_features, relaxation_features
 from solvers.problems.linear import heat_start, heat_step, model_radius, shifted_laplacians
 
 DTYPE = jnp.result_type(float)

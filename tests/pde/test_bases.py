@@ -7,8 +7,8 @@ import pytest
 from scipy.special import gamma, kv
 
 from solvers.pde import Matern, PeriodicKernel, SpectralMixture, SquaredExponential, StudentMixture
-from solvers.pde.axes import Fourier, Legendre, _gauss
-from solvers.pde.eigenbasis import Eigen, Weighted
+from solvers.pde.gaussian.eigenbasis import Eigen, Weighted
+from solvers.pde.spectral.axes import Fourier, Legendre, _gauss
 
 from ..conftest import FLOAT, X64, needs_x64
 

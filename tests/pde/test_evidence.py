@@ -6,7 +6,7 @@ import pytest
 from scipy.optimize import minimize
 
 from solvers.pde import Box, Dirichlet, Observe, PDEProblem, SpectralMixture, SquaredExponential, gp_solve
-from solvers.pde.evidence import SPREAD, Functionals, bfgs, log_density
+from solvers.pde.gaussian.evidence import SPREAD, Functionals, bfgs, log_density
 
 from ..conftest import FLOAT, X64, needs_x64
 

@@ -7,8 +7,8 @@ import pytest
 
 from solvers import Status
 from solvers.pde import Box, Dirichlet, PDEProblem, Periodic, gp_solve
-from solvers.pde.axes import fejer
-from solvers.pde.resolution import _degree
+from solvers.pde.spectral.axes import fejer
+from solvers.pde.spectral.resolution import _degree
 
 from ..conftest import FLOAT, X64, needs_x64
 

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from solvers import Status
+from solvers.core.linalg.kronecker import KroneckerSum, Pencil, mode_products
 from solvers.pde import Box, Dirichlet, Neumann, PDEProblem, PDEStatus, Periodic, Robin, gp_solve
-from solvers.pde.kronecker import KroneckerSum, Pencil, mode_products
 from solvers.problems.pde import PAPER, allen_cahn_interface, bratu, burgers_layer
 
 from ..conftest import FLOAT, X64, needs_x64

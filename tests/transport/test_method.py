@@ -8,9 +8,9 @@ from jax.scipy.special import xlogy
 
 from solvers import PublishedSNS, Status, sinkhorn, sns_sinkhorn
 from solvers.transport import ascent
-from solvers.transport.hessian import Direction
-from solvers.transport.kernel import absorb, empty, row_error, sweep
-from solvers.transport.newton import begin
+from solvers.transport.entropic.hessian import Direction
+from solvers.transport.entropic.newton import begin
+from solvers.transport.entropic.scaling import absorb, empty, row_error, sweep
 from solvers.transport.problem import prepare
 
 from ..conftest import FLOAT, X64, needs_x64
@@ -167,7 +167,7 @@ def test_annealing_is_skipped_where_sinkhorn_is_fast(data):
 
 @needs_x64
 def test_annealing_in_single_precision_gives_the_same_answer(data, solution, monkeypatch):
-    import solvers.transport.newton as newton
+    import solvers.transport.entropic.newton as newton
 
     monkeypatch.setattr(newton, "anneals_in_single", lambda problem: True)
     jax.clear_caches()

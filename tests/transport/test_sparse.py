@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from solvers import sns_sinkhorn
-from solvers.transport.hessian import DenseCG, System
-from solvers.transport.kernel import absorb, empty
+from solvers.transport.entropic.hessian import DenseCG, System
+from solvers.transport.entropic.scaling import absorb, empty
+from solvers.transport.entropic.sparse import DROPPED, SparseCG, default_width
 from solvers.transport.problem import prepare
-from solvers.transport.sparse import DROPPED, SparseCG, default_width
 
 from ..conftest import FLOAT, needs_x64
 

@@ -1,0 +1,1 @@
+"""Learning which setting pays: bandits, with and without a context."""

@@ -1,0 +1,1 @@
+"""Gaussian processes: stationary kernels with closed-form derivatives."""

@@ -1,0 +1,1 @@
+"""Krylov methods on pytrees; each says how far it came and why it stopped."""

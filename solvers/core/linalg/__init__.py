@@ -1,0 +1,1 @@
+"""Dense and structured linear algebra: random sketches, Kronecker products."""

@@ -1,0 +1,1 @@
+"""Sequences of linear systems whose setting is learned from the step counts."""

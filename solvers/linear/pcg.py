@@ -1,0 +1,160 @@
+"""The conjugate gradient iteration and its Chebyshev preconditioner, on vectors in any layout."""
+
+from collections.abc import Callable
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from ..core.loop import Run, history_length
+from ..core.precision import eps
+from ..core.solution import Status
+from ..core.typing import Array
+from ..core.vectors import axpy, inner
+from .solution import LinearStatus, measure
+from .stopping import drive
+from .systems.system import Layout, repeat, settle
+
+STALL = 500
+"""Steps without a new smallest residual after which conjugate gradients stop: they may plateau for long."""
+
+
+class State(eqx.Module):
+    """Iterate, residual, the last directions with their products and curvatures, the error, and a verdict."""
+
+    x: Any
+    r: Any
+    p: tuple[Any, ...]
+    Ap: tuple[Any, ...]
+    curvatures: tuple[Array, ...]
+    rz: Array
+    error: Array
+    code: Array
+
+
+def conjugate(
+    system: Layout,
+    b: Any,
+    start: Any,
+    precondition: Callable[[Any], Any],
+    *,
+    tol,
+    max_steps,
+    history,
+    directions: int = 0,
+    **controls,
+) -> Run:
+    """Run preconditioned conjugate gradients until the true residual is small.
+
+    With `directions` = 0 by the usual two-term recurrence, for a fixed symmetric positive definite preconditioner;
+    otherwise each new direction is made conjugate to that many old ones, whatever the preconditioner.
+    """
+    residual, size = measure(system, b)
+
+    def begin(x):
+        r = residual(x)
+        zero, nothing = jax.tree.map(jnp.zeros_like, b), jnp.zeros_like(size(r))
+        code = jnp.asarray(Status.RUNNING, jnp.int32)
+        kept = max(directions, 1)
+        return State(x, r, (zero,) * kept, (zero,) * kept, (nothing,) * kept, nothing, size(r), code)
+
+    def step(s):
+        z = precondition(s.r)
+        if directions:
+            p, rz = z, s.rz
+            for old, Aold, curvature in zip(s.p, s.Ap, s.curvatures, strict=True):
+                p = axpy(-_ratio(inner(z, Aold), curvature), old, p)
+            gain = inner(p, s.r)
+        else:
+            rz = gain = inner(s.r, z)
+            p = axpy(_ratio(rz, s.rz), s.p[0], z)
+        Ap = system.mv(p)
+        curvature = inner(p, Ap)
+        sound = (curvature > 0) & (gain > 0) if not directions else curvature > 0
+        alpha = jnp.where(sound, _ratio(gain, curvature), jnp.where(jnp.isnan(curvature), curvature, 0))
+        r = axpy(-alpha, Ap, s.r)
+        error = size(r)
+        code = jnp.where(sound | jnp.isnan(curvature), Status.RUNNING, LinearStatus.INDEFINITE)
+        # A recurred residual this small is noise; going on would end in underflow, which looks like no curvature.
+        code = jnp.where(error <= 0.01 * eps(error.dtype), Status.STAGNATED, code).astype(jnp.int32)
+        return State(
+            axpy(alpha, p, s.x), r, (p, *s.p[:-1]), (Ap, *s.Ap[:-1]), (curvature, *s.curvatures[:-1]), rz, error, code
+        )
+
+    def attempt(carry):
+        """Run from the best point so far and measure what comes: the recurred residual drifts by rounding."""
+        x, last, _, steps, _, past = carry
+        run = drive(
+            step,
+            begin(x),
+            value=lambda s: s.x,
+            error=lambda s: s.error,
+            status=lambda s: s.code,
+            tol=tol,
+            max_steps=max_steps - steps,
+            stall=STALL,
+            history=history,
+            **controls,
+        )
+        true, total = size(residual(run.value)), steps + run.num_steps
+        missed = (run.status == Status.CONVERGED) & ~(true <= tol)
+        falling = missed & (true < last / 2)
+        status = jnp.where(missed, jnp.where(falling, Status.MAX_STEPS, Status.STAGNATED), run.status)
+        better = (true < last) | ~jnp.isfinite(last)
+        x = jax.tree.map(lambda new, old: jnp.where(better, new, old), run.value, x)
+        again = falling & (total < max_steps)
+        record = None if past is None else _join(past, run.history, steps)
+        return x, jnp.where(better, true, last), status.astype(jnp.int32), total, again, record
+
+    length = history_length(history)
+    dtype = jnp.result_type(*jax.tree.leaves(b))
+    carry = (
+        start,
+        jnp.full((), jnp.inf, dtype),
+        jnp.asarray(Status.RUNNING, jnp.int32),
+        jnp.zeros((), jnp.int32),
+        jnp.ones((), bool),
+        jnp.full(length, jnp.nan, dtype) if length else None,
+    )
+    x, error, status, steps, _, record = lax.while_loop(lambda c: c[4], attempt, carry)
+    return Run(None, x, error, status, steps, record)
+
+
+def _ratio(a, b):
+    return jnp.where(b != 0, a / jnp.where(b != 0, b, 1), 0)
+
+
+def _join(past, new, steps):
+    index = jnp.arange(past.shape[0], dtype=jnp.int32) - steps
+    return jnp.where((index > 0) | (steps == 0), new[jnp.maximum(index, 0)], past)
+
+
+def chebyshev(mv: Callable[[Any], Any], inverse: Any, low, high, degree) -> Callable[[Any], Any]:
+    """Return ``r -> z``, `degree` steps of Chebyshev's method for ``A z = r`` from zero.
+
+    The method is tuned to eigenvalues of ``inverse A`` in [low, high], where ``mv`` is the product with A; degree 1 is
+    Jacobi's method if `inverse` is that of the diagonal. ``low == high`` is ordinary.
+    """
+    centre, half = (high + low) / 2, (high - low) / 2
+
+    def scaled(r):
+        return jax.tree.map(jnp.multiply, r, inverse)
+
+    def body(carry):
+        z, r, d, rho = carry
+        r = settle(jax.tree.map(jnp.subtract, r, mv(settle(d))))
+        below = 2 * centre - rho * half
+        rho_next = half / below
+        d = jax.tree.map(lambda u, v: rho_next * rho * u + 2 / below * v, d, scaled(r))
+        return jax.tree.map(jnp.add, z, d), r, d, rho_next
+
+    def apply(r):
+        d = jax.tree.map(lambda u: (1 / centre) * u, scaled(r))
+        start = (d, r, d, half / centre)
+        if isinstance(degree, int):
+            return repeat(body, start, degree - 1)[0]
+        return lax.fori_loop(1, degree, lambda _, carry: body(carry), start)[0]
+
+    return apply

@@ -1,0 +1,169 @@
+"""From a method and a system to a `Solution`: checks, scaling, the solve in its layout, exact derivatives."""
+
+from abc import abstractmethod
+from collections.abc import Callable
+from functools import partial
+from typing import Any, ClassVar
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.core import Tracer
+
+from ..core import checks
+from ..core.implicit import attach
+from ..core.loop import Run
+from ..core.precision import eps
+from ..core.solution import Solution, Status, StatusCode
+from ..core.typing import Array
+from ..core.vectors import norm
+from .systems.system import Layout, System, as_system
+
+
+class LinearStatus(StatusCode):
+    """Why a linear solve stopped, beyond `Status`."""
+
+    INDEFINITE = (
+        100,
+        "indefinite: a direction of zero or negative curvature, so `A` is not positive definite; try `sor`",
+    )
+    DIAGONAL = 101, "diagonal: `A` has a zero or negative diagonal entry, which these methods divide by"
+
+
+class LinearSolution(Solution):
+    """A linear system's solution; ``error = ||b - A value|| / ||b||``."""
+
+    statuses: ClassVar[tuple[type[StatusCode], ...]] = (Status, LinearStatus)
+
+
+class Method(eqx.Module):
+    """An iteration for ``A x = b`` with its settings: numbers are traced, structure is static."""
+
+    sweeps: ClassVar[bool] = False
+    symmetric: ClassVar[bool] = True
+    numbers: ClassVar[bool] = True
+    """Whether floating leaves are settings, to be cast to the dtype of the system."""
+
+    @abstractmethod
+    def run(self, system: Layout, b: Any, start: Any, **controls: Any) -> Run:
+        """Iterate from `start`; the run's error is the true relative residual, in `measure`."""
+
+
+def solve(
+    name: str,
+    solution: type[LinearSolution],
+    method: Method,
+    A: Any,
+    b: Any,
+    *,
+    x0=None,
+    tol=None,
+    max_steps: Any,
+    every: int,
+    history,
+    progress,
+) -> Any:
+    """Check the arguments of the public function `name`, run `method` and wrap what it found."""
+    system, b, x0 = prepare(name, A, b, x0, sweeps=method.sweeps)
+    tol = default_tol(b.dtype) if tol is None else tol
+    tol = checks.number(name, "tol", tol, dtype=b.dtype)
+    max_steps = checks.count(name, "max_steps", max_steps)
+    if not isinstance(every, int) or every < 1:
+        checks.fail(name, "every", "a positive Python integer", every)
+    if method.numbers:
+        method = jax.tree.map(lambda v: v.astype(b.dtype) if eqx.is_inexact_array(v) else v, method)
+    return _solve(system, b, x0, method, tol, max_steps, solution, every, history, progress)
+
+
+def prepare(name: str, A: Any, b: Any, x0: Any, *, sweeps: bool) -> tuple[System, Array, Array]:
+    """Return system, right-hand side and start in one dtype, or raise."""
+    b = checks.float_array(name, "b", b)
+    leaves = [x for x in jax.tree.leaves(A) if hasattr(x, "dtype") and jnp.issubdtype(x.dtype, jnp.floating)]
+    dtype = jnp.result_type(*{b.dtype, *(x.dtype for x in leaves)}) if len({x.dtype for x in leaves}) < 2 else b.dtype
+    b = b.astype(dtype)
+    if b.size == 0:
+        checks.fail(name, "b", "at least one number", f"shape {b.shape}")
+    system = as_system(name, A, dtype)
+    system.check(name, b)
+    if sweeps and not system.relaxable:
+        checks.fail(
+            name, "A", "a dense array, Stencil or SparseRows (a product alone cannot be swept)", type(A).__name__
+        )
+    x0 = jnp.zeros_like(b) if x0 is None else checks.float_array(name, "x0", x0).astype(dtype)
+    if x0.shape != b.shape:
+        checks.fail(name, "x0", f"of shape {b.shape}, like `b`", x0.shape)
+    diagonal = system.layout(b.shape, sweeps=False).diagonal()
+    if known(diagonal) and np.any(np.asarray(diagonal) <= 0):
+        row = np.argwhere(np.asarray(diagonal) <= 0)[0]
+        checks.fail(name, "A", "of positive diagonal", f"{np.asarray(diagonal)[tuple(row)]} in row {row.tolist()}")
+    return system, b, x0
+
+
+def known(x: Any) -> bool:
+    """Return whether the numbers of an array are known, that is, not being traced."""
+    return not isinstance(x, Tracer)
+
+
+def default_tol(dtype) -> float:
+    """Return 1e-8 in float64 and a hundred units of rounding in lower precision."""
+    return max(1e-8, 100 * eps(dtype))
+
+
+def measure(system: Layout, b: Any) -> tuple[Any, Any]:
+    """Return ``residual(y) = b - A y`` and ``size(r) = ||r|| / ||b||``, which is ``||r||`` where b = 0."""
+    size_b = norm(b)
+    scale = jnp.where(size_b > 0, 1 / jnp.where(size_b > 0, size_b, 1), 1)
+    scale = jnp.where(jnp.isnan(size_b), size_b, scale)
+    return lambda y: jax.tree.map(jnp.subtract, b, system.mv(y)), lambda r: norm(r) * scale
+
+
+def run_method(system: System, b: Array, x0: Array, method: Method, **controls: Any) -> Run:
+    """Solve in the method's layout, in units in which the largest entry of b is between 1 and 2; b = 0 gives x = 0."""
+    layout = system.layout(b.shape, sweeps=method.sweeps)
+    largest = jnp.max(jnp.abs(b))
+    usable = jnp.isfinite(largest) & (largest > 0)
+    limit = jnp.finfo(b.dtype).maxexp - 4
+    exponent = jnp.clip(jnp.frexp(jnp.where(usable, largest, 1))[1], -limit, limit)
+    down, up = (jnp.ldexp(jnp.ones((), b.dtype), sign * exponent) for sign in (-1, 1))
+    x0 = jnp.where(largest == 0, 0, x0)
+    bad = jnp.any(jnp.stack([jnp.any(d <= 0) for d in jax.tree.leaves(layout.diagonal())]))
+    steps = jnp.where(bad, 0, jnp.asarray(controls.pop("max_steps"), jnp.int32))
+    run = method.run(layout, layout.pack(b * down), layout.pack(x0 * down), max_steps=steps, **controls)
+    status = jnp.where(bad & jnp.isfinite(run.error), LinearStatus.DIAGONAL, run.status)
+    value = layout.unpack(run.value) * up
+    return Run(None, value, run.error, status.astype(jnp.int32), run.num_steps, run.history)
+
+
+def attached(system: System, b: Array, x: Array, solver: Callable[[System, Array], Array], *, symmetric: bool) -> Array:
+    """Return x with the derivative of ``A^-1 b`` in b and in the numbers of A; ``solver(system, r)`` solves for it."""
+    moving, fixed = eqx.partition(system, eqx.is_inexact_array)
+    frozen = lax.stop_gradient(system)
+
+    def residual(x, data):
+        moving, b = data
+        return eqx.combine(moving, fixed).mv(x) - b
+
+    def tangent(jacobian, r):
+        def solve(_, r):
+            return solver(frozen, r)
+
+        if symmetric:
+            return lax.custom_linear_solve(jacobian, r, solve, symmetric=True)
+        return lax.custom_linear_solve(jacobian, r, solve, transpose_solve=lambda _, r: solver(frozen.transposed, r))
+
+    return attach(residual, x, (moving, b), solve=tangent)
+
+
+@partial(jax.jit, static_argnames=("solution", "every", "history", "progress"))
+def _solve(system, b, x0, method, tol, max_steps, solution, every, history, progress):
+    controls = {"tol": lax.stop_gradient(tol), "max_steps": max_steps, "every": every}
+    frozen = lax.stop_gradient(method)
+    run = run_method(*lax.stop_gradient((system, b, x0)), frozen, **controls, history=history, progress=progress)
+
+    def again(system, r):
+        return run_method(system, r, jnp.zeros_like(r), frozen, **controls, history=False, progress=None).value
+
+    x = attached(system, b, run.value, again, symmetric=method.symmetric)
+    return solution(x, run.status, run.num_steps, run.error, controls["tol"], run.history)

@@ -1,0 +1,1 @@
+"""Linear systems as the solvers see them: dense, matrix-free, stencils, sparse rows."""

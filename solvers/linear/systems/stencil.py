@@ -1,0 +1,253 @@
+"""Stencil systems on regular grids, and the polyphase layout that makes their sweeps fast."""
+
+import functools
+import itertools
+from collections.abc import Sequence
+
+import equinox as eqx
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from ...core.checks import fail, float_array
+from ...core.typing import Array, Scalar
+from .sparse_rows import SparseRows
+from .system import Layout, System, settle
+
+Offset = tuple[int, ...]
+
+
+class Stencil(System, Layout):
+    """A matrix on a regular grid: ``(A u)(i) = sum_k coefficients[k] u(i + offsets[k])``, with u = 0 outside.
+
+    Parameters
+    ----------
+    coefficients : Float[Array, "k"] or Float[Array, "k *grid"]
+        One number an offset, or one array over the grid. Traced, differentiable. Those that point outside the grid
+        are ignored.
+    offsets : sequence of tuples of int
+        Distinct, entries in {-1, 0, 1}, one to three of them, the zero offset included. Static.
+
+    Notes
+    -----
+    The grid is that of the right-hand side. Sweeps are red-black when every offset but the centre joins points of
+    different parity (3-, 5- and 7-point stencils), otherwise each of the 2^d parity classes is a colour. They run on
+    the classes as separate arrays (the polyphase layout): no masks, and every access has stride one.
+
+    Examples
+    --------
+    >>> import jax.numpy as jnp
+    >>> from solvers import Stencil, sor
+    >>> A = Stencil.laplacian(2, shift=0.5)
+    >>> print(sor(A, jnp.ones((8, 8)), omega=1.3, tol=1e-5).converged)
+    True
+    """
+
+    coefficients: Array
+    offsets: tuple[Offset, ...] = eqx.field(static=True)
+    relaxable = True
+
+    def __init__(self, coefficients, offsets: Sequence[Sequence[int]]):
+        self.offsets = tuple(tuple(int(k) for k in o) for o in offsets)
+        self.coefficients = float_array("Stencil", "coefficients", coefficients)
+        dims = {len(o) for o in self.offsets}
+        if len(dims) != 1 or not dims <= {1, 2, 3} or len(set(self.offsets)) != len(self.offsets):
+            fail("Stencil", "offsets", "distinct tuples of one length from 1 to 3", offsets)
+        if any(abs(k) > 1 for o in self.offsets for k in o) or self._centre not in self.offsets:
+            fail("Stencil", "offsets", "in {-1, 0, 1} with the zero offset among them", offsets)
+        if self.coefficients.ndim not in (1, 1 + dims.pop()) or len(self.coefficients) != len(self.offsets):
+            expected = f"({len(self.offsets)},) or ({len(self.offsets)}, *grid)"
+            fail("Stencil", "coefficients", expected, self.coefficients.shape)
+
+    @classmethod
+    def laplacian(cls, ndim: int = 2, *, scale: Scalar = 1.0, shift: Scalar = 0.0) -> "Stencil":
+        """Return ``shift I + scale (2 ndim I - sum of the 2 ndim neighbours)``."""
+        scale = float_array("Stencil.laplacian", "scale", scale)
+        shift = float_array("Stencil.laplacian", "shift", shift, dtype=scale.dtype)
+        dtype = jnp.result_type(scale, shift)
+        scale, shift = scale.astype(dtype), shift.astype(dtype)
+        return cls(jnp.stack([shift + 2 * ndim * scale] + [-scale] * (2 * ndim)), _star(ndim))
+
+    @classmethod
+    def diffusion(cls, conductivity, *, scale=1.0, shift=1.0) -> "Stencil":
+        """Return ``shift I - scale div(conductivity grad)`` on unit cells, zero outside.
+
+        Parameters
+        ----------
+        conductivity : Float[Array, "*grid"]
+            Positive, at the points; a face takes the mean of its two points, a boundary face its only one.
+        scale, shift : scalar
+            For a step of the heat equation, ``scale = dt / h^2`` (half of it for Crank-Nicolson) and ``shift = 1``.
+        """
+        k = float_array("Stencil.diffusion", "conductivity", conductivity)
+        edge = jnp.pad(k, 1, mode="edge")
+        centre = (slice(1, -1),) * k.ndim
+        faces = []
+        for o in _star(k.ndim)[1:]:
+            there = tuple(slice(1 + s, 1 + s + n) for s, n in zip(o, k.shape, strict=True))
+            faces.append(jnp.asarray(scale, k.dtype) * (edge[centre] + edge[there]) / 2)
+        return cls(jnp.stack([jnp.asarray(shift, k.dtype) + sum(faces), *(-f for f in faces)]), _star(k.ndim))
+
+    @property
+    def _centre(self) -> Offset:
+        return (0,) * len(self.offsets[0])
+
+    @property
+    def transposed(self):
+        """The transpose: offsets change sign and varying coefficients move with them."""
+        flipped = tuple(tuple(-k for k in o) for o in self.offsets)
+        if self.coefficients.ndim == 1:
+            return Stencil(self.coefficients, flipped)
+        moved = [shift(c, tuple(-k for k in o), c.shape) for c, o in zip(self.coefficients, self.offsets, strict=True)]
+        return Stencil(jnp.stack(moved), flipped)
+
+    def check(self, function, b):
+        """Raise unless b is an array over the stencil's grid."""
+        grid = self.coefficients.shape[1:]
+        if b.ndim != len(self._centre):
+            fail(function, "b", f"an array over a {len(self._centre)}-D grid, like the stencil", f"shape {b.shape}")
+        if grid and grid != b.shape:
+            fail(function, "A", f"a stencil with coefficients over the grid {b.shape} of `b`", f"one over {grid}")
+
+    def layout(self, shape, *, sweeps):
+        """Return the polyphase layout for sweeps, the plain grid otherwise."""
+        return Phases(self, shape) if sweeps else self
+
+    def mv(self, x):
+        """Return A x."""
+        return sum(c * shift(x, o, x.shape) for c, o in zip(self.coefficients, self.offsets, strict=True))
+
+    def diagonal(self):
+        """Return the centre coefficient, a scalar when constant."""
+        return self.coefficients[self.offsets.index(self._centre)]
+
+    def row_bound(self):
+        """Return the largest absolute row sum over the diagonal; entries that point outside count too."""
+        return jnp.max(jnp.sum(jnp.abs(self.coefficients), 0) / jnp.abs(self.diagonal()))
+
+    def rows(self, shape: Sequence[int], *, ordering: str = "colour") -> SparseRows:
+        """Return the same matrix as `SparseRows` on the flattened grid, for sweeps in natural order."""
+        shape = tuple(shape)
+        index: np.ndarray = np.indices(shape)
+        entries, row, column = [], [], []
+        for k, o in enumerate(self.offsets):
+            target = index + np.reshape(o, (-1,) + (1,) * len(shape))
+            inside = np.all((target >= 0) & (target < np.reshape(shape, (-1,) + (1,) * len(shape))), axis=0)
+            row.append(np.asarray(np.ravel_multi_index(tuple(index), shape))[inside])
+            column.append(np.ravel_multi_index(tuple(t[inside] for t in target), shape))
+            entries.append(k * inside.size + np.flatnonzero(inside))
+        full = jnp.reshape(self.coefficients, (len(self.offsets), -1))
+        full = jnp.broadcast_to(full, (len(self.offsets), index[0].size)).ravel()
+        values = full[np.concatenate(entries)]
+        return SparseRows(values, np.concatenate(row), np.concatenate(column), ordering=ordering)
+
+
+class Phases(Layout):
+    """The polyphase layout of a stencil: one array for each parity class of grid points.
+
+    A point ``2 i + p`` with p in {0, 1}^d lives at index i of array p; its neighbour at offset o is at index
+    ``i + (p + o - q) / 2`` of array ``q = (p + o) mod 2``. An odd axis is padded by a layer that stays zero, so that
+    all classes have one shape and XLA makes one kernel of those of a colour.
+    """
+
+    coefficients: tuple[tuple[Array, ...], ...]
+    masks: tuple[Array | None, ...]
+    offsets: tuple[Offset, ...] = eqx.field(static=True)
+    shape: tuple[int, ...] = eqx.field(static=True)
+
+    def __init__(self, stencil: Stencil, shape: tuple[int, ...]):
+        self.offsets, self.shape = stencil.offsets, shape
+        self.masks = tuple(self._mask(p, stencil.coefficients.dtype) for p in self.parities)
+        if stencil.coefficients.ndim == 1:
+            self.coefficients = tuple((c,) * len(self.parities) for c in stencil.coefficients)
+        else:
+            pairs = zip(stencil.coefficients, self.offsets, strict=True)
+            self.coefficients = tuple(self._split(c, 0 if any(o) else 1) for c, o in pairs)
+
+    @property
+    def parities(self) -> list[Offset]:
+        """The classes, in the order they are packed."""
+        return list(itertools.product((0, 1), repeat=len(self.shape)))
+
+    @property
+    def colours(self) -> list[list[int]]:
+        """Classes that may be updated at once, in sweep order."""
+        parities = self.parities
+        if all(sum(o) % 2 for o in self.offsets if any(o)):
+            return [[k for k, p in enumerate(parities) if sum(p) % 2 == c] for c in (0, 1)]
+        return [[k] for k in range(len(parities))]
+
+    def _split(self, x, fill):
+        x = jnp.pad(x, [(0, n % 2) for n in self.shape], constant_values=fill) if any(n % 2 for n in self.shape) else x
+        return tuple(x[tuple(slice(k, None, 2) for k in p)] for p in self.parities)
+
+    def _mask(self, parity: Offset, dtype) -> Array | None:
+        """Return one inside the grid and zero in the padding of a class, None for a class without."""
+        shape = tuple((n + 1) // 2 for n in self.shape)
+        inside = [
+            lax.broadcasted_iota(jnp.int32, shape, axis) < n // 2
+            for axis, (n, p) in enumerate(zip(self.shape, parity, strict=True))
+            if n % 2 and p
+        ]
+        # An array of its own: a comparison of indices inside the sweep would keep the CPU from vectorising it.
+        return settle(functools.reduce(jnp.logical_and, inside).astype(dtype)) if inside else None
+
+    def _inside(self, x, k: int):
+        return x if self.masks[k] is None else self.masks[k] * x
+
+    def pack(self, x):
+        """Return the tuple of parity classes."""
+        return self._split(x, 0)
+
+    def unpack(self, y):
+        """Interleave the classes."""
+
+        def spread(part, parity):
+            ends = [(k, n - k - (2 * m - 1), 1) for k, n, m in zip(parity, self.shape, part.shape, strict=True)]
+            return lax.pad(part, jnp.zeros((), part.dtype), ends)
+
+        return sum(spread(part, p) for part, p in zip(y, self.parities, strict=True))
+
+    def _couplings(self, y, k: int):
+        """Return the off-diagonal part of A y on class k."""
+        parities, total = self.parities, jnp.zeros_like(y[k])
+        for c, o in zip(self.coefficients, self.offsets, strict=True):
+            if any(o):
+                there = [p + s for p, s in zip(parities[k], o, strict=True)]
+                source = tuple(t % 2 for t in there)
+                total += c[k] * shift(y[parities.index(source)], tuple(t // 2 for t in there), y[k].shape)
+        return total
+
+    def mv(self, y):
+        """Return A y."""
+        parts = enumerate(zip(self.diagonal(), y, strict=True))
+        return tuple(self._inside(d * part + self._couplings(y, k), k) for k, (d, part) in parts)
+
+    def diagonal(self):
+        """Return the diagonal on each class."""
+        return self.coefficients[self.offsets.index((0,) * len(self.shape))]
+
+    def sweeper(self, omega):
+        """Return the red-black or multicolour sweep."""
+        gain = [settle(self._inside(omega / d, k)) for k, d in enumerate(self.diagonal())]
+
+        def sweep(y, b, reverse=False):
+            y = list(y)
+            for colour in reversed(self.colours) if reverse else self.colours:
+                for k in colour:
+                    y[k] = (1 - omega) * y[k] + gain[k] * (b[k] - self._couplings(y, k))
+            return tuple(y)
+
+        return sweep
+
+
+def shift(x: Array, offset: Sequence[int], shape: Sequence[int]) -> Array:
+    """Return the array of `shape` with ``x[i + offset]`` at i, zero where that is outside."""
+    ends = [(-o, n - m + o, 0) for o, n, m in zip(offset, shape, x.shape, strict=True)]
+    return lax.pad(x, jnp.zeros((), x.dtype), ends) if any(map(any, ends)) else x
+
+
+def _star(ndim: int) -> tuple[Offset, ...]:
+    """Return the centre and the 2 ndim nearest neighbours."""
+    unit = np.eye(ndim, dtype=int)
+    return tuple(tuple(int(k) for k in o) for o in [np.zeros(ndim, int), *unit, *-unit])

@@ -1,0 +1,1 @@
+"""The noise-free solve: one-dimensional bases, trial functions, resolution, Newton's method."""

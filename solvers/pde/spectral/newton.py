@@ -1,0 +1,330 @@
+"""The noise-free solve: spectral trial functions, Newton's method, direct or preconditioned linear algebra."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.flatten_util import ravel_pytree
+from jax.scipy.linalg import lu_factor, lu_solve
+
+from ...core.implicit import attach
+from ...core.krylov.gmres import gmres
+from ...core.linalg.kronecker import KroneckerSum, Pencil, along, mode_products
+from ...core.loop import Run, iterate
+from ...core.precision import eps, matmul
+from ...core.vectors import axpy, norm
+from ..tracing import Equation
+from .axes import fejer
+from .spaces import MOMENTS, Line, lifted
+
+DENSE = 1200
+"""Unknowns up to which a problem in several dimensions is factorised densely when it is not separable."""
+KRYLOV_STEPS = 120
+"""Products with the Jacobian a linear solve may take."""
+
+
+FINE = 2**15
+"""Points over which the lowest moments of a one-dimensional source are averaged."""
+NOISE = 2000
+"""Largest relative change of a moment that is taken for noise, in eps."""
+
+
+class Discretisation:
+    """The projected equation as a function of the free coefficients.
+
+    Parameters
+    ----------
+    equation : Equation
+        The traced residual.
+    lines : list of list of Line
+        ``lines[k][d]`` for unknown k and dimension d.
+    axis_values : list of list
+        Values of the conditions, see `spaces.lifted`.
+    args : PyTree
+        The user's.
+    """
+
+    def __init__(self, equation: Equation, lines: list[list[Line]], axis_values, args):
+        self.equation, self.lines, self.args = equation, lines, args
+        self.x = coordinates(lines[0])
+        pairs = [lifted(ln, g) for ln, g in zip(lines, axis_values, strict=True)]
+        self.offsets, self.misfit = [p[0] for p in pairs], jnp.max(jnp.stack([p[1] for p in pairs]))
+        self.values = [
+            [{p: ln.values(p) for p in {index[d] for index in o} | {0}} for d, ln in enumerate(field)]
+            for field, o in zip(lines, equation.orders, strict=True)
+        ]
+        weights = [along(ln.basis.weights, d, len(lines[0])) for d, ln in enumerate(lines[0])]
+        self.weight = weights[0]
+        for w in weights[1:]:
+            self.weight = self.weight * w
+        self.shift = None if equation.source is None else self._averaged(equation.source)
+
+    def coefficients(self, y):
+        """Return the coefficients in the bases: ``lift g + null y``."""
+        return tuple(
+            z + mode_products([ln.null for ln in field], f)
+            for z, field, f in zip(self.offsets, self.lines, y, strict=True)
+        )
+
+    def jets(self, z):
+        """Return the derivatives that the equation uses, at the nodes."""
+        return [
+            [mode_products([v[index[d]] for d, v in enumerate(values)], f) for index in orders]
+            for values, orders, f in zip(self.values, self.equation.orders, z, strict=True)
+        ]
+
+    def project(self, residuals):
+        """Test each residual with its unknown's test functions."""
+        tested = tuple(
+            mode_products([ln.test.T for ln in field], r) for field, r in zip(self.lines, residuals, strict=True)
+        )
+        return tested if self.shift is None else tuple(t + s for t, s in zip(tested, self.shift, strict=True))
+
+    def _averaged(self, source: Callable):
+        """Return what sampling the source on many more points changes in its lowest moments.
+
+        The phases of a fast source are rounded to ``eps |omega x|``. Where the solution is the source integrated twice,
+        that noise grows in its lowest modes by ``(omega L / k pi)^2``; averaging over m points divides it by sqrt(m).
+        """
+        s, weights = (jnp.asarray(v, self.x[0].dtype) for v in fejer(FINE))
+        jets = [[jnp.zeros_like(self.x[0]) for _ in o] for o in self.equation.orders]
+        coarse = self.equation(self.x, jets, self.args)
+        fine = source(fine_points(self.lines[0][0].basis), self.args)
+        shift = []
+        for (ln,), c, f in zip(self.lines, coarse, fine, strict=True):
+            count = min(MOMENTS, ln.test.shape[1])
+            moments = matmul(f * weights, ln.basis.orthonormal(count, s)) - matmul(c, ln.test[:, :count])
+            noise = NOISE * eps(s.dtype) * jnp.sqrt(jnp.sum(ln.basis.weights * c**2))
+            moments = jnp.where(jnp.abs(moments) <= noise, moments, 0)  # what is larger is no noise: do not touch it
+            shift.append(jnp.zeros(ln.test.shape[1], s.dtype).at[:count].set(moments))
+        return tuple(shift)
+
+    def residual(self, y):
+        """Return the tested residuals."""
+        return self.project(self.equation(self.x, self.jets(self.coefficients(y)), self.args))
+
+    def norm(self, fields):
+        """Weighted root mean square over the nodes and the equations."""
+        total = sum(jnp.sum(self.weight * f**2) for f in fields)
+        return jnp.sqrt(total)
+
+    def measure(self, y):
+        """Return the tested residuals, their norm, the norm of the residual itself, both relative to the terms'."""
+        jets = self.jets(self.coefficients(y))
+        strong = self.equation(self.x, jets, self.args)
+        source = self.equation(self.x, jax.tree.map(jnp.zeros_like, jets), self.args)
+        scale = self.norm(source)
+        scale = jnp.where(jnp.isfinite(scale), scale, 0)  # zero may be no place to evaluate the equation at
+        for row in self.equation.coefficients(self.x, jets, self.args):
+            for cs, us in zip(row, jets, strict=True):
+                scale = scale + sum((self.norm([c * u]) for c, u in zip(cs, us, strict=True)), jnp.zeros_like(scale))
+        tested = self.project(strong)
+        scale = jnp.where(scale > 0, scale, 1)
+        return tested, jnp.sqrt(sum(jnp.sum(t**2) for t in tested)) / scale, self.norm(strong) / scale
+
+    def zeros(self):
+        """Return the free coefficients of the lifted conditions alone."""
+        return tuple(jnp.zeros(tuple(ln.null.shape[1] for ln in f), f[0].null.dtype) for f in self.lines)
+
+    def pencils(self, k: int, coefficients, exact: bool) -> list[Pencil]:
+        """Split unknown k's own equation into dimensions; averaging what does not split unless `exact`."""
+        orders, lines = self.equation.orders[k], self.lines[k]
+        ndim, sees = len(lines), self.equation.coordinates[k]
+        terms: list[dict[int, Any]] = [{} for _ in range(ndim)]
+        for index, c in zip(orders, coefficients, strict=True):
+            axes = [d for d in range(ndim) if index[d]]
+            if len(axes) > 1:
+                continue
+            home = (axes or (list(sees[index]) if exact else []) or [0])[0]
+            others = tuple(d for d in range(ndim) if d != home)
+            profile = c[tuple(slice(None) if d == home else 0 for d in range(ndim))] if exact else c.mean(others)
+            terms[home][index[home]] = profile
+        return [self._pencil(k, d, terms[d], exact) for d in range(ndim)]
+
+    def _pencil(self, k: int, d: int, terms: dict[int, Any], exact: bool) -> Pencil:
+        ln, values = self.lines[k][d], self.values[k][d]
+        constant = not exact or not any(d in self.equation.coordinates[k].get(_unit(len(self.lines[k]), d, p), ())
+                                        for p in terms if p)  # fmt: skip
+        odd = [p for p in terms if p % 2]
+        symmetric = ln.symmetric and constant and 2 in terms and max(terms) == 2 and not (exact and odd)
+        mass = matmul(ln.test.T, matmul(values[0], ln.null))
+        if symmetric:
+            terms = {p: c if p == 0 and exact else jnp.full_like(c, c.mean()) for p, c in terms.items() if p % 2 == 0}
+        operator = jnp.zeros_like(mass)
+        for p, c in terms.items():
+            operator = operator + matmul(ln.test.T * c[None], matmul(values[p], ln.null))
+        if not symmetric:
+            return Pencil(operator, mass)
+        leading = terms[2][0]
+        length = ln.basis.upper - ln.basis.lower
+        bound = jnp.max(jnp.maximum(terms[0] / leading, 0)) if 0 in terms else 0.0
+        return Pencil(operator, mass, leading, 4 / length**2 + 2 * bound + ln.robin)
+
+    @property
+    def separable(self) -> bool:
+        """Whether the equation is a sum over dimensions."""
+        if len(self.lines) > 1 or not self.equation.linear:
+            return False
+        for index, sees in self.equation.coordinates[0].items():
+            axes = {d for d, p in enumerate(index) if p}
+            if len(axes | set(sees)) > 1:
+                return False
+        return True
+
+    def factorise(self, y) -> "Inverse":
+        """Return the inverse of the Jacobian at y: dense, separable, or Krylov with a separable preconditioner."""
+        jets = self.jets(self.coefficients(y))
+        if len(self.lines[0]) == 1:
+            floating = all(ln.floating for field in self.lines for ln in field)
+            return _pseudo(self._line_matrix(jets), y) if floating else _dense(self._line_matrix(jets), y)
+        c = self.equation.coefficients(self.x, jets, self.args)
+        if self.separable:
+            return _direct([KroneckerSum.build(self.pencils(0, c[0][0], True))], y)
+        _, jacobian = jax.linearize(self.residual, y)
+        total = sum(f.size for f in y)
+        if total <= DENSE:
+            flat, unravel = ravel_pytree(y)
+            columns = jax.vmap(lambda e: ravel_pytree(jacobian(unravel(e)))[0])(jnp.eye(total, dtype=flat.dtype))
+            return _dense(columns.T, y)
+        near = _direct([KroneckerSum.build(self.pencils(k, c[k][k], False)) for k in range(len(self.lines))], y)
+        transposed = jax.linear_transpose(jacobian, y)
+
+        def krylov(matvec, precondition):
+            def solve(b, rtol):
+                tol = rtol * jnp.linalg.norm(ravel_pytree(b)[0])
+                return gmres(matvec, b, tol=tol, max_steps=KRYLOV_STEPS, precondition=precondition).x
+
+            return solve
+
+        return Inverse(
+            krylov(jacobian, lambda r: near.solve(r, 0.0)),
+            krylov(lambda r: transposed(r)[0], lambda r: near.transposed(r, 0.0)),
+        )
+
+    def _line_matrix(self, jets):
+        """Return the Jacobian in one dimension, by blocks."""
+        c = self.equation.coefficients(self.x, jets, self.args)
+        blocks = []
+        for i, row in enumerate(c):
+            test, line = self.lines[i][0].test.T, []
+            for k, cs in enumerate(row):
+                total = jnp.zeros((self.lines[k][0].basis.size,) * 2, test.dtype)
+                for index, ck in zip(self.equation.orders[k], cs, strict=True):
+                    total = total + ck[:, None] * self.values[k][0][index[0]]
+                line.append(matmul(test, matmul(total, self.lines[k][0].null)))
+            blocks.append(line)
+        return jnp.block(blocks)
+
+
+class Inverse(NamedTuple):
+    """``solve(b, rtol)`` with a matrix and ``transposed(b, rtol)`` with its transpose."""
+
+    solve: Callable
+    transposed: Callable
+
+
+def fine_points(basis):
+    """Return the points that the moments of a one-dimensional source are averaged over."""
+    s = jnp.asarray(fejer(FINE)[0], jnp.result_type(basis.lower))
+    return ((basis.lower + basis.upper) / 2 + (basis.upper - basis.lower) / 2 * s,)
+
+
+def coordinates(lines: list[Line]):
+    """Return the nodes of each dimension, shaped to broadcast against the others."""
+    return tuple(along(ln.basis.nodes, d, len(lines)) for d, ln in enumerate(lines))
+
+
+def solve_spectral(
+    build: Callable[[Any], Discretisation], data: Any, guess: Callable | None, *, tol, max_steps, history, progress
+) -> tuple[Discretisation, Any, Run, Any]:
+    """Solve by Newton's method with exact derivatives in `data`.
+
+    ``build(data)`` makes the discretisation; ``guess(discretisation)`` free coefficients to start from. Returns the
+    discretisation, the free coefficients, how the loop ended, and the relative residual at the nodes.
+    """
+    frozen = build(lax.stop_gradient(data))
+    linear = frozen.equation.linear
+    start = frozen.zeros() if guess is None else lax.stop_gradient(guess(frozen))
+    once = frozen.factorise(start) if linear else None
+
+    def state_at(y):
+        return (y, *frozen.measure(y))
+
+    def step(state):
+        y, tested = state[:2]
+        inverse = once if once is not None else frozen.factorise(y)
+        direction = inverse.solve(tested, 1e-3)
+        if linear:
+            return state_at(axpy(-1.0, direction, y))
+        before = norm(tested)
+
+        def shorter(carry):
+            t, _ = carry
+            t = t / 2
+            return t, norm(frozen.residual(axpy(-t, direction, y)))
+
+        def rejected(carry):
+            t, after = carry
+            return ~(after <= (1 - 1e-4 * t) * before) & (t > 1e-4)
+
+        one = jnp.ones((), before.dtype)
+        t, _ = lax.while_loop(rejected, shorter, (one, norm(frozen.residual(axpy(-one, direction, y)))))
+        return state_at(axpy(-t, direction, y))
+
+    run = iterate(
+        step, state_at(start), value=lambda s: (s[0], s[3]), error=lambda s: s[2], tol=tol, max_steps=max_steps,
+        stall=3 if linear else 8, history=history, progress=progress,
+    )  # fmt: skip
+    y, strong = run.value
+
+    def solve(jacobian, b):
+        inverse = frozen.factorise(y)
+
+        def refined(apply):
+            def solver(matvec, b):
+                x = apply(b, 1e-8)
+                for _ in range(2):
+                    x = axpy(1.0, apply(axpy(-1.0, matvec(x), b), 1e-8), x)
+                return x
+
+            return solver
+
+        return lax.custom_linear_solve(jacobian, b, refined(inverse.solve), refined(inverse.transposed))
+
+    y = attach(lambda y, data: build(data).residual(y), y, data, solve=solve)
+    return build(data), y, run, strong
+
+
+def _dense(matrix, like) -> Inverse:
+    factors, unravel = lu_factor(matrix), ravel_pytree(like)[1]
+
+    def solve(trans):
+        return lambda b, rtol: unravel(lu_solve(factors, ravel_pytree(b)[0], trans=trans))
+
+    return Inverse(solve(0), solve(1))
+
+
+def _pseudo(matrix, like) -> Inverse:
+    """Least squares of least norm, where constants may be solutions of the homogeneous equation."""
+    u, s, vt = jnp.linalg.svd(matrix)
+    keep = s > 100 * eps(s.dtype) * s[0]
+    inverse, unravel = jnp.where(keep, 1 / jnp.where(keep, s, 1), 0), ravel_pytree(like)[1]
+
+    def solve(left, right):
+        return lambda b, rtol: unravel(matmul(left, inverse * matmul(ravel_pytree(b)[0], right)))
+
+    return Inverse(solve(vt.T, u), solve(u, vt.T))
+
+
+def _direct(sums: list[KroneckerSum], like) -> Inverse:
+    def solve(b):
+        return tuple(s.solve(f) for s, f in zip(sums, b, strict=True))
+
+    transposed = jax.linear_transpose(solve, like)
+    return Inverse(lambda b, rtol: solve(b), lambda b, rtol: transposed(b)[0])
+
+
+def _unit(ndim: int, axis: int, order: int) -> tuple[int, ...]:
+    return tuple(order if d == axis else 0 for d in range(ndim))

@@ -1,0 +1,158 @@
+"""How many nodes: from the Chebyshev coefficients of the source and the conditions, then from those of the solution."""
+
+from collections.abc import Callable
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer, eval_context
+
+from ...core.checks import fail
+from ...core.linalg.kronecker import along
+from ...core.precision import eps
+from ...core.solution import Status
+from ..problem import PDEProblem
+from ..solution import GPSolution, PDEStatus
+from ..tracing import at_zero, trace
+from .axes import fejer
+from .spaces import face_values
+
+SAMPLES = 4096
+LINES = (0.137, 0.391, 0.733)
+LARGEST = {1: 2048, 2: 512, 3: 96}
+"""Most nodes a dimension that are tried."""
+CONDITIONED = {1: 128, 2: 20, 3: 8}
+"""Most nodes a dimension when conditioning, where the rows are dense."""
+MARGIN = 24
+
+
+def refined(
+    problem: PDEProblem, args: Any, solve: Callable[[tuple, Any], GPSolution], guess: Any, dtype, forced: bool
+) -> GPSolution:
+    """Solve on finer and finer grids until the coefficients of the solution have decayed; on the host.
+
+    ``solve(grid, guess)`` is tried on a first grid that resolves source and conditions. A dimension whose last
+    coefficients exceed ``eps^0.7`` of the largest is refined, until that no longer helps; all are where Newton's method
+    found nothing.
+    """
+    if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves((problem, args))):
+        fail("gp_solve", "grid", "given where the data are traced: inside jit, vmap and grad", None)
+    with eval_context():
+        grid, conditioned = first_grid(problem, args, dtype, forced)
+        if conditioned:
+            return solve(grid, guess)
+        before = None
+        while True:
+            solution = solve(grid, guess)
+            status, most = int(solution.status), LARGEST[len(grid)]
+            rounding = status == Status.STAGNATED and float(solution.error) <= eps(dtype) ** 0.5
+            solved = status == Status.CONVERGED or rounding
+            tails = _tails(solution, len(grid))
+            bad = tails > eps(dtype) ** 0.7 if solved else np.ones(len(grid), bool)
+            stuck = solved and before is not None and tails.max() < 1e-3 and tails.max() > before / 2
+            finer = tuple(
+                max(n, min(most, n + n // 2 if solved else 2 * n)) if b else n for n, b in zip(grid, bad, strict=True)
+            )
+            if stuck or finer == grid or status == Status.NONFINITE:
+                return solution
+            before = tails.max() if solved else None
+            grid, guess = finer, solution if solved or status == PDEStatus.UNRESOLVED else guess
+
+
+def is_conditioned(problem: PDEProblem, orders) -> bool:
+    """Whether the problem needs a prior: noise, observations, or not one condition for each derivative."""
+    if problem.noise is not None or any(getattr(c, "noise", None) is not None for c in problem.conditions):
+        return True
+    for k, indices in enumerate(orders):
+        for d, periodic in enumerate(problem.periodic):
+            highest = max((o[d] for o in indices), default=0)
+            if not periodic and len(problem.faces(k, d)) != highest:
+                return True
+    return False
+
+
+def first_grid(problem: PDEProblem, args: Any, dtype, forced: bool) -> tuple[tuple[int, ...], bool]:
+    """Return the nodes a dimension that the source along a few lines and the face values need, and if conditioned.
+
+    An equation that is not linear makes frequencies of its own, which the source of a given solution may have to
+    cancel: for it only the strong ones count, and refinement does the rest.
+    """
+    ndim = problem.domain.ndim
+    try:
+        lines, structure = _sampled(problem, args, dtype)
+    except (TypeError, ValueError) as cause:
+        if str(cause).startswith("PDEProblem"):
+            raise
+        fail("gp_solve", "grid", "given, or the residual a function of any x: it cannot be sampled elsewhere", cause)
+    orders, linear = structure.value
+    conditioned = forced or is_conditioned(problem, orders)
+    most, grid = (CONDITIONED if conditioned else LARGEST)[ndim], []
+    for samples, periodic in zip(jax.device_get(lines), problem.periodic, strict=True):
+        degree = max((_degree(s, periodic, eps(dtype), linear) for s in samples), default=0)
+        grid.append(min(most, 2 * degree + MARGIN + 1 if periodic else degree + MARGIN))
+    return tuple(grid), conditioned
+
+
+class _Static(eqx.Module):
+    value: Any = eqx.field(static=True)
+
+
+@eqx.filter_jit
+def _sampled(problem: PDEProblem, args, dtype):
+    """Return, for each dimension, the source and the face values along lines in it; and the equation's structure."""
+    ndim, names, fields = problem.domain.ndim, problem.domain.names, problem.fields
+    result, equation = [], None
+    for d in range(ndim):
+        found = []
+        for fraction in LINES if ndim > 1 else LINES[:1]:
+            x = _line(problem, d, fraction, dtype)
+            for axis in range(ndim):
+                faces = [c for k in range(fields) for c in problem.faces(k, axis) if axis != d and callable(c.value)]
+                found += [face_values(problem, c, axis, args, x).reshape(-1) for c in faces]
+            equation = equation or trace(problem.residual, names, fields, x, args)
+            found += [f.reshape(-1) for f in at_zero(problem.residual, names, fields, x, args)]
+        result.append(found)
+    assert equation is not None
+    return result, _Static((equation.orders, equation.linear))
+
+
+def _line(problem: PDEProblem, axis: int, fraction: float, dtype):
+    """Return the coordinates of a line along one dimension: Chebyshev points, or equally spaced ones."""
+    x, ndim = [], problem.domain.ndim
+    for d, (lower, upper) in enumerate(problem.domain.bounds):
+        points = np.arange(SAMPLES) / SAMPLES if problem.periodic[d] else (fejer(SAMPLES)[0] + 1) / 2
+        lower, upper = jnp.asarray(lower, dtype), jnp.asarray(upper, dtype)
+        x.append(along(lower + (upper - lower) * jnp.asarray(points if d == axis else [fraction], dtype), d, ndim))
+    return tuple(x)
+
+
+def _degree(samples: np.ndarray, periodic: bool, unit: float, linear: bool) -> int:
+    """Return the number of coefficients above the noise: where their envelope comes down to its own last values."""
+    c = np.abs(np.fft.rfft(samples)) if periodic else _chebyshev(samples)
+    if not np.all(np.isfinite(c)) or c.max() == 0:
+        return 0
+    envelope = np.maximum.accumulate(c[::-1])[::-1] / c.max()
+    floor = 30 * max(envelope[3 * len(c) // 4], unit / 3)
+    degree = int(np.argmax(envelope <= (floor if linear else max(floor, 1e-4))))
+    return degree if linear else degree + degree // 8
+
+
+def _chebyshev(samples: np.ndarray) -> np.ndarray:
+    """Return the sizes of the Chebyshev coefficients of values at `fejer`'s points."""
+    n = len(samples)
+    both = np.fft.fft(np.concatenate([samples, samples[::-1]]))[:n]
+    return np.abs(np.real(both * np.exp(-0.5j * np.pi * np.arange(n) / n))) / n
+
+
+def _tails(solution: GPSolution, ndim: int) -> np.ndarray:
+    """Return, for each dimension, the largest of the last coefficients over the largest of all."""
+    tails = np.zeros(ndim)
+    for z in solution.value if isinstance(solution.value, tuple) else (solution.value,):
+        size = np.abs(np.asarray(z))
+        for d in range(ndim):
+            profile = size.max(axis=tuple(e for e in range(ndim) if e != d))
+            last = min(8, max(2, len(profile) // 20))
+            tails[d] = max(tails[d], profile[-last:].max() / max(profile.max(), np.finfo(profile.dtype).tiny))
+    return tails

@@ -1,0 +1,1 @@
+"""Costs of transport, stored or computed when needed."""

@@ -1,0 +1,172 @@
+"""One outer step of the safeguarded Newton method on the semi-dual, and the annealing it takes part in."""
+
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from ...core.loop import Run, iterate, when
+from ...core.precision import eps as machine_eps
+from ...core.solution import Status
+from ...core.typing import Array, Bool, Float, Int, Scalar
+from ..problem import Problem
+from .backends import Backend
+from .hessian import System
+from .scaling import Kernel, absorb, needs_absorbing, rescale, row_error, sweep
+
+DECAY = 0.25
+"""Each stage divides epsilon by four ..."""
+STAGE_ERROR = 1e-2
+"""... once the marginal error is this small."""
+STAGE_STEPS = 6
+"""... or after this many steps."""
+LONGEST = 20
+"""Largest change of a log scaling that a Newton step may make."""
+DAMPING = 1e-3
+"""The Hessian's relative shift is this times the error."""
+PATIENCE = 8
+"""Steps without a smaller error before the solve counts as stagnated."""
+
+
+class State(eqx.Module):
+    """Where the method stands.
+
+    Attributes
+    ----------
+    kernel : Kernel
+        The plan, its columns normalised.
+    error : Float[Array, ""]
+        Marginal error of the plan at the current epsilon.
+    steps, stage_steps : Int[Array, ""]
+        Steps in all, and at this epsilon.
+    before : tuple
+        Row potential, column potential and epsilon at the end of the previous stage.
+    prepared : PyTree
+        What the Hessian backend keeps for this kernel.
+    hard : Bool[Array, ""]
+        Whether conjugate gradients have had trouble at this epsilon.
+    cg_steps : Int[Array, ""]
+        Conjugate-gradient steps so far.
+    """
+
+    kernel: Kernel
+    error: Float[Array, ""]
+    steps: Int[Array, ""]
+    stage_steps: Int[Array, ""]
+    before: tuple[Float[Array, " n"], Float[Array, " m"], Float[Array, ""]]
+    prepared: Any
+    hard: Bool[Array, ""]
+    cg_steps: Int[Array, ""]
+
+
+def search(problem: Problem, kernel: Kernel, d) -> Kernel:
+    """Move along d until the dual rises by Armijo's condition; where that drowns in rounding, until the error falls.
+
+    The kernel comes back unchanged when no step does.
+    """
+    a, b = problem.a, problem.b
+    slope = jnp.sum((a - kernel.r) * d)
+    error = row_error(problem, kernel)
+
+    def tried(t):
+        trial = rescale(problem, kernel, kernel.alpha * jnp.exp(t * d))
+        gain = jnp.sum(a * jnp.log(trial.alpha / kernel.alpha)) + jnp.sum(b * jnp.log(trial.beta / kernel.beta))
+        trial_error = row_error(problem, trial)
+        good = jnp.where(error**2 > machine_eps(d.dtype), gain >= 1e-4 * t * slope, trial_error < error)
+        return (trial.alpha, trial.beta, trial.r), t, good & jnp.isfinite(trial_error)
+
+    longest = jnp.max(jnp.abs(d))
+    t = jnp.minimum(1, LONGEST / jnp.where(longest > 0, longest, 1)).astype(d.dtype)
+    moved, _, good = lax.while_loop(lambda c: ~c[2] & (c[1] > 2e-3), lambda c: tried(c[1] / 2), tried(t))
+    fields = lambda k: (k.alpha, k.beta, k.r)  # noqa: E731
+    kept = jax.tree.map(lambda new, old: jnp.where(good, new, old), moved, fields(kernel))
+    return eqx.tree_at(fields, kernel, kept)
+
+
+def newton_step(problem: Problem, state: State, tol, max_steps, hessian: Backend) -> State:
+    """One outer step: a Newton direction searched, a Sinkhorn sweep, and the next stage of annealing if due."""
+    system = System.at(problem, state.kernel, state.error, tol, DAMPING)
+    direction = hessian.direction(state.prepared, problem, state.kernel, system, state.hard)
+    kernel = sweep(problem, search(problem, state.kernel, direction.d))
+    moved = State(
+        kernel, row_error(problem, kernel), state.steps + 1, state.stage_steps + 1,
+        state.before, state.prepared, direction.hard, state.cg_steps + direction.cg_steps,
+    )  # fmt: skip
+    return settle(problem, moved, tol, max_steps, hessian)
+
+
+def settle(problem: Problem, state: State, tol, max_steps, hessian: Backend) -> State:
+    """Lower epsilon where the stage is done; absorb the scalings where that, convergence or their range demands it."""
+    epsilon = state.kernel.epsilon
+    last = state.steps >= max_steps
+    done = (state.error < STAGE_ERROR) | (state.stage_steps >= STAGE_STEPS) | last
+    advance = (epsilon > problem.epsilon) & done
+
+    def renew(state: State) -> State:
+        lower = jnp.where(advance, jnp.maximum(jnp.where(last, 0, epsilon * DECAY), problem.epsilon), epsilon)
+        (f, g), passed = extrapolate(state, lower)
+        before = jax.tree.map(lambda new, old: jnp.where(advance, new, old), passed, state.before)
+        stage_steps = jnp.where(advance, 0, state.stage_steps)
+        kernel = absorb(problem, state.kernel, f, g, lower)
+        hard = state.hard & ~advance
+        return state_at(problem, kernel, hessian, before, state.steps, stage_steps, hard, state.cg_steps)
+
+    return when(advance | (state.error <= tol) | needs_absorbing(state.kernel), renew, state)
+
+
+def extrapolate(state: State, lower):
+    """Return potentials for epsilon `lower`, linear in epsilon through this stage's end and the last one's.
+
+    The second result is what to remember of this stage. At an unchanged epsilon the potentials are those of the state.
+    """
+    potentials, epsilon = state.kernel.potentials, state.kernel.epsilon
+    known = state.before[2] > 1.01 * epsilon
+    ratio = jnp.where(known, (lower - epsilon) / jnp.where(known, epsilon - state.before[2], 1), 0)
+    ahead = tuple(p + ratio * (p - q) for p, q in zip(potentials, state.before[:2], strict=True))
+    return ahead, (*potentials, epsilon)
+
+
+def state_at(
+    problem,
+    kernel,
+    hessian,
+    before=None,
+    steps: Scalar = 0,
+    stage_steps: Scalar = 0,
+    hard: Any = False,
+    cg_steps: Scalar = 0,
+) -> State:
+    """Return the state at a kernel that has just been formed."""
+    if before is None:
+        before = (kernel.f, kernel.g, jnp.zeros_like(kernel.epsilon))
+    steps, stage_steps, cg_steps = (jnp.asarray(x, jnp.int32) for x in (steps, stage_steps, cg_steps))
+    prepared = hessian.prepare(problem, kernel)
+    return State(kernel, row_error(problem, kernel), steps, stage_steps, before, prepared, jnp.asarray(hard), cg_steps)
+
+
+def ascend(problem: Problem, state: State, tol, max_steps, hessian: Backend, **loop) -> Run:
+    """Step until the marginal error at the problem's epsilon is at most `tol`; `loop` goes to `iterate`.
+
+    While annealing the error at the target is unknown: it counts as more than two, the largest it can be.
+    """
+    valid = problem.status == Status.RUNNING
+
+    def error(state: State):
+        annealing = state.kernel.epsilon > problem.epsilon
+        beyond = 2 + state.kernel.epsilon / problem.epsilon
+        return jnp.where(valid, jnp.where(annealing, beyond, state.error), 2)
+
+    return iterate(
+        lambda s: newton_step(problem, s, tol, max_steps, hessian),
+        state,
+        value=lambda s: s.kernel.potentials,
+        error=error,
+        report=lambda s: s.error,
+        status=lambda _: problem.status,
+        tol=tol,
+        max_steps=max_steps,
+        stall=PATIENCE,
+        **loop,
+    )

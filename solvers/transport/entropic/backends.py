@@ -1,0 +1,47 @@
+"""Which backend solves the Newton systems."""
+
+import jax
+import jax.numpy as jnp
+
+from ..costs.cost import Stored
+from ..problem import Problem
+from .hessian import Cholesky, DenseCG, Escalating
+from .sparse import SparseCG, default_width
+
+Backend = DenseCG | SparseCG | Cholesky | Escalating
+
+HESSIANS = ("auto", "dense", "sparse", "direct")
+SMALL = 128
+"""Up to this many rows the Newton matrix is factored in every step."""
+LARGE = 4096
+"""Beyond this many rows it never is."""
+SPARSE_FROM = 1024
+"""From this many rows on, accelerators use sparse rows."""
+
+
+def choose_backend(hessian: str, problem: Problem) -> Backend:
+    """Return the backend that `hessian` names.
+
+    On a CPU, products with the whole kernel run from cache or at memory speed and gathers do not, so "auto" stays dense
+    there; on accelerators the sparse rows save an order of magnitude where they fit, and give way where they do not.
+    A product with a cost that is not stored takes n m exponentials, so there entries are kept wherever they fit.
+    """
+    n, m = problem.cost.shape
+    sparse = SparseCG(default_width(m))
+    if not isinstance(problem.cost, Stored) and hessian in ("auto", "sparse"):
+        tiled = hasattr(problem.cost, "over_rows")
+        return Escalating(sparse if tiled else DenseCG(), DenseCG(single=False))
+    if hessian == "direct" or (hessian == "auto" and n <= SMALL):
+        return Cholesky()
+    large = n >= SPARSE_FROM and jax.default_backend() != "cpu"
+    first = sparse if hessian == "sparse" or (hessian == "auto" and large) else DenseCG()
+    return Escalating(first, Cholesky() if hessian == "auto" and n <= LARGE else DenseCG(single=False))
+
+
+def anneals_in_single(problem: Problem) -> bool:
+    """Whether a float64 problem is annealed in float32: on accelerators, from `SPARSE_FROM` rows on.
+
+    It halves the memory traffic of the annealing and doubles the program, which on a CPU does not pay.
+    """
+    large = problem.cost.shape[0] >= SPARSE_FROM and jax.default_backend() != "cpu"
+    return large and problem.cost.dtype == jnp.float64

@@ -1,0 +1,153 @@
+"""From the loop's last potentials to a solution with exact derivatives."""
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from ...core.implicit import attach, linear_solve
+from ...core.krylov.cg import cg
+from ...core.loop import Run
+from ...core.precision import eps as machine_eps
+from ...core.precision import matmul
+from ..costs.cost import StoredKernel, as_cost
+from ..plan import kernel_of, marginals, row_transform
+from ..problem import Problem
+from ..solution import TransportSolution
+
+DIRECT = 1024
+"""Up to this many rows the derivative's linear system is factored, above it solved by conjugate gradients."""
+
+
+def finish(problem: Problem, run: Run, tol, linear_steps, data) -> TransportSolution:
+    """Attach derivatives to the potentials of the reduced, possibly transposed problem and fix their constant.
+
+    Parameters
+    ----------
+    problem : Problem
+        What was solved.
+    run : Run
+        How the loop ended; its value holds potentials of the reduced, unit-mass problem at the target epsilon.
+    tol, linear_steps : scalar
+        To be reported.
+    data : tuple of arrays
+        Cost, a, b and epsilon as the user gave them: what derivatives are taken with respect to.
+    """
+    potentials = run.value[::-1] if problem.transposed else run.value
+    given, a, b, epsilon = data
+    cost = as_cost(given)
+    shift, mass = lax.stop_gradient((problem.shift, problem.mass))
+    f, g = attach_potentials(potentials, (cost, a / jnp.sum(a), b / jnp.sum(b), epsilon), shift)
+    f = f + epsilon * jnp.log(jnp.where(mass > 0, jnp.sum(a), 1))
+    f = _extend(f, g, cost, a, b, epsilon, shift)
+    g = _extend(g, f, cost.T, b, a, epsilon, shift)
+    drift = (_mean(a, f) - _mean(b, g)) / 2
+    f, g = f - drift, g + drift
+    half = shift / 2
+    tol = jnp.asarray(tol, run.error.dtype)
+    value = (f + half, g + half)
+    status, steps, error = lax.stop_gradient((run.status, run.num_steps, run.error))
+    return TransportSolution(
+        value, status, steps, error, tol, run.history, given, a, b, epsilon, shift, (f, g), linear_steps
+    )
+
+
+def attach_potentials(potentials, data, shift):
+    """Return the potentials with the derivative of the root of ``(a - P 1, b - P' 1)``.
+
+    Parameters
+    ----------
+    potentials : pair of arrays
+        Solved potentials of ``cost - shift``.
+    data : tuple of arrays
+        Cost, unit-mass weights and epsilon.
+    shift : Float[Array, ""]
+        Constant subtracted from the cost.
+    """
+
+    def residual(fg, data):
+        (f, g), (cost, a, b, epsilon) = fg, data
+        r, c = marginals(kernel_of((f, g), cost, a, b, epsilon, shift))
+        dead = jnp.where(a > 0, 0, f), jnp.where(b > 0, 0, g)
+        return a - r - dead[0], b - c - dead[1]
+
+    cost, a, b, epsilon = lax.stop_gradient(data)
+    f, g = lax.stop_gradient(potentials)
+
+    def solve(jacobian, rhs):
+        plan = kernel_of((f, g), cost, a, b, epsilon, shift)
+        solver = _schur_solver(plan, a > 0, b > 0)
+        scaled = lambda x: jax.tree.map(lambda y: -epsilon * y, jacobian(x))  # noqa: E731
+        nothing = 0 * (jnp.sum(rhs[0]) + jnp.sum(rhs[1]))  # the transposed solve wants all blocks to depend on the data
+        return linear_solve(scaled, jax.tree.map(lambda y: nothing - epsilon * y, rhs), solver)
+
+    return attach(residual, potentials, data, solve=solve)
+
+
+def _schur_solver(plan, rows, columns):
+    """Solve ``[[D_r, P], [P', D_c]] (x, y) = (rho, sigma)`` on the live entries, with ``<r, x> = <c, y>``."""
+    if plan.shape[0] > plan.shape[1]:
+        flipped = _schur_solver(plan.T, columns, rows)
+        return lambda matvec, rhs: flipped(lambda x: matvec(x[::-1])[::-1], rhs[::-1])[::-1]
+    r, c = marginals(plan)
+    inverse_c = jnp.where(columns, 1 / jnp.where(columns, c, 1), 0)
+    direct = isinstance(plan, StoredKernel) and plan.shape[0] <= DIRECT
+    schur = (_factored if direct else _iterated)(plan, inverse_c, r, rows)
+
+    def once(rho, sigma):
+        excess = (jnp.sum(rho) - jnp.sum(sigma)) / 2
+        rho, sigma = rho - excess * r / jnp.sum(r), sigma + excess * c / jnp.sum(c)
+        x = schur(rho - plan.times(inverse_c * sigma))
+        y = inverse_c * (sigma - plan.transposed_times(x))
+        gauge = (jnp.sum(r * x) - jnp.sum(c * y)) / 2
+        return jnp.where(rows, x - gauge, 0), jnp.where(columns, y + gauge, 0)
+
+    def solver(matvec, rhs):
+        rhs = jnp.where(rows, rhs[0], 0), jnp.where(columns, rhs[1], 0)
+
+        def refine(_, x):
+            rho, sigma = (
+                jnp.where(live, y - ax, 0) for live, y, ax in zip((rows, columns), rhs, matvec(x), strict=True)
+            )
+            dx, dy = once(rho, sigma)
+            return x[0] + dx, x[1] + dy
+
+        return lax.fori_loop(0, 3, refine, jax.tree.map(jnp.zeros_like, rhs))
+
+    return solver
+
+
+def _factored(plan, inverse_c, r, rows):
+    half = plan.array * jnp.sqrt(inverse_c)[None, :]
+    safe = jnp.where(rows, r, 1)
+    scale = jnp.where(rows, jax.lax.rsqrt(safe), 1)
+    shift = 50 * machine_eps(r.dtype)
+    S = jnp.diag(jnp.where(rows, r * (1 + shift), 1)) - matmul(half, half.T) + r[:, None] * r[None, :]
+    factor = jnp.linalg.cholesky(S * scale[:, None] * scale[None, :], symmetrize_input=False)
+    return lambda rhs: scale * jax.scipy.linalg.cho_solve((factor, True), scale * rhs)
+
+
+def _iterated(plan, inverse_c, r, rows):
+    diagonal = jnp.maximum(r - plan.squares_times(inverse_c), 1e-3 * r)
+    inverse = jnp.where(rows, 1 / jnp.where(rows, diagonal, 1), 0)
+    norm = lambda x: jnp.sum(jnp.abs(x))  # noqa: E731
+
+    def schur(rhs):
+        return cg(
+            lambda x: r * x - plan.times(inverse_c * plan.transposed_times(x)),
+            rhs,
+            tol=10 * machine_eps(r.dtype) * norm(rhs),
+            max_steps=5000,
+            precondition=lambda x: inverse * x,
+            norm=norm,
+        ).x
+
+    return schur
+
+
+def _extend(f, g, cost, a, b, epsilon, shift):
+    """Give rows without mass the soft c-transform of g."""
+    return lax.cond(jnp.any(a <= 0), lambda: jnp.where(a > 0, f, row_transform(g, cost, b, epsilon, shift)), lambda: f)
+
+
+def _mean(weights, x):
+    return jnp.sum(jnp.where(weights > 0, weights * x, 0)) / jnp.maximum(jnp.sum(weights), jnp.finfo(x.dtype).tiny)

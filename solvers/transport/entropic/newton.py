@@ -1,0 +1,209 @@
+"""Sinkhorn-Newton-Sparse made safe: annealed, error-controlled, never worse than Sinkhorn."""
+
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from ...core import checks
+from ...core.loop import Run, history_length, when
+from ...core.precision import default_tol
+from ...core.solution import Status
+from ...core.typing import Array, Float, Progress, Scalar
+from ..costs.cost import Cost
+from ..costs.pointcloud import stored_if_small
+from ..problem import Problem, check, prepare
+from ..solution import TransportSolution
+from ..unbalanced import UnbalancedSolution, solve_unbalanced
+from .ascent import DECAY, STAGE_ERROR, ascend, extrapolate, state_at
+from .backends import HESSIANS, Backend, anneals_in_single, choose_backend
+from .derivatives import finish
+from .published import PublishedSNS, solve_published
+from .scaling import absorb, check_potentials, empty, reduced_potentials, row_error, sweep
+
+START = 80
+"""Annealing begins at the cost's spread divided by this."""
+EASY = 0.5
+"""No annealing where one Sinkhorn sweep at the target epsilon comes below this error."""
+SINGLE = 2500
+"""Annealing in float32 ends at the cost's spread divided by this: further down float32 sums lose the stage's digits."""
+
+
+def sns_sinkhorn(
+    cost: Float[Array, "n m"] | Cost,
+    a: Float[Array, " n"] | None = None,
+    b: Float[Array, " m"] | None = None,
+    *,
+    epsilon: Scalar,
+    tol: Scalar | None = None,
+    max_steps: Scalar = 200,
+    init: tuple[Float[Array, " n"], Float[Array, " m"]] | None = None,
+    unbalanced: Any = None,
+    hessian: str = "auto",
+    anneal: bool = True,
+    published: PublishedSNS | None = None,
+    history: bool | int = False,
+    progress: Progress | None = None,
+) -> TransportSolution | UnbalancedSolution:
+    """Solve entropic optimal transport by a safeguarded Sinkhorn-Newton-Sparse method.
+
+    ``min <C, P> + epsilon sum P (log P - 1)`` over plans P with row sums `a` and column sums `b`.
+
+    The default choice: it needs no tuning, converges in some ten or twenty steps whatever `epsilon`, and is never worse
+    than Sinkhorn's iteration, whose guarantee it keeps (Notes). When `epsilon` is large, a tenth of the mean cost say,
+    `sinkhorn` is as good. For the unregularised problem with a few thousand points on a CPU, a network simplex
+    (``ot.emd`` of POT) is faster than any entropic method.
+
+    Parameters
+    ----------
+    cost : Float[Array, "n m"], PointCloud or Grid
+        Cost of moving a unit of mass from i to j; ``inf`` forbids a pair in a matrix. Only its differences matter, and
+        only relative to `epsilon`. Differentiable.
+    a, b : Float[Array, "n"], Float[Array, "m"], optional
+        Weights, non-negative, of equal sum; uniform of sum one by default. Zeros are allowed. Differentiable.
+    epsilon : scalar
+        Regularisation, in the units of `cost`; positive. Traced, differentiable.
+    tol : scalar, optional
+        Target for `error`; 1e-9 in float64, 1e-5 in float32. Traced.
+    max_steps : int
+        Largest number of outer steps, those of the annealing included. Traced.
+    init : pair of arrays, optional
+        Potentials ``(f, g)`` to start from, for instance of a similar problem; their derivative is zero.
+    unbalanced : scalar or pair of scalars, optional
+        Prices ``(rho_a, rho_b)`` of changing the marginals, positive, ``None`` for one that is prescribed: minimise
+        ``<C, P> + epsilon KL(P | a b') + rho_a KL(P 1 | a) + rho_b KL(P' 1 | b)`` instead, with
+        ``KL(p | q) = sum p log(p / q) - p + q``; masses may then differ. Traced, differentiable.
+    hessian : {"auto", "dense", "sparse", "direct"}
+        How Newton systems are solved. Static. "dense": conjugate gradients on the kernel; "sparse": on its entries that
+        matter, with a static number a row; "direct": Cholesky of the n x n Schur complement. "auto" factors up to 128
+        rows, otherwise iterates (sparse on accelerators where the plan is sparse, else dense) and factors where that
+        takes long.
+    anneal : bool
+        Approach `epsilon` from above, except where plain Sinkhorn does well. Static.
+    published : PublishedSNS, optional
+        Run the algorithm as published [1]_, without any safeguard, instead. Static.
+    history : bool or int
+        Record the marginal error of that many steps (``True``: 256), at each step's own epsilon. Static.
+    progress : callable, optional
+        Called on the host as ``progress(step, error)``.
+
+    Returns
+    -------
+    TransportSolution
+        ``value = (f, g)`` with shapes ``(n,), (m,)``; ``error = (|P 1 - a|_1 + |P' 1 - b|_1) / sum(a)``; the plan,
+        costs and a certified duality gap follow from it. See `TransportSolution`. With `unbalanced` an
+        `UnbalancedSolution`.
+
+    Raises
+    ------
+    ValueError, TypeError
+        While tracing: if shapes do not fit, `cost` is not a real matrix, an option is unknown, or `epsilon` is a number
+        that is not positive.
+
+    Notes
+    -----
+    *Method.* Newton on the semi-dual of the shorter marginal, whose Hessian is the Laplacian of the plan: directions by
+    preconditioned conjugate gradients with a forcing term, in float32 where the data are float64; a line search; a
+    Sinkhorn sweep; epsilon divided by four whenever the marginal error is below 0.01, potentials extrapolated.
+
+    *Guarantee.* Every step ends with a Sinkhorn sweep from a point whose dual value is no lower than the step's start.
+    A sweep gains at least ``epsilon KL(a | r) >= epsilon |a - r|_1^2 / 2``, so after K steps at the target epsilon the
+    smallest error is at most ``sqrt(2 (D* - D_0) / (epsilon K))``, Sinkhorn's own bound, whatever the Hessian did. Near
+    the solution convergence is superlinear.
+
+    *Stopping.* ``error <= tol``, confirmed on freshly computed exponentials; `Status.STAGNATED` after eight steps
+    without a smaller error, which is how float32 ends when `tol` is out of its reach (about ``1e-8 max(C) / epsilon``).
+    Bad values (NaN, negative weights, unequal masses, a point that may go nowhere) are reported by status, without a
+    step; the status codes are those of `Status` and of `TransportStatus`.
+
+    *Cost.* A step is four products with an n x m matrix, two more for every point tried beyond the first and two for
+    every conjugate-gradient step; exponentials are taken when epsilon changes or scalings are absorbed.
+    Memory beside the cost: some two arrays of its shape, three more while a system is factored.
+
+    *Batches.* Under ``jax.vmap`` lanes give the same answers as alone; all wait for the slowest, and a lane whose
+    systems need factoring makes every lane pay for it in that step.
+
+    *Derivatives.* Potentials, plan and costs, to second order, forward and reverse, with respect to `cost`, `a`, `b`
+    and `epsilon`, by the implicit function theorem; `regularized_cost` needs no linear solve for the first order.
+
+    *Departures from the paper.* Entries are dropped by an error bound instead of a fixed count, the null space is
+    handled exactly, steps are safeguarded, epsilon is annealed. The paper's potentials are these plus ``epsilon / 2``.
+
+    References
+    ----------
+    .. [1] X. Tang, M. Shavlovsky, H. Rahmanian, E. Tardini, K. K. Thekumparampil, T. Xiao, L. Ying, "Accelerating
+       Sinkhorn algorithm with sparse Newton iterations", ICLR 2024, algorithm 1.
+    .. [2] J. Altschuler, J. Weed, P. Rigollet, "Near-linear time approximation algorithms for optimal transport via
+       Sinkhorn iteration", NeurIPS 2017 (the bound, and the rounding behind `duality_gap`).
+
+    Examples
+    --------
+    >>> import jax.numpy as jnp
+    >>> from solvers import sns_sinkhorn
+    >>> x = jnp.linspace(0, 1, 8)
+    >>> sol = sns_sinkhorn((x[:, None] - x) ** 2, epsilon=0.001)
+    >>> bool(sol.converged), sol.plan().shape
+    (True, (8, 8))
+    """
+    name = "sns_sinkhorn"
+    data = check(name, cost, a, b, epsilon)
+    dtype = data[0].dtype
+    tol = checks.number(name, "tol", default_tol(dtype) if tol is None else tol, dtype=dtype)
+    max_steps = checks.count(name, "max_steps", max_steps)
+    checks.choice(name, "hessian", hessian, HESSIANS)
+    if unbalanced is not None:
+        options = {"tol": tol, "max_steps": max_steps, "history": history, "progress": progress}
+        return solve_unbalanced(name, data, unbalanced, init, newton_steps=200, anneal=bool(anneal), **options)
+    init = check_potentials(name, init, data)
+    return _solve(data, init, tol, max_steps, hessian, bool(anneal), published, history_length(history), progress)
+
+
+@partial(jax.jit, static_argnums=(4, 5, 6, 7, 8))
+def _solve(data, init, tol, max_steps, hessian, anneal, published, history, progress) -> TransportSolution:
+    data = (stored_if_small(data[0]), *data[1:])
+    problem = prepare(*lax.stop_gradient(data), tol=tol)
+    f, g = reduced_potentials(problem, lax.stop_gradient(init))
+    loop = {"tol": tol, "max_steps": max_steps, "history": history, "progress": progress}
+    if published is not None:
+        run, cg_steps = solve_published(problem, f, g, published, **loop)
+        return finish(problem, run, tol, cg_steps, data)
+    solver = choose_backend(hessian, problem)
+    state, earlier = begin(problem, f, g, init is None, anneal, solver, **loop)
+    run = ascend(problem, state, hessian=solver, after=earlier, **loop)
+    return finish(problem, run, tol, run.state.cg_steps, data)
+
+
+def begin(problem: Problem, f, g, cold: bool, anneal: bool, hessian: Backend, *, tol, max_steps, **loop):
+    """Return the first state, at the target epsilon if that is easy from here, and the run that led to it, if any."""
+    kernel = absorb(problem, empty(problem), f, problem.least if cold else g, problem.epsilon)
+    if not anneal:
+        return state_at(problem, kernel, hessian), None
+    top = jnp.maximum(problem.epsilon, problem.spread / START)
+    hard = (row_error(problem, kernel) > tol) & ~(row_error(problem, sweep(problem, kernel)) < EASY)
+    hard &= (top > problem.epsilon) & (problem.status == Status.RUNNING) & (max_steps > 0)
+    flat = jnp.zeros_like(problem.a)
+    if not anneals_in_single(problem):
+        kernel = when(hard, lambda k: absorb(problem, k, flat, problem.least, top), kernel)
+        return state_at(problem, kernel, hessian), None
+
+    run = anneal_in_single(problem, hard, top, hessian, max_steps=max_steps, **loop)
+    lower = run.state.kernel.epsilon.astype(top.dtype) * DECAY
+    lower = jnp.where(lower > 1.01 * problem.epsilon, lower, problem.epsilon)  # no stage for a rounding error's sake
+    lower = jnp.where(run.num_steps >= max_steps, problem.epsilon, lower)
+    ahead, before = jax.tree.map(lambda x: x.astype(top.dtype), extrapolate(run.state, lower.astype(jnp.float32)))
+    kernel = when(hard, lambda k: absorb(problem, k, *ahead, epsilon=lower), kernel)
+    return state_at(problem, kernel, hessian, before, run.num_steps, cg_steps=run.state.cg_steps), run
+
+
+def anneal_in_single(problem: Problem, hard, top, hessian: Backend, *, max_steps, **loop) -> Run:
+    """Anneal in float32, where asked for, as far down as its sums carry a stage's accuracy."""
+    bottom = jnp.minimum(top, jnp.maximum(problem.epsilon / DECAY, problem.spread / SINGLE))
+    rough = problem.astype(jnp.float32, bottom)
+    flat = jnp.zeros_like(rough.a)
+    start = rough.spread / START
+    kernel = when(hard, lambda k: absorb(rough, k, flat, rough.least, jnp.maximum(start, rough.epsilon)), empty(rough))
+    state = state_at(rough, kernel, hessian)
+    tol = jnp.asarray(STAGE_ERROR, jnp.float32)
+    return ascend(rough, state, tol, jnp.where(hard, max_steps, 0), hessian, **loop)

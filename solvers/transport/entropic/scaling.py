@@ -1,0 +1,154 @@
+"""The Gibbs kernel around a pair of potentials, and what can be done with it by products alone.
+
+A plan is held as ``diag(alpha) K diag(beta)`` with ``K = exp((f + g - C) / epsilon)``: exponentials are taken once,
+after which Sinkhorn sweeps, trial points and marginals are products with K. When alpha or beta leave the range where
+entries of K that underflowed could matter, they are absorbed into f and g and K is formed anew.
+"""
+
+from typing import Any
+
+import equinox as eqx
+import jax.numpy as jnp
+from jax import lax
+
+from ...core import checks
+from ...core.precision import tiny as smallest
+from ...core.typing import Array, Float
+from ..problem import Problem
+
+
+class Kernel(eqx.Module):
+    """The plan ``diag(alpha) K diag(beta)`` at regularisation `epsilon`, its columns normalised.
+
+    Attributes
+    ----------
+    K : StoredKernel or LazyKernel
+        ``exp((f + g - (C - shift)) / epsilon)``.
+    f, g : Float[Array, "n"], Float[Array, "m"]
+        Potentials that K absorbed, of the cost minus its shift; zero where there is no mass.
+    alpha, beta : Float[Array, "n"], Float[Array, "m"]
+        Scalings since; one where there is no mass.
+    r : Float[Array, "n"]
+        Row sums of the plan; the column sums are b to rounding.
+    epsilon : Float[Array, ""]
+        Current regularisation, above the problem's while annealing.
+    """
+
+    K: Any
+    f: Float[Array, " n"]
+    g: Float[Array, " m"]
+    alpha: Float[Array, " n"]
+    beta: Float[Array, " m"]
+    r: Float[Array, " n"]
+    epsilon: Float[Array, ""]
+
+    @property
+    def potentials(self) -> tuple[Float[Array, " n"], Float[Array, " m"]]:
+        """The potentials f, g with everything absorbed."""
+        return self.f + self.epsilon * jnp.log(self.alpha), self.g + self.epsilon * jnp.log(self.beta)
+
+
+def empty(problem: Problem) -> Kernel:
+    """Return a kernel of zeros, room for `absorb` to fill."""
+    a, b, K = problem.a, problem.b, problem.cost.blank()
+    zero_a, zero_b = jnp.zeros_like(a), jnp.zeros_like(b)
+    return Kernel(K, zero_a, zero_b, jnp.ones_like(a), jnp.ones_like(b), zero_a, problem.epsilon)
+
+
+def rescale(problem: Problem, kernel: Kernel, alpha) -> Kernel:
+    """Return the kernel with row scaling `alpha` and its columns normalised for it: two products."""
+    beta = _ratio(problem.b, kernel.K.transposed_times(alpha))
+    r = alpha * kernel.K.times(beta)
+    return Kernel(kernel.K, kernel.f, kernel.g, alpha, beta, r, kernel.epsilon)
+
+
+def sweep(problem: Problem, kernel: Kernel) -> Kernel:
+    """One Sinkhorn sweep: rows, then columns."""
+    return rescale(problem, kernel, kernel.alpha * _ratio(problem.a, kernel.r))
+
+
+def _ratio(weights, sums):
+    return jnp.where(weights > 0, weights / jnp.maximum(sums, smallest(sums.dtype)), 1)
+
+
+def row_error(problem: Problem, kernel: Kernel):
+    """``|P 1 - a|_1``: the whole marginal error, since the columns are normalised."""
+    return jnp.sum(jnp.abs(kernel.r - problem.a))
+
+
+def absorb(problem: Problem, kernel: Kernel, f, g, epsilon) -> Kernel:
+    """Form the kernel around f, g in the place of `kernel`: two sums and one exponential an entry.
+
+    If its sums under- or overflow, it is formed after a sweep in the log domain, which is exact whatever the exponents.
+    """
+    widest = 50.0 if f.dtype == jnp.float64 else REACH
+
+    def body(carry):
+        _, trips, _ = carry
+
+        def log_domain():
+            columns = column_update(problem, f, epsilon)
+            return row_update(problem, columns, epsilon), columns
+
+        f_now, g_now = lax.cond(trips > 0, log_domain, lambda: (f, g))
+        K = problem.cost.kernel(f_now, g_now, problem.rows, problem.columns, epsilon, problem.shift)
+        ones = jnp.ones_like(f), jnp.ones_like(g)
+        new = Kernel(K, f_now, g_now, *ones, ones[0], epsilon)
+        new = rescale(problem, new, new.alpha)
+        in_range = _within(widest, _ratio(problem.a, new.r)) & _within(widest, new.beta)
+        return new, trips + 1, in_range
+
+    start = (kernel, jnp.zeros((), jnp.int32), jnp.zeros((), bool))
+    return lax.while_loop(lambda c: ~c[2] & (c[1] < 2), body, start)[0]
+
+
+REACH = 15.0
+"""Largest absolute logarithm of a scaling before it is absorbed: its square is still a float32."""
+
+
+def needs_absorbing(kernel: Kernel):
+    """Whether a scaling has left the range in which K represents the plan to full precision."""
+    return ~(_within(REACH, kernel.alpha) & _within(REACH, kernel.beta))
+
+
+def _within(reach: float, scaling):
+    bound = jnp.exp(jnp.asarray(reach, scaling.dtype))
+    return jnp.all((scaling * bound > 1) & (scaling < bound))
+
+
+def column_update(problem: Problem, f, epsilon) -> Float[Array, " m"]:
+    """Return ``g = epsilon (log b - logsumexp_i((f - C) / epsilon))``: the columns' soft c-transform, log domain."""
+    return _against(problem.b, problem.cost.column_logsumexp(f, problem.rows, epsilon, problem.shift), epsilon)
+
+
+def row_update(problem: Problem, g, epsilon) -> Float[Array, " n"]:
+    """Return ``f = epsilon (log a - logsumexp_j((g - C) / epsilon))``."""
+    return _against(problem.a, problem.cost.logsumexp(g, problem.columns, epsilon, problem.shift), epsilon)
+
+
+def _against(weights, logsumexp, epsilon):
+    live = weights > 0
+    return jnp.where(live, epsilon * (jnp.log(jnp.where(live, weights, 1)) - jnp.where(live, logsumexp, 0)), 0)
+
+
+def check_potentials(function: str, init, data):
+    """Return the pair of starting potentials as floating arrays, or None, or raise."""
+    if init is None:
+        return None
+    cost = data[0]
+    if not (isinstance(init, tuple | list) and len(init) == 2):
+        checks.fail(function, "init", "a pair (f, g) of potentials", type(init).__name__, TypeError)
+    f, g = (checks.float_array(function, "init", x, ndim=1, dtype=cost.dtype).astype(cost.dtype) for x in init)
+    if (len(f), len(g)) != cost.shape:
+        expected = f"potentials of lengths {cost.shape[0]} and {cost.shape[1]}"
+        checks.fail(function, "init", expected, f"lengths {len(f)} and {len(g)}")
+    return f, g
+
+
+def reduced_potentials(problem: Problem, init):
+    """Return potentials of the reduced, possibly transposed problem: those given, or zeros."""
+    if init is None:
+        return jnp.zeros_like(problem.a), jnp.zeros_like(problem.b)
+    f, g = init[::-1] if problem.transposed else init
+    half = (problem.shift + problem.epsilon * jnp.log(problem.mass)) / 2
+    return jnp.where(problem.rows, f - half, 0), jnp.where(problem.columns, g - half, 0)

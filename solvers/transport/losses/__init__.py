@@ -1,0 +1,1 @@
+"""Losses built on transport: divergences, gaps, fitted maps."""

@@ -1,0 +1,192 @@
+"""The Sinkhorn divergence: entropic transport with its bias removed."""
+
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from ...core import checks
+from ...core.loop import Run, iterate
+from ...core.precision import default_tol
+from ...core.solution import Solution, Status, StatusCode
+from ...core.typing import Array, Float, Progress, Scalar
+from ..costs.cost import Cost
+from ..costs.pointcloud import stored_if_small
+from ..entropic.derivatives import finish
+from ..entropic.newton import sns_sinkhorn
+from ..problem import TransportStatus, check, prepare
+from ..solution import TransportSolution
+
+PATIENCE = 50
+"""Steps of the symmetric iteration without a smaller error before it counts as stagnated."""
+
+
+class DivergenceSolution(Solution):
+    """A Sinkhorn divergence and the three problems behind it.
+
+    ``value`` is the divergence; ``error`` the largest marginal error of the three, ``num_steps`` those of the
+    problem between the two measures, ``status`` that of the first of the three that did not converge.
+
+    Attributes
+    ----------
+    between, first, second : TransportSolution
+        From a to b, from a to itself and from b to itself.
+    """
+
+    between: TransportSolution
+    first: TransportSolution
+    second: TransportSolution
+
+    statuses: ClassVar[tuple[type[StatusCode], ...]] = (Status, TransportStatus)
+
+    @property
+    def f(self) -> Float[Array, "*batch n"]:
+        """Derivative of the divergence with respect to a, up to a constant."""
+        return self.between.f - self.first.f
+
+    @property
+    def g(self) -> Float[Array, "*batch m"]:
+        """Derivative of the divergence with respect to b, up to a constant."""
+        return self.between.g - self.second.f
+
+
+def sinkhorn_divergence(
+    cost: Any,
+    a: Float[Array, " n"] | None = None,
+    b: Float[Array, " m"] | None = None,
+    *,
+    epsilon: Scalar,
+    tol: Scalar | None = None,
+    max_steps: Scalar = 200,
+    init: tuple[Float[Array, " n"], Float[Array, " m"]] | None = None,
+    history: bool | int = False,
+    progress: Progress | None = None,
+) -> DivergenceSolution:
+    """Compute the Sinkhorn divergence ``OT(a, b) - OT(a, a) / 2 - OT(b, b) / 2``.
+
+    ``OT`` is the optimal value of ``<C, P> + epsilon sum P (log P - 1)`` over plans with the given marginals. The
+    divergence is zero when the two measures are equal and, for ``C = |x - y|^p`` with p in (0, 2], positive otherwise:
+    a loss between point clouds or images, with gradients that vanish where they should. For the plan itself, or when
+    the bias does not matter, use `sns_sinkhorn`, which costs a third to a half less.
+
+    Parameters
+    ----------
+    cost : PointCloud, Grid, or three arrays
+        Knows the costs within each measure too; a tuple of arrays ``(C_ab, C_aa, C_bb)`` of shapes ``(n, m), (n, n),
+        (m, m)`` says them. ``C_aa`` and ``C_bb`` must be symmetric. Differentiable.
+    a, b : Float[Array, "n"], Float[Array, "m"], optional
+        Weights, non-negative, of equal sum; uniform of sum one by default. Differentiable.
+    epsilon : scalar
+        Regularisation, in the units of the cost; positive. Traced, differentiable.
+    tol : scalar, optional
+        Target for `error`; 1e-9 in float64, 1e-5 in float32. Traced.
+    max_steps : int
+        Largest number of steps of each of the three. Traced.
+    init : pair of arrays, optional
+        Potentials ``(f, g)`` of the problem between a and b to start from; their derivative is zero.
+    history : bool or int
+        Record the marginal error of that many steps of the problem between a and b (``True``: 256). Static.
+    progress : callable, optional
+        Called on the host as ``progress(step, error)`` for the problem between a and b.
+
+    Returns
+    -------
+    DivergenceSolution
+        ``value``, a scalar; ``error``, the largest of the three relative marginal errors
+        ``(|P 1 - a|_1 + |P' 1 - b|_1) / sum(a)``.
+
+    Raises
+    ------
+    ValueError, TypeError
+        While tracing: if `cost` is a single matrix, shapes do not fit, or `epsilon` is a number that is not positive.
+
+    Notes
+    -----
+    The problem between the measures is solved by `sns_sinkhorn`. A problem of a measure with itself has one potential,
+    found by ``f <- (f + T f) / 2`` with T Sinkhorn's half step: for a positive semidefinite kernel the error at least
+    halves in each step near the solution, whatever epsilon, so some thirty passes do. Stops when ``error <= tol``.
+
+    First derivatives come from the envelope theorem without a linear solve, in points, weights, costs and `epsilon`;
+    second ones by the implicit function theorem. The value's error is of the order of the square of `error`.
+
+    References
+    ----------
+    .. [1] J. Feydy, T. Séjourné, F.-X. Vialard, S. Amari, A. Trouvé, G. Peyré, "Interpolating between optimal transport
+       and MMD using Sinkhorn divergences", AISTATS 2019: theorem 1, and section 3 for the symmetric iteration.
+
+    Examples
+    --------
+    >>> import jax.numpy as jnp
+    >>> from solvers import PointCloud, sinkhorn_divergence
+    >>> x = jnp.linspace(0, 1, 5)[:, None]
+    >>> far, same = (sinkhorn_divergence(PointCloud(x, x + s), epsilon=0.1).value for s in (0.5, 0.0))
+    >>> bool(abs(far - 0.25) < 1e-3), bool(abs(same) < 1e-5)
+    (True, True)
+    """
+    name = "sinkhorn_divergence"
+    costs = _three(name, cost)
+    _, a, b, _ = check(name, costs[0], a, b, epsilon)
+    data = [check(name, c, *w, epsilon) for c, w in zip(costs, ((a, b), (a, a), (b, b)), strict=True)]
+    dtype = a.dtype
+    tol = checks.number(name, "tol", default_tol(dtype) if tol is None else tol, dtype=dtype)
+    max_steps = checks.count(name, "max_steps", max_steps)
+    between: Any = sns_sinkhorn(
+        *data[0][:3], epsilon=data[0][3], tol=tol, max_steps=max_steps, init=init, history=history, progress=progress
+    )
+    first, second = (solve_symmetric(d, tol, max_steps) for d in data[1:])
+    value = between.regularized_cost - (first.regularized_cost + second.regularized_cost) / 2
+    status = jnp.where(first.converged, second.status, first.status)
+    status = jnp.where(between.converged, status, between.status)
+    error = jnp.maximum(between.error, jnp.maximum(first.error, second.error))
+    return DivergenceSolution(
+        value, status, between.num_steps, error, between.tol, between.history, between, first, second
+    )
+
+
+def _three(name: str, cost) -> tuple[Any, Any, Any]:
+    if isinstance(cost, Cost) and hasattr(cost, "among_sources"):
+        lazy: Any = cost
+        return lazy, lazy.among_sources, lazy.among_targets
+    if not (isinstance(cost, tuple | list) and len(cost) == 3):
+        expected = "a PointCloud, a Grid, or three arrays (C_ab, C_aa, C_bb)"
+        checks.fail(name, "cost", expected, type(cost).__name__, TypeError)
+    return tuple(cost)
+
+
+@jax.jit
+def solve_symmetric(data, tol, max_steps) -> TransportSolution:
+    """Solve the problem of a measure with itself: one potential, averaged with its transform.
+
+    With ``T f = epsilon (log a - logsumexp_j((f - C) / epsilon))`` the row sums are ``a exp((f - T f) / epsilon)``, so
+    the error comes with the step.
+    """
+    data = (stored_if_small(data[0]), *data[1:])
+    problem = prepare(*lax.stop_gradient(data), tol=tol)
+    epsilon, a = problem.epsilon, problem.a
+    valid = problem.status == Status.RUNNING
+
+    def transform(f):
+        sums = problem.cost.logsumexp(f, problem.rows, epsilon, problem.shift)
+        return jnp.where(problem.rows, epsilon * (jnp.log(jnp.where(problem.rows, a, 1)) - sums), 0)
+
+    def error(state):
+        f, moved = state
+        return jnp.where(valid, 2 * jnp.sum(a * jnp.abs(jnp.expm1((f - moved) / epsilon))), 2)
+
+    def step(state):
+        f = (state[0] + state[1]) / 2
+        return f, transform(f)
+
+    start = jnp.zeros_like(a)
+    run: Run = iterate(
+        step,
+        (start, transform(start)),
+        value=lambda state: (state[0], state[0]),
+        error=error,
+        status=lambda _: problem.status,
+        tol=tol,
+        max_steps=max_steps,
+        stall=PATIENCE,
+    )
+    return finish(problem, run, tol, jnp.zeros((), jnp.int32), data)
