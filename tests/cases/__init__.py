@@ -1,0 +1,19 @@
+"""One entry a public solver, one file a family. Adding a solver is adding an entry to its family's `CASES`.
+
+Other kinds of public object have lists of their own (`collect` finds them), each with its contract test.
+"""
+
+import importlib
+import pkgutil
+
+from .case import Case as Case
+from .case import Data as Data
+
+
+def collect(kind: str) -> list:
+    """Return the entries of that kind of all families, in alphabetical order of the families."""
+    modules = (importlib.import_module(f"{__name__}.{m.name}") for m in pkgutil.iter_modules(__path__))
+    return [entry for module in modules for entry in getattr(module, kind, ())]
+
+
+CASES: list[Case] = collect("CASES")

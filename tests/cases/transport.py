@@ -1,0 +1,91 @@
+"""Contract entries of transport."""
+
+import jax.numpy as jnp
+import numpy as np
+
+import solvers
+
+from .case import Case
+
+
+def _transport_data(rng):
+    cost = (rng.random((6, 1)) - rng.random((1, 7))) ** 2
+    a, b = (x / x.sum() for x in (rng.random(6) + 0.2, rng.random(7) + 0.2))
+    return {"cost": cost, "a": a, "b": b, "epsilon": np.asarray(0.05)}
+
+
+def _zero_sum(rng, n):
+    x = rng.standard_normal(n)
+    return 0.02 * (x - x.mean())
+
+
+def _transport(name, **settings) -> Case:
+    function = getattr(solvers, name)
+    uneven = np.linspace(-1, 1, 7)
+
+    def solve(data, **options):
+        return function(data["cost"], data.get("a"), data.get("b"), epsilon=data["epsilon"], **settings, **options)
+
+    return Case(
+        name=name,
+        solution=solvers.TransportSolution,
+        make=_transport_data,
+        solve=solve,
+        poison="cost",
+        warm=lambda data, solution: (data, {"init": solution.value}),
+        zero=lambda: {
+            "cost": np.zeros((6, 7)),
+            "a": np.full(6, 1 / 6),
+            "b": np.full(7, 1 / 7),
+            "epsilon": np.asarray(0.5),
+        },
+        single=lambda: {"cost": np.full((1, 1), 3.0), "epsilon": np.asarray(0.5)},
+        failing=lambda data: ({**data, "a": 2 * data["a"]}, {}, int(solvers.TransportStatus.UNEQUAL_MASSES)),
+        differentiable=("cost", "a", "b", "epsilon"),
+        direction=lambda rng, data: {
+            "cost": 0.1 * rng.standard_normal((6, 7)),
+            "a": _zero_sum(rng, 6),
+            "b": _zero_sum(rng, 7),
+            "epsilon": np.asarray(0.01),
+        },
+        observe=lambda s: jnp.sum(s.g * jnp.asarray(uneven, s.g.dtype)) + s.transport_cost + s.f[0],
+    )
+
+
+def _divergence_data(rng):
+    a, b = (w / w.sum() for w in (rng.random(5) + 0.2, rng.random(6) + 0.2))
+    return {"x": rng.random((5, 2)), "y": rng.random((6, 2)), "a": a, "b": b, "epsilon": np.asarray(0.1)}
+
+
+def _divergence(data, **options):
+    cloud = solvers.PointCloud(data["x"], data["y"])
+    return solvers.sinkhorn_divergence(cloud, data.get("a"), data.get("b"), epsilon=data["epsilon"], **options)
+
+
+_SINKHORN_DIVERGENCE = Case(
+    name="sinkhorn_divergence",
+    solution=solvers.DivergenceSolution,
+    make=_divergence_data,
+    solve=_divergence,
+    poison="x",
+    warm=lambda data, solution: (data, {"init": solution.between.value}),
+    zero=lambda: {"x": np.zeros((3, 2)), "y": np.zeros((3, 2)), "epsilon": np.asarray(0.5)},
+    single=lambda: {"x": np.ones((1, 1)), "y": np.zeros((1, 1)), "epsilon": np.asarray(0.5)},
+    failing=lambda data: ({**data, "a": 2 * data["a"]}, {}, int(solvers.TransportStatus.UNEQUAL_MASSES)),
+    differentiable=("x", "y", "a", "b", "epsilon"),
+    direction=lambda rng, data: {
+        "x": 0.1 * rng.standard_normal((5, 2)),
+        "y": 0.1 * rng.standard_normal((6, 2)),
+        "a": _zero_sum(rng, 5),
+        "b": _zero_sum(rng, 6),
+        "epsilon": np.asarray(0.01),
+    },
+    observe=lambda s: s.value,
+)
+
+
+CASES = [
+    _transport("sinkhorn"),
+    _transport("sns_sinkhorn"),
+    _SINKHORN_DIVERGENCE,
+]
