@@ -12,9 +12,10 @@ from jax.flatten_util import ravel_pytree
 
 from ..core import checks
 from ..core.implicit import attach, linear_solve
-from ..core.loop import history_length, iterate
+from ..core.loop import Limits, history_length, iterate
 from ..core.precision import dot
 from ..core.solution import Solution, Status
+from ..core.static import Static
 from ..core.typing import Array, Bool, Float, Int, Progress, PyTree, Scalar
 from . import iteration
 from .dense import DenseKKT
@@ -192,24 +193,6 @@ def _default_tol(dtype) -> float:
     return 1e-8 if dtype == jnp.float64 else 1e-3
 
 
-class Static:
-    """A pytree of hashable leaves as one static argument of ``jax.jit``."""
-
-    def __init__(self, tree):
-        leaves, self.structure = jax.tree.flatten(tree)
-        self.leaves = tuple(leaves)
-
-    def tree(self):
-        """Return the pytree."""
-        return jax.tree.unflatten(self.structure, self.leaves)
-
-    def __hash__(self):
-        return hash((self.leaves, self.structure))
-
-    def __eq__(self, other):
-        return isinstance(other, Static) and (self.leaves, self.structure) == (other.leaves, other.structure)
-
-
 @partial(jax.jit, static_argnums=(5, 6, 7))
 def _solve(arrays, x0, multipliers, tol, max_steps, static, history, progress):
     start, unravel = ravel_pytree(x0)
@@ -236,13 +219,10 @@ def _solve(arrays, x0, multipliers, tol, max_steps, static, history, progress):
     run = iterate(
         lambda s: iteration.step(s, problem, kkt, tol),
         state,
+        Limits(tol, max_steps, history, progress),
         value=lambda s: (s.x, s.lam, s.error, s.point),
         error=lambda s: jnp.where(s.suspect, jnp.maximum(s.error, jnp.nextafter(tol, jnp.inf)), s.error),
         status=lambda s: s.verdict,
-        tol=tol,
-        max_steps=max_steps,
-        history=history,
-        progress=progress,
     )
     last = run.state
     # The least infeasible point is the last one: the restoration descends on the violation alone.

@@ -4,10 +4,20 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax import lax
 
+from .typing import Array, Bool
 
-def attach(residual: Callable[[Any, Any], Any], point: Any, data: Any, *, solve: Callable[[Callable, Any], Any]) -> Any:
+
+def attach(
+    residual: Callable[[Any, Any], Any],
+    point: Any,
+    data: Any,
+    *,
+    solve: Callable[[Callable, Any], Any],
+    trusted: Bool[Array, ""] | None = None,
+) -> Any:
     """Return ``point`` with the derivative of the root of ``residual(point, data) = 0`` with respect to `data`.
 
     ``d point = -(d residual / d point)^-1 (d residual / d data) d data``, forward and reverse, to any order.
@@ -24,6 +34,8 @@ def attach(residual: Callable[[Any, Any], Any], point: Any, data: Any, *, solve:
     solve : callable
         ``solve(jacobian, b)`` returns x with ``jacobian(x) = b`` for a linear function on pytrees like `point`. To be
         differentiable again it must be dense linear algebra or ``lax.custom_linear_solve``; see `linear_solve`.
+    trusted : Bool[Array, ""], optional
+        Where it is false every derivative is NaN: that of a point which is no root would be a plausible, wrong number.
 
     Notes
     -----
@@ -31,7 +43,33 @@ def attach(residual: Callable[[Any, Any], Any], point: Any, data: Any, *, solve:
     the condition of the Jacobian.
     """
     point = lax.stop_gradient(point)
-    return lax.custom_root(lambda x: residual(x, data), point, lambda _, x0: x0, solve)
+    point = lax.custom_root(lambda x: residual(x, data), point, lambda _, x0: x0, solve)
+    return point if trusted is None else distrust(point, trusted)
+
+
+UNCONVERGED = ("nan", "approximate")
+"""What a solver's ``unconverged=`` may ask for: derivatives where it did not converge are NaN, or those of the
+equations at the point returned."""
+
+
+def distrust(value: Any, trusted: Bool[Array, ""]) -> Any:
+    """Return `value` with derivatives that are NaN where `trusted` is false, in both modes and every order.
+
+    Masking such a lane afterwards leaves NaN in reverse mode, since 0 times NaN is NaN; ask for approximate
+    derivatives where lanes are to be masked.
+    """
+
+    @jax.custom_jvp
+    def identity(value, trusted):
+        return value
+
+    @identity.defjvp
+    def _(primals, tangents):
+        value, trusted = primals
+        doubt = lambda t: t * jnp.where(trusted, 1, jnp.nan).astype(t.dtype)  # noqa: E731
+        return identity(value, trusted), jax.tree.map(doubt, tangents[0])
+
+    return identity(value, lax.stop_gradient(trusted))
 
 
 def linear_solve(

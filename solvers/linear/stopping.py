@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from ..core.loop import Run, iterate
+from ..core.loop import Limits, Run, iterate
 from ..core.solution import Status
 from ..core.typing import Progress, Scalar
 from .systems.system import repeat
@@ -99,14 +99,11 @@ def drive(
     run = iterate(
         step,
         start,
+        Limits(tol, max_steps - steps, history, progress),
         value=value,
         error=error,
-        tol=tol,
-        max_steps=max_steps - steps,
         status=verdict,
         stall=stall - since,
-        history=history,
-        progress=progress,
     )
     better = (run.error <= best_error) | ~jnp.isfinite(best_error)
     best = jax.tree.map(lambda x, y: jnp.where(better, x, y), run.value, best)

@@ -1,6 +1,5 @@
 """Transport without entropy: proximal steps of Sinkhorn-Newton, each answer certified by linear-programming duality."""
 
-from functools import partial
 from typing import Any, ClassVar
 
 import equinox as eqx
@@ -10,7 +9,7 @@ from jax import lax
 
 from ..core import checks
 from ..core.implicit import envelope
-from ..core.loop import history_length, iterate
+from ..core.loop import Limits, iterate
 from ..core.precision import eps as machine_eps
 from ..core.solution import Solution, Status, StatusCode
 from ..core.typing import Array, Float, Int, Progress, Scalar
@@ -202,7 +201,7 @@ def transport_exactly(
     data = check(name, cost, a, b, 1.0)
     dtype = data[1].dtype
     tol = checks.number(name, "tol", default_gap(dtype) if tol is None else tol, dtype=dtype)
-    return _solve(data[:3], tol, checks.count(name, "max_steps", max_steps), history_length(history), progress)
+    return _solve(data[:3], Limits(tol, checks.count(name, "max_steps", max_steps), history, progress))
 
 
 def default_gap(dtype) -> float:
@@ -221,8 +220,9 @@ class Step(eqx.Module):
     newton_steps: Int[Array, ""]
 
 
-@partial(jax.jit, static_argnums=(3, 4))
-def _solve(data, tol, max_steps, history, progress) -> ExactSolution:
+@jax.jit
+def _solve(data, limits: Limits) -> ExactSolution:
+    tol = limits.tol
     cost, a, b = stored_if_small(data[0]), *data[1:]
     problem = prepare(*lax.stop_gradient((cost, a, b)), jnp.ones_like(tol), tol=tol)
     first = jnp.where(problem.spread > 0, problem.spread, 1) / (16 * START)
@@ -245,7 +245,7 @@ def _solve(data, tol, max_steps, history, progress) -> ExactSolution:
     def error(step: Step):
         scale = jnp.maximum(jnp.abs(step.lower), least * problem.spread)
         gap = step.upper - step.lower
-        return jnp.where(valid, jnp.where(scale > 0, jnp.maximum(gap, 0) / jnp.where(scale > 0, scale, 1), 0), 2)
+        return jnp.where(scale > 0, jnp.maximum(gap, 0) / jnp.where(scale > 0, scale, 1), 0)
 
     def proximal(step: Step) -> Step:
         epsilon = step.inner.kernel.epsilon * DECAY
@@ -253,29 +253,25 @@ def _solve(data, tol, max_steps, history, progress) -> ExactSolution:
         (f, g), before = extrapolate(step.inner, epsilon)
         inner = state_at(here, absorb(here, step.inner.kernel, f, g, epsilon=epsilon), solver, before)
         goal = jnp.maximum(jnp.minimum(INNER_ERROR, 0.01 * error(step)), 0.03 * tol)
-        run = ascend(here, inner, goal, jnp.asarray(INNER_STEPS), solver)
+        run = ascend(here, inner, solver, Limits(goal, jnp.asarray(INNER_STEPS)))
         return certified(run.state, step.newton_steps + run.num_steps)
 
-    valid = problem.status == Status.RUNNING
     least = 1e-6 if machine_eps(tol.dtype) < 1e-10 else 1e-3
     far = jnp.asarray(50, jnp.int32)
     goal = jnp.asarray(INNER_ERROR, tol.dtype)
     start = at(first)
-    settings = {"tol": goal, "max_steps": far, "history": 0, "progress": None}
+    easy = Limits(goal, far)
     flat, none = reduced_potentials(start, None)
-    state, earlier = begin(start, flat, none, True, True, solver, **settings)
-    run = ascend(start, state, hessian=solver, after=earlier, **settings)
+    state, earlier = begin(start, (flat, none), True, True, solver, easy)
+    run = ascend(start, state, solver, easy, after=earlier)
     outer = iterate(
         proximal,
         certified(run.state, run.num_steps),
+        limits,
         value=lambda s: (s.f, s.g, s.inner.kernel.potentials, s.inner.kernel.epsilon),
         error=error,
-        status=lambda _: problem.status,
-        tol=tol,
-        max_steps=max_steps,
+        refused=lambda _: problem.status,
         stall=PATIENCE,
-        history=history,
-        progress=progress,
     )
     f, g, reduced, epsilon = outer.value
     if problem.transposed:

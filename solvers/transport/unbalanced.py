@@ -10,7 +10,7 @@ from jax import lax
 from ..core import checks
 from ..core.implicit import attach, envelope, linear_solve
 from ..core.krylov.cg import cg
-from ..core.loop import Run, history_length, iterate
+from ..core.loop import Limits, Run, history_length, iterate
 from ..core.precision import eps as machine_eps
 from ..core.solution import Solution, Status, StatusCode
 from ..core.typing import Array, Float, Int
@@ -270,19 +270,15 @@ def _solve_unjitted(data, init, tol, max_steps, newton_steps, anneal, history, p
     cold = problem.at(f, epsilon, 0)
     top = jnp.where((max_steps > 0) & (cold.error > tol), top, epsilon)
     start = lax.cond(top > epsilon, lambda: problem.at(f, top, 0), lambda: cold)
-    valid = code == Status.RUNNING
     run: Run = iterate(
         lambda s: problem.step(s, newton_steps),
         start,
+        Limits(tol, max_steps, history, progress),
         value=lambda s: (s.f, s.g),
-        error=lambda s: jnp.where(valid, jnp.where(s.epsilon > epsilon, 1e3 + s.epsilon / epsilon, s.error), 2),
-        report=lambda s: s.error,
-        status=lambda _: code,
-        tol=tol,
-        max_steps=max_steps,
+        error=lambda s: s.error,
+        refused=lambda _: code,
+        answers=lambda s: s.epsilon <= epsilon,
         stall=PATIENCE,
-        history=history,
-        progress=progress,
     )
     return _finish(run, tol, data)
 

@@ -4,14 +4,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax import lax
 
 from solvers import Solution, SolveError, Status
 from solvers.core.implicit import attach, envelope, linear_solve
 from solvers.core.krylov.cg import cg
 from solvers.core.krylov.result import KrylovReason
-from solvers.core.loop import iterate, when
+from solvers.core.loop import Limits, iterate, when
+from solvers.core.search import backtrack
 
 from ..conftest import FLOAT, needs_x64
+
+LIMITS = {"tol": None, "max_steps": None, "history": 0, "progress": None}
 
 
 def run(factors, start=1.0, **options):
@@ -22,9 +26,10 @@ def run(factors, start=1.0, **options):
         x, k = state
         return x * factors[jnp.minimum(k, len(factors) - 1)], k + 1
 
-    options = {"tol": 1e-3, "max_steps": 50, **options}
+    given = {"tol": 1e-3, "max_steps": 50, **options}
+    limits = Limits(*(given.pop(name, default) for name, default in LIMITS.items()))
     state = (jnp.asarray(start, FLOAT), jnp.zeros((), jnp.int32))
-    return iterate(step, state, value=lambda s: s[1], error=lambda s: s[0], **options)
+    return iterate(step, state, limits, value=lambda s: s[1], error=lambda s: s[0], **given)
 
 
 @pytest.mark.parametrize(
@@ -39,6 +44,12 @@ def run(factors, start=1.0, **options):
         ([0.5, np.nan], {}, Status.NONFINITE, 2, 1),
         ([0.5], {"start": np.nan}, Status.NONFINITE, 0, 0),
         ([0.5], {"status": lambda s: jnp.where(s[1] >= 2, 5, -1)}, Status.INFEASIBLE, 2, 2),
+        ([0.01], {"status": lambda s: jnp.where(s[1] >= 1, 5, -1), "tol": 0.1}, Status.CONVERGED, 1, 1),
+        ([0.01], {"refused": lambda s: jnp.where(s[1] >= 1, 5, -1), "tol": 0.1}, Status.INFEASIBLE, 1, 1),
+        ([0.5], {"start": np.nan, "refused": lambda s: jnp.asarray(5)}, Status.INFEASIBLE, 0, 0),
+        ([0.5], {"answers": lambda s: s[1] >= 12}, Status.CONVERGED, 12, 12),
+        ([0.5, 0.5, 4.0, 0.5], {"answers": lambda s: s[1] > 2, "max_steps": 4}, Status.MAX_STEPS, 4, 4),
+        ([0.5, 4.0], {"answers": lambda s: s[1] < 0, "max_steps": 3}, Status.MAX_STEPS, 3, 3),
     ],
 )
 def test_loop_stops_for_the_right_reason_with_the_best_iterate(factors, options, status, steps, best):
@@ -91,6 +102,17 @@ def test_cg_says_why_it_stopped(matvec, options, reason):
     out = cg(matvec, jnp.ones(12, FLOAT), **{"tol": 1e-6, "max_steps": 500, **options})
     assert out.reason == reason
     assert np.all(np.isfinite(out.x))
+
+
+def test_cg_starts_where_it_is_told():
+    a, b = spd()
+    solution = jnp.linalg.solve(a, b)
+    there = cg(lambda x: a @ x, b, solution, tol=1e-4, max_steps=50)
+    assert there.num_steps == 0
+    np.testing.assert_array_equal(there.x, solution)
+    far = cg(lambda x: a @ x, b, solution + 3, tol=1e-4, max_steps=50)
+    np.testing.assert_allclose(far.x, solution, atol=1e-4)
+    assert 1 <= far.num_steps <= 13
 
 
 def test_cg_takes_pytrees_and_singular_consistent_systems():
@@ -146,3 +168,39 @@ def test_solution_explains_itself():
     texts = []
     jax.jit(lambda s: texts.append(repr(s)) or s.error)(good)
     assert texts == ["Solution(traced)"]
+
+
+@needs_x64
+def test_derivatives_of_what_is_not_a_root_are_nan():
+    """Forward, reverse and twice; a trusted lane beside it keeps its own."""
+
+    def root(data, trusted):
+        point = lax.stop_gradient(jnp.sqrt(data))
+        return attach(lambda x, d: x * x - d, point, data, solve=lambda f, b: b / f(jnp.ones(())), trusted=trusted)
+
+    trusted = jnp.asarray([True, False])
+    data = jnp.asarray([4.0, 4.0])
+    first = jax.vmap(jax.grad(root))(data, trusted)
+    second = jax.vmap(jax.grad(jax.grad(root)))(data, trusted)
+    np.testing.assert_allclose(first, [0.25, np.nan])
+    np.testing.assert_allclose(second, [-1 / 32, np.nan])
+    forward = jax.vmap(lambda d, t: jax.jvp(lambda d: root(d, t), (d,), (1.0,))[1])(data, trusted)
+    np.testing.assert_allclose(forward, [0.25, np.nan])
+    np.testing.assert_allclose(jax.vmap(root)(data, trusted), [2, 2])
+
+
+@pytest.mark.parametrize("needed", [0, 3, 40])
+def test_backtracking_ends_with_the_first_length_that_is_accepted_or_says_that_none_was(needed):
+    found = backtrack(lambda t: (t, 2 * t), lambda t, y: y[1] <= 2.0 ** (1 - needed), most=10)
+    assert bool(found.accepted) == (needed <= 10)
+    steps = min(needed, 10)
+    assert found.tried == steps + 1
+    assert found.length == 0.5**steps
+    assert found.result == (0.5**steps, 2 * 0.5**steps)
+
+
+def test_backtracking_takes_no_nan_for_a_descent():
+    """Where the trial is not finite the comparison is false, and the length shrinks."""
+    found = backtrack(lambda t: jnp.where(t > 0.3, jnp.nan, t), lambda t, y: y < 10.0, most=10)
+    assert found.length == 0.25
+    assert found.accepted

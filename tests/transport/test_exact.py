@@ -7,7 +7,7 @@ import pytest
 from scipy.optimize import linear_sum_assignment
 
 from solvers import Grid, PointCloud, Status, TransportStatus, transport_exactly
-from solvers.transport import newton
+from solvers.transport.entropic import newton
 
 from ..conftest import FLOAT, X64, needs_x64
 

@@ -7,7 +7,8 @@ import pytest
 from jax.scipy.special import xlogy
 
 from solvers import PublishedSNS, Status, sinkhorn, sns_sinkhorn
-from solvers.transport import ascent
+from solvers.core.loop import Limits
+from solvers.transport.entropic import ascent
 from solvers.transport.entropic.hessian import Direction
 from solvers.transport.entropic.newton import begin
 from solvers.transport.entropic.scaling import absorb, empty, row_error, sweep
@@ -102,7 +103,7 @@ def test_keeps_the_guarantee_with_a_senseless_hessian(data):
 
     steps, flat = 40, jnp.zeros(20, FLOAT)
     far = jnp.asarray(10**6)
-    state, _ = begin(problem, flat, problem.least, True, False, Nonsense(), tol=jnp.asarray(0, FLOAT), max_steps=far)
+    state, _ = begin(problem, (flat, problem.least), True, False, Nonsense(), Limits(jnp.asarray(0, FLOAT), far))
     step = jax.jit(lambda s: ascent.newton_step(problem, s, jnp.asarray(0, FLOAT), far, Nonsense()))
 
     def dual(state):

@@ -14,7 +14,7 @@ from jax.scipy.linalg import solve_triangular
 from ...core.implicit import attach
 from ...core.krylov.gmres import gmres
 from ...core.linalg.kronecker import mode_products
-from ...core.loop import Run, iterate
+from ...core.loop import Limits, Run, iterate
 from ...core.precision import eps, matmul
 from ...core.typing import Array, Float
 from ..problem import PDEProblem
@@ -185,8 +185,8 @@ def condition(
         return state_at(w + t * direction)
 
     run = iterate(
-        step, state_at(flat), value=lambda s: (s[0], s[4], s[2]), error=lambda s: s[3], tol=tol, max_steps=max_steps,
-        stall=5, history=history, progress=progress,
+        step, state_at(flat), Limits(tol, max_steps, history, progress),
+        value=lambda s: (s[0], s[4], s[2]), error=lambda s: s[3], stall=5,
     )  # fmt: skip
     w, root, rho = run.value
     sign = jnp.where(jnp.diagonal(root) < 0, -1, 1).astype(root.dtype)

@@ -12,7 +12,7 @@ from jax.flatten_util import ravel_pytree
 from jax.scipy.linalg import solve_triangular
 
 from ...core.gaussian.kernels import Kernel, SpectralMixture, StudentMixture
-from ...core.loop import iterate
+from ...core.loop import Limits, iterate
 from ...core.precision import eps, matmul
 from ...core.typing import Array, Float
 from ..tracing import Equation
@@ -239,10 +239,9 @@ def bfgs(objective: Callable, x):
     run = iterate(
         step,
         start,
+        Limits(1e-2, STEPS),
         value=lambda s: s[0],
         error=lambda s: jnp.max(jnp.abs(s[2])),
-        tol=1e-2,
-        max_steps=STEPS,
         stall=STEPS,
     )
     return run.state[0]

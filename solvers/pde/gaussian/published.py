@@ -12,7 +12,7 @@ from jax.scipy.linalg import cho_solve
 from ...core.checks import choice, fail
 from ...core.gaussian.kernels import Kernel, SpectralMixture, StudentMixture
 from ...core.linalg.kronecker import along, mode_product
-from ...core.loop import iterate
+from ...core.loop import Limits, iterate
 from ...core.precision import eps
 from ...core.typing import Array, Float
 from ..problem import Dirichlet
@@ -169,8 +169,9 @@ def solve_published(settings: PublishedGPHM, problem, pointwise, dynamic, args, 
     params = lax.stop_gradient((jnp.zeros(grid, dtype), [raw] * ndim, zero, zero))
     none = jax.tree.map(jnp.zeros_like, params)
     run = iterate(
-        step, state_at(params, none, none, zero), value=lambda s: (s[0], s[5], s[6]), error=lambda s: s[5],
-        tol=eps(dtype) if tol is None else tol, max_steps=max_steps, **options,
+        step, state_at(params, none, none, zero),
+        Limits(eps(dtype) if tol is None else tol, max_steps, **options),
+        value=lambda s: (s[0], s[5], s[6]), error=lambda s: s[5],
     )  # fmt: skip
     (u, raws, _, _), residual, gap = run.state[0], run.state[5], run.state[6]
     bases = tuple(Interpolant(kernel(d, raw), *bounds[d], nodes[d], matrices(d, raw)[0]) for d, raw in enumerate(raws))

@@ -12,7 +12,7 @@ from jax.scipy.linalg import lu_factor, lu_solve
 from ...core.implicit import attach
 from ...core.krylov.gmres import gmres
 from ...core.linalg.kronecker import KroneckerSum, Pencil, along, mode_products
-from ...core.loop import Run, iterate
+from ...core.loop import Limits, Run, iterate
 from ...core.precision import eps, matmul
 from ...core.vectors import axpy, norm
 from ..tracing import Equation
@@ -274,8 +274,8 @@ def solve_spectral(
         return state_at(axpy(-t, direction, y))
 
     run = iterate(
-        step, state_at(start), value=lambda s: (s[0], s[3]), error=lambda s: s[2], tol=tol, max_steps=max_steps,
-        stall=3 if linear else 8, history=history, progress=progress,
+        step, state_at(start), Limits(tol, max_steps, history, progress),
+        value=lambda s: (s[0], s[3]), error=lambda s: s[2], stall=3 if linear else 8,
     )  # fmt: skip
     y, strong = run.value
 

@@ -7,9 +7,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from ...core.loop import Run, iterate, when
+from ...core.loop import Limits, Run, iterate, when
 from ...core.precision import eps as machine_eps
-from ...core.solution import Status
 from ...core.typing import Array, Bool, Float, Int, Scalar
 from ..problem import Problem
 from .backends import Backend
@@ -146,27 +145,16 @@ def state_at(
     return State(kernel, row_error(problem, kernel), steps, stage_steps, before, prepared, jnp.asarray(hard), cg_steps)
 
 
-def ascend(problem: Problem, state: State, tol, max_steps, hessian: Backend, **loop) -> Run:
-    """Step until the marginal error at the problem's epsilon is at most `tol`; `loop` goes to `iterate`.
-
-    While annealing the error at the target is unknown: it counts as more than two, the largest it can be.
-    """
-    valid = problem.status == Status.RUNNING
-
-    def error(state: State):
-        annealing = state.kernel.epsilon > problem.epsilon
-        beyond = 2 + state.kernel.epsilon / problem.epsilon
-        return jnp.where(valid, jnp.where(annealing, beyond, state.error), 2)
-
+def ascend(problem: Problem, state: State, hessian: Backend, limits: Limits, *, after: Run | None = None) -> Run:
+    """Step until the marginal error at the problem's epsilon is at most the tolerance."""
     return iterate(
-        lambda s: newton_step(problem, s, tol, max_steps, hessian),
+        lambda s: newton_step(problem, s, limits.tol, limits.max_steps, hessian),
         state,
+        limits,
         value=lambda s: s.kernel.potentials,
-        error=error,
-        report=lambda s: s.error,
-        status=lambda _: problem.status,
-        tol=tol,
-        max_steps=max_steps,
+        error=lambda s: s.error,
+        refused=lambda _: problem.status,
+        answers=lambda s: s.kernel.epsilon <= problem.epsilon,
         stall=PATIENCE,
-        **loop,
+        after=after,
     )

@@ -1,6 +1,5 @@
 """Plain Sinkhorn: alternate scaling, stabilised by absorbing the scalings into potentials."""
 
-from functools import partial
 from typing import Any
 
 import equinox as eqx
@@ -9,9 +8,8 @@ import jax.numpy as jnp
 from jax import lax
 
 from ...core import checks
-from ...core.loop import history_length, iterate, when
+from ...core.loop import Limits, iterate, when
 from ...core.precision import default_tol
-from ...core.solution import Status
 from ...core.typing import Array, Float, Progress, Scalar
 from ..costs.cost import Cost
 from ..costs.pointcloud import stored_if_small
@@ -141,26 +139,22 @@ def sinkhorn(
         options = {"tol": tol, "max_steps": max_steps, "history": history, "progress": progress}
         return solve_unbalanced(name, data, unbalanced, init, newton_steps=0, anneal=False, **options)
     init = check_potentials(name, init, data)
-    return _solve(data, init, tol, max_steps, history_length(history), progress)
+    return _solve(data, init, Limits(tol, max_steps, history, progress))
 
 
-@partial(jax.jit, static_argnums=(4, 5))
-def _solve(data, init, tol, max_steps, history, progress) -> TransportSolution:
+@jax.jit
+def _solve(data, init, limits: Limits) -> TransportSolution:
     data = (stored_if_small(data[0]), *data[1:])
-    problem = prepare(*lax.stop_gradient(data), tol=tol)
+    problem = prepare(*lax.stop_gradient(data), tol=limits.tol)
     f, g = reduced_potentials(problem, lax.stop_gradient(init))
     kernel = absorb(problem, empty(problem), f, problem.least if init is None else g, problem.epsilon)
-    valid = problem.status == Status.RUNNING
     run = iterate(
-        lambda s: sinkhorn_step(problem, s, tol),
+        lambda s: sinkhorn_step(problem, s, limits.tol),
         State(kernel, row_error(problem, kernel)),
+        limits,
         value=lambda s: s.kernel.potentials,
-        error=lambda s: jnp.where(valid, s.error, 2),
-        status=lambda _: problem.status,
-        tol=tol,
-        max_steps=max_steps,
+        error=lambda s: s.error,
+        refused=lambda _: problem.status,
         stall=PATIENCE,
-        history=history,
-        progress=progress,
     )
-    return finish(problem, run, tol, jnp.zeros((), jnp.int32), data)
+    return finish(problem, run, limits.tol, jnp.zeros((), jnp.int32), data)

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from ...core import checks
-from ...core.loop import Run, history_length, when
+from ...core.loop import Limits, Run, when
 from ...core.precision import default_tol
 from ...core.solution import Status
 from ...core.typing import Array, Float, Progress, Scalar
@@ -157,47 +157,48 @@ def sns_sinkhorn(
         options = {"tol": tol, "max_steps": max_steps, "history": history, "progress": progress}
         return solve_unbalanced(name, data, unbalanced, init, newton_steps=200, anneal=bool(anneal), **options)
     init = check_potentials(name, init, data)
-    return _solve(data, init, tol, max_steps, hessian, bool(anneal), published, history_length(history), progress)
+    limits = Limits(tol, max_steps, history, progress)
+    return _solve(data, init, limits, hessian, bool(anneal), published)
 
 
-@partial(jax.jit, static_argnums=(4, 5, 6, 7, 8))
-def _solve(data, init, tol, max_steps, hessian, anneal, published, history, progress) -> TransportSolution:
+@partial(jax.jit, static_argnums=(3, 4, 5))
+def _solve(data, init, limits: Limits, hessian, anneal, published) -> TransportSolution:
     data = (stored_if_small(data[0]), *data[1:])
-    problem = prepare(*lax.stop_gradient(data), tol=tol)
+    problem = prepare(*lax.stop_gradient(data), tol=limits.tol)
     f, g = reduced_potentials(problem, lax.stop_gradient(init))
-    loop = {"tol": tol, "max_steps": max_steps, "history": history, "progress": progress}
     if published is not None:
-        run, cg_steps = solve_published(problem, f, g, published, **loop)
-        return finish(problem, run, tol, cg_steps, data)
+        run, cg_steps = solve_published(problem, f, g, published, limits)
+        return finish(problem, run, limits.tol, cg_steps, data)
     solver = choose_backend(hessian, problem)
-    state, earlier = begin(problem, f, g, init is None, anneal, solver, **loop)
-    run = ascend(problem, state, hessian=solver, after=earlier, **loop)
-    return finish(problem, run, tol, run.state.cg_steps, data)
+    state, earlier = begin(problem, (f, g), init is None, anneal, solver, limits)
+    run = ascend(problem, state, solver, limits, after=earlier)
+    return finish(problem, run, limits.tol, run.state.cg_steps, data)
 
 
-def begin(problem: Problem, f, g, cold: bool, anneal: bool, hessian: Backend, *, tol, max_steps, **loop):
+def begin(problem: Problem, potentials, cold: bool, anneal: bool, hessian: Backend, limits: Limits):
     """Return the first state, at the target epsilon if that is easy from here, and the run that led to it, if any."""
+    f, g = potentials
     kernel = absorb(problem, empty(problem), f, problem.least if cold else g, problem.epsilon)
     if not anneal:
         return state_at(problem, kernel, hessian), None
     top = jnp.maximum(problem.epsilon, problem.spread / START)
-    hard = (row_error(problem, kernel) > tol) & ~(row_error(problem, sweep(problem, kernel)) < EASY)
-    hard &= (top > problem.epsilon) & (problem.status == Status.RUNNING) & (max_steps > 0)
+    hard = (row_error(problem, kernel) > limits.tol) & ~(row_error(problem, sweep(problem, kernel)) < EASY)
+    hard &= (top > problem.epsilon) & (problem.status == Status.RUNNING) & (limits.max_steps > 0)
     flat = jnp.zeros_like(problem.a)
     if not anneals_in_single(problem):
         kernel = when(hard, lambda k: absorb(problem, k, flat, problem.least, top), kernel)
         return state_at(problem, kernel, hessian), None
 
-    run = anneal_in_single(problem, hard, top, hessian, max_steps=max_steps, **loop)
+    run = anneal_in_single(problem, hard, top, hessian, limits)
     lower = run.state.kernel.epsilon.astype(top.dtype) * DECAY
     lower = jnp.where(lower > 1.01 * problem.epsilon, lower, problem.epsilon)  # no stage for a rounding error's sake
-    lower = jnp.where(run.num_steps >= max_steps, problem.epsilon, lower)
+    lower = jnp.where(run.num_steps >= limits.max_steps, problem.epsilon, lower)
     ahead, before = jax.tree.map(lambda x: x.astype(top.dtype), extrapolate(run.state, lower.astype(jnp.float32)))
     kernel = when(hard, lambda k: absorb(problem, k, *ahead, epsilon=lower), kernel)
     return state_at(problem, kernel, hessian, before, run.num_steps, cg_steps=run.state.cg_steps), run
 
 
-def anneal_in_single(problem: Problem, hard, top, hessian: Backend, *, max_steps, **loop) -> Run:
+def anneal_in_single(problem: Problem, hard, top, hessian: Backend, limits: Limits) -> Run:
     """Anneal in float32, where asked for, as far down as its sums carry a stage's accuracy."""
     bottom = jnp.minimum(top, jnp.maximum(problem.epsilon / DECAY, problem.spread / SINGLE))
     rough = problem.astype(jnp.float32, bottom)
@@ -205,5 +206,5 @@ def anneal_in_single(problem: Problem, hard, top, hessian: Backend, *, max_steps
     start = rough.spread / START
     kernel = when(hard, lambda k: absorb(rough, k, flat, rough.least, jnp.maximum(start, rough.epsilon)), empty(rough))
     state = state_at(rough, kernel, hessian)
-    tol = jnp.asarray(STAGE_ERROR, jnp.float32)
-    return ascend(rough, state, tol, jnp.where(hard, max_steps, 0), hessian, **loop)
+    tol, max_steps = jnp.asarray(STAGE_ERROR, jnp.float32), jnp.where(hard, limits.max_steps, 0)
+    return ascend(rough, state, hessian, Limits(tol, max_steps, limits.history, limits.progress))

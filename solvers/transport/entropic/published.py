@@ -10,9 +10,8 @@ import jax.numpy as jnp
 from jax import lax
 
 from ...core.krylov.cg import cg
-from ...core.loop import Run, iterate
+from ...core.loop import Limits, Run, iterate
 from ...core.precision import matmul
-from ...core.solution import Status
 from ...core.typing import Array, Float, Int
 from ..plan import log_plan
 from ..problem import Problem
@@ -50,8 +49,8 @@ class State(eqx.Module):
     cg_steps: Int[Array, ""]
 
 
-def solve_published(problem: Problem, f, g, settings: PublishedSNS, **loop) -> tuple[Run, Int[Array, ""]]:
-    """Run the published algorithm on a prepared problem; `loop` goes to `iterate`."""
+def solve_published(problem: Problem, f, g, settings: PublishedSNS, limits: Limits) -> tuple[Run, Int[Array, ""]]:
+    """Run the published algorithm on a prepared problem."""
     epsilon, a, b = problem.epsilon, problem.a, problem.b
     cost = problem.cost.dense() - problem.shift
     kept = max(1, math.ceil(settings.density * cost.size))
@@ -101,13 +100,12 @@ def solve_published(problem: Problem, f, g, settings: PublishedSNS, **loop) -> t
 
     zero = jnp.zeros((), jnp.int32)
     u, v = f / epsilon, g / epsilon
-    valid = problem.status == Status.RUNNING
     run = iterate(
         step,
         State(u, v, error(plan(u, v)), zero, zero),
+        limits,
         value=lambda s: (epsilon * s.u, epsilon * s.v),
-        error=lambda s: jnp.where(valid, s.error, 2),
-        status=lambda _: problem.status,
-        **loop,
+        error=lambda s: s.error,
+        refused=lambda _: problem.status,
     )
     return run, run.state.cg_steps

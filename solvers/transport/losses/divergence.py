@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from ...core import checks
-from ...core.loop import Run, iterate
+from ...core.loop import Limits, Run, iterate
 from ...core.precision import default_tol
 from ...core.solution import Solution, Status, StatusCode
 from ...core.typing import Array, Float, Progress, Scalar
@@ -164,7 +164,6 @@ def solve_symmetric(data, tol, max_steps) -> TransportSolution:
     data = (stored_if_small(data[0]), *data[1:])
     problem = prepare(*lax.stop_gradient(data), tol=tol)
     epsilon, a = problem.epsilon, problem.a
-    valid = problem.status == Status.RUNNING
 
     def transform(f):
         sums = problem.cost.logsumexp(f, problem.rows, epsilon, problem.shift)
@@ -172,7 +171,7 @@ def solve_symmetric(data, tol, max_steps) -> TransportSolution:
 
     def error(state):
         f, moved = state
-        return jnp.where(valid, 2 * jnp.sum(a * jnp.abs(jnp.expm1((f - moved) / epsilon))), 2)
+        return 2 * jnp.sum(a * jnp.abs(jnp.expm1((f - moved) / epsilon)))
 
     def step(state):
         f = (state[0] + state[1]) / 2
@@ -182,11 +181,10 @@ def solve_symmetric(data, tol, max_steps) -> TransportSolution:
     run: Run = iterate(
         step,
         (start, transform(start)),
+        Limits(tol, max_steps),
         value=lambda state: (state[0], state[0]),
         error=error,
-        status=lambda _: problem.status,
-        tol=tol,
-        max_steps=max_steps,
+        refused=lambda _: problem.status,
         stall=PATIENCE,
     )
     return finish(problem, run, tol, jnp.zeros((), jnp.int32), data)

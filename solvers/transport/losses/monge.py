@@ -1,6 +1,5 @@
 """Maps between clouds: how far one is from optimal, and how to learn one that is."""
 
-from functools import partial
 from itertools import pairwise
 from typing import Any, ClassVar
 
@@ -10,7 +9,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from ...core import checks
-from ...core.loop import history_length, iterate
+from ...core.loop import Limits, iterate
 from ...core.precision import matmul
 from ...core.solution import Solution, Status, StatusCode
 from ...core.typing import Array, Float, Int, Progress, Scalar
@@ -256,11 +255,11 @@ def fit_transport_map(
     rate = checks.number(name, "learning_rate", learning_rate, positive=True, dtype=dtype)
     limit = checks.count(name, "max_steps", max_steps)
     start = TransportMap.random(key, cloud.x.shape[1], width=width, depth=depth, dtype=dtype)
-    return _fit(start, cloud.x, cloud.y, epsilon, strength, rate, tol, limit, history_length(history), progress)
+    return _fit(start, cloud.x, cloud.y, epsilon, strength, rate, Limits(tol, limit, history, progress))
 
 
-@partial(jax.jit, static_argnums=(8, 9))
-def _fit(start, x, y, epsilon, strength, rate, tol, max_steps, history, progress) -> MapSolution:
+@jax.jit
+def _fit(start, x, y, epsilon, strength, rate, limits: Limits) -> MapSolution:
     import optax
 
     x, y, start = lax.stop_gradient((x, y, start))
@@ -290,7 +289,7 @@ def _fit(start, x, y, epsilon, strength, rate, tol, max_steps, history, progress
         gradient, (towards, along, parts) = jax.grad(loss, has_aux=True)(state.map, state)
         with jax.numpy_dtype_promotion("standard"):  # Optax mixes integers and floats
             updates, optimiser_state = optimiser.update(gradient, state.optimiser)
-        done = state.step / jnp.maximum(max_steps, 1)
+        done = state.step / jnp.maximum(limits.max_steps, 1)
         scale = rate * 0.5 * (1 + jnp.cos(jnp.pi * done)).astype(rate.dtype)
         moved = jax.tree.map(lambda p, u: p + scale * u, state.map, updates)
         return Training(moved, optimiser_state, *lax.stop_gradient((towards, along, parts)), state.step + 1)
@@ -301,12 +300,9 @@ def _fit(start, x, y, epsilon, strength, rate, tol, max_steps, history, progress
     run = iterate(
         step,
         state,
+        limits,
         value=lambda s: (s.map, s.parts),
         error=lambda s: (jnp.maximum(s.parts[0], 0) + strength * jnp.maximum(s.parts[1], 0)) / unit,
-        tol=tol,
-        max_steps=max_steps,
-        history=history,
-        progress=progress,
     )
     model, (divergence, gap) = run.value
-    return MapSolution(model, run.status, run.num_steps, run.error, tol, run.history, divergence, gap)
+    return MapSolution(model, run.status, run.num_steps, run.error, limits.tol, run.history, divergence, gap)
