@@ -179,11 +179,11 @@ class _Carry(NamedTuple):
     state: Any
     best: Any
     best_error: Array
-    answered: Array | None
+    answered: Any
     since_best: Array
     steps: Array
     code: Array
-    record: Array | None
+    record: Any
 
 
 def when(condition, update: Callable[[Any], Any], state: Any) -> Any:
