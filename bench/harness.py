@@ -27,17 +27,26 @@ PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#5
 COMPILED_EVENT = "/jax/core/compile/backend_compile_duration"
 
 
-def arguments(description: str, argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """Parse ``--quick --gpu --only NAMES --out FOLDER``, the same for every benchmark."""
-    parser = argparse.ArgumentParser(description=description)
+def parser(description: str) -> argparse.ArgumentParser:
+    """Return the parser of ``--quick --gpu --only NAMES --out FOLDER``, the same for every benchmark."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="shorter caps and fewer repeats: minutes, same direction")
     parser.add_argument("--gpu", action="store_true", help="the instances and targets meant for one accelerator")
     parser.add_argument("--only", default="", help="comma-separated parts of names; others are skipped and kept")
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the JSON and PNG (default: bench/results)")
-    options = parser.parse_args(argv)
+    return parser
+
+
+def finished(options: argparse.Namespace) -> argparse.Namespace:
+    """Split ``--only`` and make the folder."""
     options.only = tuple(filter(None, options.only.split(",")))
     options.out.mkdir(parents=True, exist_ok=True)
     return options
+
+
+def arguments(description: str, argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Parse what every benchmark takes; one with options of its own adds them to `parser`."""
+    return finished(parser(description).parse_args(argv))
 
 
 def chosen(name: str, only: Sequence[str]) -> bool:
