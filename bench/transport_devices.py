@@ -51,7 +51,7 @@ def timed(row: dict[str, Any], function, *data, repeat: int) -> tuple[dict[str, 
         row |= {
             "s": timing.seconds,
             "compile s": program.first_call_seconds,
-            "collective MB": collective_bytes(program) / 1e6,
+            "collectives in the program MB": collective_bytes(program) / 1e6,
         }
         return row, timing.output
     except Exception as failure:
