@@ -5,10 +5,10 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jax import lax
 
 from ...core.loop import Limits, Run, iterate, when
 from ...core.precision import eps as machine_eps
+from ...core.search import backtrack
 from ...core.typing import Array, Bool, Float, Int, Scalar
 from ..problem import Problem
 from .backends import Backend
@@ -23,6 +23,8 @@ STAGE_STEPS = 6
 """... or after this many steps."""
 LONGEST = 20
 """Largest change of a log scaling that a Newton step may make."""
+SHORTEST = 2e-3
+"""The search ends once a step of at most this length is refused."""
 DAMPING = 1e-3
 """The Hessian's relative shift is this times the error."""
 PATIENCE = 8
@@ -69,18 +71,21 @@ def search(problem: Problem, kernel: Kernel, d) -> Kernel:
     slope = jnp.sum((a - kernel.r) * d)
     error = row_error(problem, kernel)
 
-    def tried(t):
-        trial = rescale(problem, kernel, kernel.alpha * jnp.exp(t * d))
-        gain = jnp.sum(a * jnp.log(trial.alpha / kernel.alpha)) + jnp.sum(b * jnp.log(trial.beta / kernel.beta))
-        trial_error = row_error(problem, trial)
-        good = jnp.where(error**2 > machine_eps(d.dtype), gain >= 1e-4 * t * slope, trial_error < error)
-        return (trial.alpha, trial.beta, trial.r), t, good & jnp.isfinite(trial_error)
+    def trial(t):
+        moved = rescale(problem, kernel, kernel.alpha * jnp.exp(t * d))
+        gain = jnp.sum(a * jnp.log(moved.alpha / kernel.alpha)) + jnp.sum(b * jnp.log(moved.beta / kernel.beta))
+        return (moved.alpha, moved.beta, moved.r), gain, row_error(problem, moved)
+
+    def better(t, result):
+        _, gain, after = result
+        good = jnp.where(error**2 > machine_eps(d.dtype), gain >= 1e-4 * t * slope, after < error)
+        return good & jnp.isfinite(after)
 
     longest = jnp.max(jnp.abs(d))
     t = jnp.minimum(1, LONGEST / jnp.where(longest > 0, longest, 1)).astype(d.dtype)
-    moved, _, good = lax.while_loop(lambda c: ~c[2] & (c[1] > 2e-3), lambda c: tried(c[1] / 2), tried(t))
+    found = backtrack(trial, better, start=t, most=jnp.ceil(jnp.log2(t / SHORTEST)).astype(jnp.int32))
     fields = lambda k: (k.alpha, k.beta, k.r)  # noqa: E731
-    kept = jax.tree.map(lambda new, old: jnp.where(good, new, old), moved, fields(kernel))
+    kept = jax.tree.map(lambda new, old: jnp.where(found.accepted, new, old), found.result[0], fields(kernel))
     return eqx.tree_at(fields, kernel, kept)
 
 
