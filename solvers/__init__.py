@@ -13,6 +13,8 @@ Linear
     `solve_sequence`, `learned_sor`: many related systems, the setting learned by `TsallisINF`, `ChebCB`, ...
 Differential equations
     `gp_solve` of a `PDEProblem` on a `Box` with `Dirichlet`, `Neumann`, `Robin`, `Periodic`, `Observe`.
+Curvature
+    `EmpiricalFisher` and its inverse, `head_hessian` exactly; `mfac`: natural gradients as an Optax transformation.
 Shared
     `Solution`, `Status`, `SolveError`, `print_progress`, `tqdm_progress`.
 """
@@ -95,6 +97,14 @@ FACES: dict[str, tuple[str, ...]] = {
         "SpectralMixture",
         "SquaredExponential",
         "StudentMixture",
+    ),
+    "curvature": (
+        "head_hessian",
+        "mfac",
+        "scale_by_mfac",
+        "EmpiricalFisher",
+        "HeadHessian",
+        "MFACState",
     ),
     "core": (
         "print_progress",

@@ -1,5 +1,6 @@
 from . import constrained as constrained
 from . import core as core
+from . import curvature as curvature
 from . import linear as linear
 from . import pde as pde
 from . import transport as transport
@@ -22,6 +23,12 @@ from .core import TsallisINF as TsallisINF
 from .core import print_progress as print_progress
 from .core import replay as replay
 from .core import tqdm_progress as tqdm_progress
+from .curvature import EmpiricalFisher as EmpiricalFisher
+from .curvature import HeadHessian as HeadHessian
+from .curvature import MFACState as MFACState
+from .curvature import head_hessian as head_hessian
+from .curvature import mfac as mfac
+from .curvature import scale_by_mfac as scale_by_mfac
 from .linear import Arms as Arms
 from .linear import CGSolution as CGSolution
 from .linear import HagemanYoung as HagemanYoung

@@ -17,6 +17,7 @@ FAMILIES: dict[str, str] = {
     "linear": "a heat simulation whose relaxation is learned from its own step counts",
     "transport": "optimal transport: the colours of one photograph moved to another",
     "pde": "a differential equation with three scales, by a spectral Gaussian-process solve",
+    "curvature": "a digit classifier: its natural gradient, and the curvature of its loss by pixel",
     "constrained": "equality constraints: digits told odd from even by weights on a sphere",
 }
 """Name of the module, and what it shows."""

@@ -1,0 +1,165 @@
+"""M-FAC: steps along the inverse empirical Fisher matrix of a sliding window of gradients."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.scipy.linalg import cho_solve
+
+from ..core import checks
+from ..core.precision import eps
+from ..core.typing import Array, Float, Int, Scalar
+from .empirical_fisher import against, combined
+
+
+class MFACState(NamedTuple):
+    """Hold the window of `scale_by_mfac`.
+
+    Attributes
+    ----------
+    grads : PyTree of Float[Array, "num_grads ..."]
+        The last gradients, a ring.
+    gram : Float[Array, "num_grads num_grads"]
+        Their inner products.
+    count : Int[Array, ""]
+        How many were seen.
+    """
+
+    grads: Any
+    gram: Float[Array, "m m"]
+    count: Int[Array, ""]
+
+
+def scale_by_mfac(num_grads: int = 512, damping: Scalar = 1e-5) -> optax.GradientTransformation:
+    """Replace the gradient by ``F^-1 g``, F the damped empirical Fisher matrix of the last ``num_grads`` gradients.
+
+    ``F = damping I + (1/k) sum_i g_i g_i^T`` over the k gradients in the window, the present one among them.
+
+    Parameters
+    ----------
+    num_grads : int
+        Length of the window; static, positive.
+    damping : scalar
+        Positive; traced.
+
+    Returns
+    -------
+    optax.GradientTransformation
+        Its state is a `MFACState`, whose memory is that of ``num_grads`` copies of the parameters.
+
+    Raises
+    ------
+    TypeError, ValueError
+        When ``num_grads`` is not a positive integer, ``damping`` is a number that is not positive, or there are no
+        parameters of a real floating dtype.
+
+    Notes
+    -----
+    The present gradient is a row of the window, so that ``F^-1 g = G^T (damping I + G G^T / k)^-1 e`` exactly: one
+    row of the Gram matrix, one Cholesky factor and one combination of the window a step, O(d m + m^3), with no
+    division by `damping`, by which the usual form of Woodbury's identity loses digits. What is lost here grows as
+    ``eps max_i |g_i|^2 / (k damping)`` and only where gradients of the window repeat each other; to bound it,
+    ``k damping`` is raised to ``max_i |g_i|^2`` times the larger of ``sqrt(eps)`` and ``4 num_grads eps`` where it is
+    smaller.
+
+    The paper divides by the length of the window from the first step on, here by the number of gradients in it: until
+    the window is full the paper's damping counts for more and its steps are longer. The Gram matrix is in float32 at
+    least; for gradients whose squared norm overflows it the updates are NaN, and ``optax.apply_if_finite`` skips such
+    steps.
+
+    References
+    ----------
+    E. Frantar, E. Kurtic, D. Alistarh, *M-FAC: Efficient matrix-free approximations of second-order information*,
+    NeurIPS 2021, the dynamic algorithm.
+    """
+    if isinstance(num_grads, bool) or not isinstance(num_grads, int):
+        checks.fail("mfac", "num_grads", "an integer", repr(num_grads), TypeError)
+    if num_grads < 1:
+        checks.fail("mfac", "num_grads", "positive", num_grads)
+    checks.number("mfac", "damping", damping, positive=True)
+
+    def init(params):
+        leaves = jax.tree.leaves(params)
+        if not leaves or not all(jnp.issubdtype(p.dtype, jnp.floating) for p in leaves):
+            checks.fail("mfac", "params", "real floating arrays", [str(p.dtype) for p in leaves], TypeError)
+        dtype = max([p.dtype for p in leaves] + [jnp.dtype(jnp.float32)], key=lambda d: d.itemsize)
+        window = jax.tree.map(lambda p: jnp.zeros((num_grads, *p.shape), p.dtype), params)
+        return MFACState(window, jnp.zeros((num_grads, num_grads), dtype), jnp.zeros((), jnp.int32))
+
+    def update(updates, state, params=None):
+        del params
+        dtype = state.gram.dtype
+        slot = state.count % num_grads
+        window = jax.tree.map(lambda w, g: w.at[slot].set(g.astype(w.dtype)), state.grads, updates)
+        wide = jax.tree.map(lambda w: w.astype(dtype), window)
+        row = against(wide, jax.tree.map(lambda w: w[slot], wide))
+        gram = state.gram.at[slot].set(row).at[:, slot].set(row)
+        seen = jnp.minimum(state.count + 1, num_grads).astype(dtype)
+        largest = jnp.max(jnp.diagonal(gram))
+        # All of it over the largest squared norm; a window of zeros has the answer zero.
+        unit = jnp.where(largest > 0, largest, 1)
+        floor = max(4 * num_grads * eps(dtype), eps(dtype) ** 0.5)
+        shift = jnp.maximum(seen * jnp.asarray(damping, dtype) / unit, floor)
+        factor = jnp.linalg.cholesky(gram / unit + jnp.diag(jnp.full(num_grads, shift)))
+        c = cho_solve((factor, True), jax.nn.one_hot(slot, num_grads, dtype=dtype)) * (seen / unit)
+        step = jax.tree.map(lambda u, g: u.astype(g.dtype), combined(wide, c), updates)
+        return step, MFACState(window, gram, jnp.asarray(optax.safe_increment(state.count)))
+
+    return optax.GradientTransformation(init, update)
+
+
+def mfac(
+    learning_rate: optax.ScalarOrSchedule = 1e-3,
+    num_grads: int = 512,
+    damping: Scalar = 1e-5,
+    momentum: Scalar | None = None,
+) -> optax.GradientTransformation:
+    """Minimise by natural-gradient steps with the empirical Fisher matrix of the last ``num_grads`` gradients (M-FAC).
+
+    ``u = F^-1 g`` by `scale_by_mfac`, ``v = momentum v + (1 - momentum) u``, ``theta = theta - learning_rate v``. Worth
+    its memory, ``num_grads`` copies of the parameters, where the loss is badly scaled and gradients are cheap; else
+    ``optax.adam``. Weight decay is chained, as elsewhere in Optax.
+
+    Parameters
+    ----------
+    learning_rate : scalar or schedule
+        Of the last step.
+    num_grads : int
+        Length of the window; static, positive (``optax.inject_hyperparams`` takes it in ``static_args``).
+    damping : scalar
+        Positive, in units of squared gradients; traced.
+    momentum : scalar or None
+        Of the moving average of ``u``; None for none.
+
+    Returns
+    -------
+    optax.GradientTransformation
+        A chain of `scale_by_mfac`, the moving average and the learning rate.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `scale_by_mfac` does.
+
+    Notes
+    -----
+    See `scale_by_mfac` for the arithmetic, its cost and where it departs from the paper.
+
+    References
+    ----------
+    E. Frantar, E. Kurtic, D. Alistarh, *M-FAC: Efficient matrix-free approximations of second-order information*,
+    NeurIPS 2021.
+
+    Examples
+    --------
+    >>> import jax.numpy as jnp, optax
+    >>> from solvers import mfac
+    >>> optimiser = mfac(1.0, num_grads=4, damping=0.5)
+    >>> params = jnp.zeros(2)
+    >>> updates, state = optimiser.update(jnp.array([1.0, 0.5]), optimiser.init(params), params)
+    >>> print(optax.apply_updates(params, updates).round(4))
+    [-0.5714 -0.2857]
+    """
+    average = () if momentum is None else (optax.ema(momentum, debias=False),)
+    return optax.chain(scale_by_mfac(num_grads, damping), *average, optax.scale_by_learning_rate(learning_rate))
