@@ -25,11 +25,11 @@ class SSORCG(Method):
     omega: Array
     sweeps: ClassVar[bool] = True
 
-    def run(self, system, b, start, **controls):
+    def run(self, system, b, start, controls):
         """Precondition by SSOR from zero."""
         sweep = system.sweeper(self.omega)
         zero = jax.tree.map(jnp.zeros_like, b)
-        return conjugate(system, b, start, lambda r: sweep(sweep(zero, r), r, reverse=True), **controls)
+        return conjugate(system, b, start, lambda r: sweep(sweep(zero, r), r, reverse=True), controls)
 
 
 class ChebyshevCG(Method):
@@ -39,13 +39,13 @@ class ChebyshevCG(Method):
     degree: Any = None
     fixed_degree: int | None = eqx.field(static=True, default=None)
 
-    def run(self, system, b, start, **controls):
+    def run(self, system, b, start, controls):
         """Precondition by a given number of Chebyshev steps."""
         high = system.row_bound()
         degree = self.degree if self.fixed_degree is None else self.fixed_degree
         inverse = jax.tree.map(lambda d: 1 / d, system.diagonal())
         polynomial = chebyshev(system.mv, inverse, high / self.ratio, high, degree)
-        return conjugate(system, b, start, polynomial, **controls)
+        return conjugate(system, b, start, polynomial, controls)
 
 
 class FlexibleCG(Method):
@@ -56,7 +56,7 @@ class FlexibleCG(Method):
     directions: int = eqx.field(static=True)
     numbers: ClassVar[bool] = False
 
-    def run(self, system, b, start, **controls):
+    def run(self, system, b, start, controls):
         """Precondition by the user's function, in the shape of b."""
         apply = jax.jit(self.precondition)
 
@@ -67,7 +67,7 @@ class FlexibleCG(Method):
                 checks.fail("flexible_cg", "precondition", f"a function to arrays of shape {r.shape}", jnp.shape(z))
             return system.pack(z.astype(r.dtype))
 
-        return conjugate(system, b, start, direction, directions=self.directions, **controls)
+        return conjugate(system, b, start, direction, controls, directions=self.directions)
 
 
 def ssor_cg(

@@ -42,7 +42,7 @@ class MultigridCG(Method):
     cycle: str = eqx.field(static=True)
     sweeps: ClassVar[bool] = False
 
-    def run(self, system: Any, b: Any, start: Any, **controls: Any):
+    def run(self, system: Any, b: Any, start: Any, controls: Any):
         """Build the hierarchy for this system and precondition with one cycle over it."""
         levels = hierarchy(system, b.shape)
         smoothers = [self.smooth(*level) for level in levels[:-1]]
@@ -63,7 +63,7 @@ class MultigridCG(Method):
                 z = settle(z + prolong(cycle(k + 1, coarse), shape))
             return settle(after(z, r))
 
-        return conjugate(system, b, start, lambda r: cycle(0, r), **controls)
+        return conjugate(system, b, start, lambda r: cycle(0, r), controls)
 
     def smooth(self, stencil, shape):
         """Return the smoother from zero, and its adjoint from a given point."""

@@ -9,7 +9,7 @@ from jax.typing import ArrayLike
 from ..core import checks
 from ..core.typing import Array, Float, Progress, Scalar
 from .solution import LinearSolution, Method, Options, known, measure, solve
-from .stopping import drive
+from .stopping import Rules, drive
 from .systems.system import System
 
 PATIENCE = 2000
@@ -32,7 +32,7 @@ class SOR(Method):
     sweeps: ClassVar[bool] = True
     symmetric: ClassVar[bool] = False
 
-    def run(self, system, b, start, **controls):
+    def run(self, system, b, start, controls):
         """Sweep until the residual is small."""
         residual, size = measure(system, b)
         sweep = system.sweeper(self.omega)
@@ -45,15 +45,8 @@ class SOR(Method):
         # a few times 1 / (2 - omega) sweeps; at a slow rate it then takes a thousand sweeps to be below the first.
         patience = PATIENCE + 20 / jnp.maximum(jnp.abs(2 - self.omega), 1e-3)
         patience = jnp.where(jnp.isnan(patience), PATIENCE, patience)  # a NaN shows in the first sweep
-        return drive(
-            step,
-            start,
-            value=lambda y: y,
-            error=lambda y: size(residual(y)),
-            stall=patience,
-            divergence=1e4,
-            **controls,
-        )
+        rules = Rules(patience, divergence=1e4)
+        return drive(step, start, controls, rules, value=lambda y: y, error=lambda y: size(residual(y)))
 
 
 def sor(

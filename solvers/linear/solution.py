@@ -19,6 +19,7 @@ from ..core.precision import eps
 from ..core.solution import Solution, Status, StatusCode
 from ..core.typing import Array, Progress
 from ..core.vectors import norm
+from .stopping import Controls
 from .systems.system import Layout, System, as_system
 
 
@@ -48,7 +49,7 @@ class Method(eqx.Module):
     """Whether floating leaves are settings, to be cast to the dtype of the system."""
 
     @abstractmethod
-    def run(self, system: Layout, b: Any, start: Any, **controls: Any) -> Run:
+    def run(self, system: Layout, b: Any, start: Any, controls: Controls) -> Run:
         """Iterate from `start`; the run's error is the true relative residual, in `measure`."""
 
 
@@ -127,7 +128,7 @@ def measure(system: Layout, b: Any) -> tuple[Any, Any]:
     return lambda y: jax.tree.map(jnp.subtract, b, system.mv(y)), lambda r: norm(r) * scale
 
 
-def run_method(system: System, b: Array, x0: Array, method: Method, **controls: Any) -> Run:
+def run_method(system: System, b: Array, x0: Array, method: Method, controls: Controls) -> Run:
     """Solve in the method's layout, in units in which the largest entry of b is between 1 and 2; b = 0 gives x = 0."""
     layout = system.layout(b.shape, sweeps=method.sweeps)
     largest = jnp.max(jnp.abs(b))
@@ -137,8 +138,8 @@ def run_method(system: System, b: Array, x0: Array, method: Method, **controls: 
     down, up = (jnp.ldexp(jnp.ones((), b.dtype), sign * exponent) for sign in (-1, 1))
     x0 = jnp.where(largest == 0, 0, x0)
     bad = jnp.any(jnp.stack([jnp.any(d <= 0) for d in jax.tree.leaves(layout.diagonal())]))
-    steps = jnp.where(bad, 0, jnp.asarray(controls.pop("max_steps"), jnp.int32))
-    run = method.run(layout, layout.pack(b * down), layout.pack(x0 * down), max_steps=steps, **controls)
+    steps = jnp.where(bad, 0, jnp.asarray(controls.limits.max_steps, jnp.int32))
+    run = method.run(layout, layout.pack(b * down), layout.pack(x0 * down), controls.within(steps))
     status = jnp.where(bad & jnp.isfinite(run.error), LinearStatus.DIAGONAL, run.status)
     found = layout.unpack(run.value)
     value = found * up
@@ -184,14 +185,14 @@ def attached(
 @partial(jax.jit, static_argnums=5)
 def _solve(system, b, x0, method, limits: Limits, static: tuple[type[LinearSolution], int, str]):
     solution, every, unconverged = static
-    controls = {"tol": lax.stop_gradient(limits.tol), "max_steps": limits.max_steps, "every": every}
+    limits = eqx.tree_at(lambda x: x.tol, limits, lax.stop_gradient(limits.tol))
     frozen = lax.stop_gradient(method)
-    watched = {"history": limits.history, "progress": limits.progress}
-    run = run_method(*lax.stop_gradient((system, b, x0)), frozen, **controls, **watched)
+    run = run_method(*lax.stop_gradient((system, b, x0)), frozen, Controls(limits, every))
+    silent = Controls(Limits(limits.tol, limits.max_steps), every)
 
     def again(system, r):
-        return run_method(system, r, jnp.zeros_like(r), frozen, **controls, history=False, progress=None)
+        return run_method(system, r, jnp.zeros_like(r), frozen, silent)
 
     trusted = None if unconverged == "approximate" else run.status == Status.CONVERGED
-    x = attached(system, b, run.value, again, symmetric=method.symmetric, tol=controls["tol"], trusted=trusted)
-    return solution(x, run.status, run.num_steps, run.error, controls["tol"], run.history)
+    x = attached(system, b, run.value, again, symmetric=method.symmetric, tol=limits.tol, trusted=trusted)
+    return solution(x, run.status, run.num_steps, run.error, limits.tol, run.history)

@@ -1,4 +1,4 @@
-"""What would make a status a lie: scales, missing diagonals, unconverged derivatives, and a layout fused into its use."""
+"""What would make a status a lie: scales, missing diagonals, unconverged derivatives, a layout fused into its use."""
 
 import itertools
 
@@ -124,7 +124,7 @@ def test_unpacking_fused_into_its_use(shape):
 
 
 def test_sweeps_colour_by_colour_are_those_of_the_classes():
-    """On a 27-point stencil with coefficients that vary, both ways; one product a colour against the polyphase sweep."""
+    """On a 27-point stencil with coefficients that vary, both ways, against the polyphase sweep."""
     rng = np.random.default_rng(33)
     shape, offsets = (5, 4, 3), list(itertools.product((-1, 0, 1), repeat=3))
     coefficients = rng.random((27, *shape))

@@ -11,11 +11,12 @@ from jax import lax
 from ...core import checks
 from ...core.bandits.learners import Learner, count_arms
 from ...core.implicit import UNCONVERGED
-from ...core.loop import Run
+from ...core.loop import Limits, Run
 from ...core.solution import Status
 from ...core.typing import Array, Float, Int, Progress, PyTree, Scalar
 from ...core.vectors import norm
 from ..solution import LinearSolution, attached, check_every, default_tol, prepare, run_method
+from ..stopping import Controls
 from ..systems.system import System, as_system
 from .arms import Arms, safe
 from .relaxation_theory import young_prior
@@ -240,14 +241,12 @@ class Rounds(eqx.Module):
 
     def play(self, system, b, start, arm) -> tuple[Run, Run]:
         """Return the arm's run and the whole one: the same, or with the safe arm's steps where the arm failed."""
-        controls: dict[str, Any] = {"tol": self.tol, "history": False, "progress": None}
 
         def branch(build):
             def run(_):
                 method = build(self.arms, arm)
-                limit = jnp.minimum(self.patience, self.max_steps)
-                often = self.every if method.sweeps else 1
-                run = run_method(system, b, start, method, max_steps=limit, every=often, **controls)
+                limits = Limits(self.tol, jnp.minimum(self.patience, self.max_steps))
+                run = run_method(system, b, start, method, Controls(limits, self.every if method.sweeps else 1))
                 return Run(None, run.value, run.error, run.status, run.num_steps, None)
 
             return run
@@ -256,8 +255,8 @@ class Rounds(eqx.Module):
         settled = (first.status == Status.CONVERGED) | (first.status == Status.NONFINITE) & (first.num_steps == 0)
 
         def rescue(_):
-            left = self.max_steps - first.num_steps
-            run = run_method(system, b, first.value, safe(b.dtype), max_steps=left, every=1, **controls)
+            left = Controls(Limits(self.tol, self.max_steps - first.num_steps), 1)
+            run = run_method(system, b, first.value, safe(b.dtype), left)
             keep = run.error <= first.error
             value, error = jnp.where(keep, run.value, first.value), jnp.where(keep, run.error, first.error)
             return Run(None, value, error, run.status, first.num_steps + run.num_steps, None)
