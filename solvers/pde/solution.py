@@ -11,6 +11,7 @@ from ..core.linalg.kronecker import mode_products
 from ..core.precision import HIGHEST, matmul
 from ..core.solution import Solution, Status, StatusCode
 from ..core.typing import Array, Float
+from .frequencies import spectrum
 
 
 class PDEStatus(StatusCode):
@@ -139,9 +140,7 @@ class GPSolution(Solution):
     @property
     def spectrum(self):
         """For each dimension (frequencies in radians per unit length, weights): of the prior, or of the solution."""
-        from .gaussian.data_prior import of_solution
-
-        return of_solution(self)
+        return spectrum(self.bases[0], self.prior, self.mean)
 
     def _tensors(self):
         return self.value if isinstance(self.value, tuple) else (self.value,)

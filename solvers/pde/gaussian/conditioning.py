@@ -17,7 +17,7 @@ from ...core.linalg.kronecker import mode_products
 from ...core.loop import Limits, Run, iterate
 from ...core.precision import eps, matmul
 from ...core.typing import Array, Float
-from ..problem import PDEProblem
+from ..problem import Face, PDEProblem
 from ..solution import Posterior
 from ..tracing import Equation
 
@@ -30,7 +30,7 @@ class Data(eqx.Module):
     problem : PDEProblem
         Noise levels and observed values; condition values are in `faces`.
     faces : list of list
-        ``faces[k]``: one (dimension, end, a, b, values, noise) a condition of unknown k.
+        ``faces[k]``: one `Face` a condition of unknown k.
     args : PyTree
         The user's, or the prior mean of those to be found.
     spread : PyTree or None
@@ -108,14 +108,13 @@ class Rows:
         rows = [(p / s).reshape(-1) for p, s in zip(parts, self.scales, strict=True)]
         return jnp.concatenate([*rows, flat])
 
-    def _face(self, k: int, face):
-        axis, end, outward, a, b, values, noise = face
+    def _face(self, k: int, face: Face):
         matrices = []
-        for scale, order in ((a, 0), (outward * b, 1)):
-            ms = [self.bases[k][d].whitened(jnp.atleast_1d(end), order) if d == axis else self.values[k][d][0]
+        for scale, order in ((face.a, 0), (face.outward * face.b, 1)):
+            ms = [self.bases[k][d].whitened(jnp.atleast_1d(face.end), order) if d == face.axis else self.values[k][d][0]
                   for d in range(len(self.x))]  # fmt: skip
             matrices.append((scale, ms))
-        return k, matrices, values, noise
+        return k, matrices, face.values, face.noise
 
     def _points(self, o):
         matrices = [b.whitened(o.points[:, d].astype(self.x[0].dtype)) for d, b in enumerate(self.bases[o.field])]

@@ -11,7 +11,7 @@ from ...core.checks import fail
 from ...core.gaussian.kernels import SpectralMixture, per_dimension
 from ...core.precision import eps
 from ...core.solution import Status
-from ..problem import Observe
+from ..problem import Face, Observe, side
 from ..solution import GPSolution, PDEStatus
 from ..spectral.axes import Fourier, Legendre
 from ..spectral.spaces import face_values
@@ -37,8 +37,8 @@ def conditioned(problem, equation, args, dynamic, x, prior, guess, infer, tol, g
     rank = rank or {1: 256, 2: 40, 3: 12}[ndim]
     ranks = (rank,) * ndim if isinstance(rank, int) else tuple(rank)
     faces = [
-        [(d, jnp.asarray(problem.domain.bounds[d]["-+".index(c.face[1])], dtype), 1.0 if c.face[1] == "+" else -1.0,
-          c.a, c.b, face_values(problem, c, d, args, x), c.noise) for d in range(ndim) for c in problem.faces(k, d)]
+        [Face(d, side(c)[1], jnp.asarray(problem.domain.bounds[d][side(c)[0]], dtype), c.a, c.b,
+              face_values(problem, c, d, args, x), c.noise) for d in range(ndim) for c in problem.faces(k, d)]
         for k in range(fields)
     ]  # fmt: skip
     stated = eqx.tree_at(lambda p: (p.residual, p.conditions), problem, (None, problem.observations))
@@ -112,7 +112,7 @@ def _rescaled(data: Data, factors, equations: int) -> Data:
     def times(noise, factor):
         return None if noise is None else noise * factor
 
-    faces = [[(*face[:-1], times(face[-1], next(rest))) for face in fs] for fs in data.faces]
+    faces = [[face.with_noise(times(face.noise, next(rest))) for face in fs] for fs in data.faces]
     seen = tuple(Observe(o.points, o.values, times(o.noise, next(rest)), field=o.field)
                  for o in data.problem.observations)  # fmt: skip
     problem = eqx.tree_at(lambda p: (p.noise, p.conditions), data.problem, (times(data.problem.noise, shared), seen),
@@ -121,7 +121,7 @@ def _rescaled(data: Data, factors, equations: int) -> Data:
 
 
 def _noises(data: Data):
-    return data.problem.noise, tuple(face[-1] for fs in data.faces for face in fs), tuple(
+    return data.problem.noise, tuple(face.noise for fs in data.faces for face in fs), tuple(
         o.noise for o in data.problem.observations)  # fmt: skip
 
 
