@@ -136,7 +136,8 @@ def gp_solve(
     *Domains other than boxes*: a residual that is zero outside, `Observe` on the boundary, and a prior.
 
     *Status.* `PDEStatus.UNRESOLVED` when the equation is solved on the grid yet its residual there exceeds
-    ``10 sqrt(tol)``; `PDEStatus.ALIASED`, `PDEStatus.UNIDENTIFIED`; `PDEStatus.CONTRADICTED` when a measurement lies
+    ``10 sqrt(tol)``, or when conditioning exceeds 0.03 (and four noises) between the nodes;
+    `PDEStatus.ALIASED`, `PDEStatus.UNIDENTIFIED`; `PDEStatus.CONTRADICTED` when a measurement lies
     twelve standard deviations from the mean: equation, prior and data cannot all be right, or not in this precision.
 
     *Derivatives.* Implicit, forward and reverse, any order, in condition values and coefficients, bounds (spectral

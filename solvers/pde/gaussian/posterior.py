@@ -20,6 +20,9 @@ from .data_prior import data_prior
 from .eigenbasis import Eigen, Weighted
 from .evidence import functionals, maximise
 
+HOLDS = 0.03
+"""Relative residual between the nodes, and misfit of exact conditions, up to which they hold."""
+
 
 def conditioned(problem, equation, args, dynamic, x, prior, guess, infer, tol, grid, basis, rank, learn, options):
     """Return the solution of a problem that needs a prior; the arguments are `gp_solve`'s, traced."""
@@ -71,11 +74,22 @@ def conditioned(problem, equation, args, dynamic, x, prior, guess, infer, tol, g
         blind = (status == Status.CONVERGED) & jnp.any(whitened > 0.95)
         status = jnp.where(blind, int(PDEStatus.UNIDENTIFIED), status).astype(jnp.int32)
         args = rows.args(found)[1]
-    stated = zip(parts[count:], rows.scales[count:], sum(_noises(data)[1:], ()), strict=True)
-    noisy = [jnp.max(jnp.abs(p) / s) for p, s, noise in stated if noise is not None]
+    gapped = list(zip(parts[count:], rows.scales[count:], sum(_noises(data)[1:], ()), strict=True))
+    noisy = [jnp.max(jnp.abs(p) / s) for p, s, noise in gapped if noise is not None]
     if noisy:
         apart = (status == Status.CONVERGED) & (jnp.max(jnp.stack(noisy)) > 12)
         status = jnp.where(apart, int(PDEStatus.CONTRADICTED), status)
+    judged = rows.between((weights, found))
+    if judged is not None:
+        residual, excess = judged
+        status = jnp.where((status == Status.CONVERGED) & (excess > HOLDS), int(PDEStatus.UNRESOLVED), status)
+    exact = [p for p, (_, _, noise) in zip(parts[count:], gapped, strict=True) if noise is None]
+    if exact:
+        faced = [jnp.max(jnp.abs(f.values)) for fs in data.faces for f in fs]
+        largest = jnp.max(jnp.stack([jnp.zeros((), dtype), *faced]))
+        apart = jnp.max(jnp.stack([jnp.max(jnp.abs(p)) for p in exact])) > HOLDS * largest
+        apart = apart & (largest > 0)
+        status = jnp.where((status == Status.CONVERGED) & apart, int(PDEStatus.CONTRADICTED), status)
     status = status.astype(jnp.int32)
     return GPSolution(
         value=z if fields > 1 else z[0], status=status, num_steps=run.num_steps, error=run.error, tol=tol,
