@@ -7,6 +7,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 from ..core.checks import fail
 from ..core.linalg.kronecker import along
@@ -177,7 +178,7 @@ class PDEProblem(eqx.Module):
             level = None if isinstance(c, Periodic) else c.noise
             if isinstance(level, int | float | np.number) and level < 0:
                 fail("PDEProblem", "noise", "a standard deviation, at least zero", level)
-            if isinstance(c, Observe) and not isinstance(c.points, jax.core.Tracer):
+            if isinstance(c, Observe) and not isinstance(c.points, Tracer):
                 _inside(c.points, domain)
         if isinstance(noise, int | float | np.number) and noise < 0:
             fail("PDEProblem", "noise", "a standard deviation, at least zero", noise)
@@ -220,7 +221,7 @@ def _split(condition, domain: Box):
 def _inside(points, domain: Box) -> None:
     """Raise for a measurement outside the box, where the bounds are numbers; the last digits are forgiven."""
     for d, bounds in enumerate(domain.bounds):
-        if any(isinstance(b, jax.core.Tracer) for b in bounds):
+        if any(isinstance(b, Tracer) for b in bounds):
             continue
         (lower, upper), found = (float(b) for b in bounds), np.asarray(points)[:, d]
         slack = 1e-5 * (upper - lower)

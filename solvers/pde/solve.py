@@ -9,13 +9,16 @@ import numpy as np
 
 from ..core.checks import choice, count, fail, number
 from ..core.gaussian.kernels import per_dimension
+from ..core.implicit import UNCONVERGED, distrust
 from ..core.linalg.kronecker import along, mode_product
+from ..core.loop import Limits
 from ..core.precision import eps
 from ..core.solution import Status
 from ..core.typing import Progress, Scalar
 from .gaussian.posterior import conditioned
 from .gaussian.published import PublishedGPHM, solve_published
 from .problem import Condition, PDEProblem, float_type
+from .settings import Settings
 from .solution import GPSolution, PDEStatus
 from .spectral.axes import Fourier, Legendre
 from .spectral.newton import Discretisation, fine_points, solve_spectral
@@ -38,6 +41,7 @@ def gp_solve(
     guess: Any = None,
     tol: Scalar | None = None,
     max_steps: Scalar = 50,
+    unconverged: str = "nan",
     history: bool | int = False,
     progress: Progress | None = None,
 ) -> GPSolution:
@@ -86,6 +90,8 @@ def gp_solve(
         See `error`; 50 eps, and about 3e-6 (float64) or 2e-2 (float32) when conditioning. Traced.
     max_steps : int
         Newton steps. Traced.
+    unconverged : {"nan", "approximate"}
+        Derivatives of a solve that did not converge: NaN, or those of the equations at the point returned. Static.
     history : bool or int
         Record the error of that many steps (``True``: 256). Static.
     progress : callable, optional
@@ -178,12 +184,12 @@ def gp_solve(
     if tol is not None:
         tol = number("gp_solve", "tol", tol, dtype=dtype)
     problem, args, prior, infer, published = _arrays((problem, args, prior, infer, published), dtype)
-    max_steps = count("gp_solve", "max_steps", max_steps)
+    limits = Limits(tol, count("gp_solve", "max_steps", max_steps), history, progress)
+    choice("gp_solve", "unconverged", unconverged, UNCONVERGED)
 
     def solve(grid, guess):
-        return _solve(
-            problem, args, prior, guess, infer, tol, max_steps, grid, basis, rank, learn, published, history, progress
-        )
+        settings = Settings(grid, guess, prior, infer, learn, basis, rank, published, limits, unconverged)
+        return _solve(problem, args, settings)
 
     if published is not None:
         settings = {"prior": prior, "rank": rank, "infer": infer, "learn": learn, "guess": guess}
@@ -200,7 +206,8 @@ def gp_solve(
 
 
 @eqx.filter_jit
-def _solve(problem, args, prior, guess, infer, tol, max_steps, grid, basis, rank, learn, published, history, progress):
+def _solve(problem: PDEProblem, args: Any, settings: Settings) -> GPSolution:
+    grid = settings.grid
     dtype = problem.domain.bounds[0][0].dtype
     ndim, fields = problem.domain.ndim, problem.fields
     dynamic, (residual, static) = _payload(problem.residual, args)
@@ -209,26 +216,17 @@ def _solve(problem, args, prior, guess, infer, tol, max_steps, grid, basis, rank
     def pointwise(x, u, a):
         return eqx.combine(a[0], residual)(x, u, eqx.combine(a[1], static))
 
-    options = {"max_steps": max_steps, "history": history, "progress": progress}
-    if published is not None:
-        return solve_published(published, problem, pointwise, dynamic, args, grid, tol=tol, **options)
+    if settings.published is not None:
+        return solve_published(problem, pointwise, dynamic, args, settings)
     fine = None
     if ndim == 1 and not problem.periodic[0]:
         lower, upper = (jnp.asarray(b, dtype) for b in problem.domain.bounds[0])
         fine = fine_points(Legendre(lower, upper, 1, 0))
     equation = trace(pointwise, problem.domain.names, fields, x, dynamic, fine)
-    forced = (
-        prior is not None
-        or basis == "kernel"
-        or infer is not None
-        or learn is not None
-        or any(not isinstance(n, int) for n in grid)
-    )
-    if forced or is_conditioned(problem, equation.orders):
-        return conditioned(
-            problem, equation, args, dynamic, x, prior, guess, infer, tol, grid, basis, rank, learn, options
-        )
-    tol = jnp.asarray(50 * eps(dtype), dtype) if tol is None else tol
+    if settings.conditions or is_conditioned(problem, equation.orders):
+        return _distrusted(conditioned(problem, equation, args, dynamic, x, settings), settings)
+    limits = settings.within(jnp.asarray(50 * eps(dtype), dtype))
+    tol, guess = limits.tol, settings.guess
     highest = [[max((o[d] for o in orders), default=0) for d in range(ndim)] for orders in equation.orders]
     values = [[_axis_values(problem, k, d, args, x) for d in range(ndim)] for k in range(fields)]
     moving, still = eqx.partition((_without_values(problem), values, dynamic), eqx.is_inexact_array)
@@ -241,16 +239,29 @@ def _solve(problem, args, prior, guess, infer, tol, max_steps, grid, basis, rank
         return Discretisation(equation, lines, values, dynamic)
 
     start = None if guess is None else (lambda found: _start(found, guess, args))
-    found, y, run, strong = solve_spectral(build, moving, start, tol=tol, **options)
+    found, y, run, strong = solve_spectral(build, moving, start, limits)
     z = found.coefficients(y)
     unresolved = (run.status == Status.CONVERGED) & (strong > 10 * jnp.sqrt(tol))
     status = jnp.where(unresolved, int(PDEStatus.UNRESOLVED), run.status).astype(jnp.int32)
-    return GPSolution(
+    return _distrusted(GPSolution(
         value=z if fields > 1 else z[0], status=status, num_steps=run.num_steps, error=run.error, tol=tol,
         history=run.history, residual=strong, misfit=found.misfit,
         bases=tuple(tuple(ln.basis for ln in ls) for ls in found.lines), posterior=None, args=args, args_std=None,
         log_evidence=None, prior=None, noise=None,
-    )  # fmt: skip
+    ), settings)  # fmt: skip
+
+
+def _distrusted(solution: GPSolution, settings: Settings) -> GPSolution:
+    """Return the solution with derivatives that are NaN unless it converged or approximate ones were asked for."""
+    if settings.unconverged == "approximate":
+        return solution
+    found = solution.value, solution.posterior, solution.args if settings.infer is not None else None
+    arrays, rest = eqx.partition(found, eqx.is_inexact_array)
+    value, posterior, args = eqx.combine(distrust(arrays, solution.status == Status.CONVERGED), rest)
+    args = solution.args if settings.infer is None else args
+    return eqx.tree_at(
+        lambda s: (s.value, s.posterior, s.args), solution, (value, posterior, args), is_leaf=lambda x: x is None
+    )
 
 
 def _start(found: Discretisation, guess, args):

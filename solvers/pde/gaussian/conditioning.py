@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from math import log, pi
-from typing import Any
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
@@ -17,6 +17,7 @@ from ...core.krylov.gmres import gmres
 from ...core.linalg.kronecker import along, mode_products
 from ...core.loop import Limits, Run, iterate
 from ...core.precision import eps, matmul
+from ...core.search import backtrack
 from ...core.typing import Array, Float
 from ..problem import Face, PDEProblem
 from ..solution import Posterior
@@ -185,8 +186,19 @@ def _rms(arrays):
     return jnp.sqrt(sum(jnp.mean(a**2) for a in arrays))
 
 
+class State(NamedTuple):
+    """Weights, the Gauss-Newton step from them, rows, error, and the factors of the rows' Jacobian."""
+
+    w: Any
+    direction: Any
+    rho: Any
+    error: Any
+    r: Any
+    q: Any
+
+
 def condition(
-    build: Callable[[Any], Rows], data: Any, guess, *, tol, max_steps, history, progress
+    build: Callable[[Any], Rows], data: Any, guess, limits: Limits
 ) -> tuple[Rows, Any, Posterior, Run, Float[Array, ""]]:
     """Find the most probable weights by damped Gauss-Newton steps, and their posterior.
 
@@ -207,13 +219,13 @@ def condition(
         q, r = jnp.linalg.qr(jacobian)
         return rho, q, r, matmul(rho, q)
 
-    def state_at(w):
+    def state_at(w) -> State:
         rho, q, r, slope = factorise(w)
         error = jnp.linalg.norm(slope) / jnp.sqrt(1 + jnp.sum(rho**2))
-        return w, -solve_triangular(r, slope), rho, error, r, q
+        return State(w, -solve_triangular(r, slope), rho, error, r, q)
 
-    def step(state):
-        w, direction, _, _, r, q = state
+    def step(s: State) -> State:
+        w, direction, r, q = s.w, s.direction, s.r, s.q
         # Deuflhard's natural test: what would the next step be? Equations without noise make the objective a ravine
         # along which descent crawls, while steps, being measured in weights, do not see their enormous rows.
         before = jnp.linalg.norm(direction)
@@ -221,18 +233,14 @@ def condition(
         def following(t):
             return jnp.linalg.norm(solve_triangular(r, matmul(rows(w + t * direction), q)))
 
-        def rejected(carry):
-            t, after = carry
-            return ~(after <= (1 - t / 4) * before + 1e-3) & (t > 1e-3)
-
-        t = jnp.ones((), w.dtype)
-        if not linear:
-            t, _ = lax.while_loop(rejected, lambda c: (c[0] / 2, following(c[0] / 2)), (t, following(t)))
-        return state_at(w + t * direction)
+        if linear:
+            return state_at(w + direction)
+        one = jnp.ones((), w.dtype)
+        found = backtrack(following, lambda t, after: after <= (1 - t / 4) * before + 1e-3, start=one, most=10)
+        return state_at(w + found.length * direction)
 
     run = iterate(
-        step, state_at(flat), Limits(tol, max_steps, history, progress),
-        value=lambda s: (s[0], s[4], s[2]), error=lambda s: s[3], stall=5,
+        step, state_at(flat), limits, value=lambda s: (s.w, s.r, s.rho), error=lambda s: s.error, stall=5,
     )  # fmt: skip
     w, root, rho = run.value
     sign = jnp.where(jnp.diagonal(root) < 0, -1, 1).astype(root.dtype)

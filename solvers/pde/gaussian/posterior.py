@@ -12,6 +12,7 @@ from ...core.gaussian.kernels import SpectralMixture, per_dimension
 from ...core.precision import eps
 from ...core.solution import Status
 from ..problem import Face, Observe, side
+from ..settings import Settings
 from ..solution import GPSolution, PDEStatus
 from ..spectral.axes import Fourier, Legendre
 from ..spectral.spaces import face_values
@@ -24,11 +25,12 @@ HOLDS = 0.03
 """Relative residual between the nodes, and misfit of exact conditions, up to which they hold."""
 
 
-def conditioned(problem, equation, args, dynamic, x, prior, guess, infer, tol, grid, basis, rank, learn, options):
-    """Return the solution of a problem that needs a prior; the arguments are `gp_solve`'s, traced."""
+def conditioned(problem, equation, args, dynamic, x, settings: Settings) -> GPSolution:
+    """Return the solution of a problem that needs a prior, at the nodes x; `dynamic` are the traced parts of `args`."""
+    prior, infer, learn, rank = settings.prior, settings.infer, settings.learn, settings.rank
     dtype, ndim, fields = x[0].dtype, problem.domain.ndim, problem.fields
     nugget = eps(dtype) ** 0.55
-    tol = jnp.asarray(30 * eps(dtype) / nugget, dtype) if tol is None else tol
+    limits = settings.within(jnp.asarray(30 * eps(dtype) / nugget, dtype))
     if prior is None:
         free = tuple(not p and any(len(problem.faces(k, d)) < max((i[d] for i in o), default=0) for k, o in enumerate(
             equation.orders)) for d, p in enumerate(problem.periodic))  # fmt: skip
@@ -48,18 +50,18 @@ def conditioned(problem, equation, args, dynamic, x, prior, guess, infer, tol, g
     data = Data(stated, faces, dynamic, infer)
 
     def conditioning(prior, data, guess):
-        bases = tuple(_whitened(problem, d, prior[d], sizes[d], ranks[d], basis, free[d], dtype) for d in range(ndim))
+        bases = tuple(_whitened(problem, d, prior[d], sizes[d], ranks[d], settings.basis, free[d]) for d in range(ndim))
         bases = lax.stop_gradient((bases,) * fields)
         moving, still = eqx.partition(data, eqx.is_inexact_array)
 
         def build(moving):
             return Rows(equation, bases, x, eqx.combine(moving, still), nugget)
 
-        return bases, condition(build, moving, guess, tol=tol, **options)
+        return bases, condition(build, moving, guess, limits)
 
     if learn is not None:
         prior, data = _learned(equation, x, prior, data, learn, None if _is_linear(equation, data) else conditioning)
-    bases, (rows, (weights, found), posterior, run, evidence) = conditioning(prior, data, _weights(guess))
+    bases, (rows, (weights, found), posterior, run, evidence) = conditioning(prior, data, _weights(settings.guess))
     z = tuple(_colour(bases[k], f) for k, f in enumerate(weights))
     parts = rows.raw((weights, found))
     count = len(equation.orders)
@@ -92,7 +94,7 @@ def conditioned(problem, equation, args, dynamic, x, prior, guess, infer, tol, g
         status = jnp.where((status == Status.CONVERGED) & apart, int(PDEStatus.CONTRADICTED), status)
     status = status.astype(jnp.int32)
     return GPSolution(
-        value=z if fields > 1 else z[0], status=status, num_steps=run.num_steps, error=run.error, tol=tol,
+        value=z if fields > 1 else z[0], status=status, num_steps=run.num_steps, error=run.error, tol=limits.tol,
         history=run.history, residual=residual, misfit=jnp.max(jnp.stack([jnp.zeros((), dtype), *gaps])),
         bases=bases, posterior=posterior, args=args, args_std=spread, log_evidence=evidence, prior=prior,
         noise=_noises(data),
@@ -139,8 +141,9 @@ def _noises(data: Data):
         o.noise for o in data.problem.observations)  # fmt: skip
 
 
-def _whitened(problem, d: int, kernel, size: int, rank: int, basis: str, free: bool, dtype):
-    lower, upper = (jnp.asarray(b, dtype) for b in problem.domain.bounds[d])
+def _whitened(problem, d: int, kernel, size: int, rank: int, basis: str, free: bool):
+    lower, upper = (jnp.asarray(b) for b in problem.domain.bounds[d])
+    dtype = lower.dtype
     if problem.periodic[d]:
         return Weighted.build(kernel, Fourier(lower, upper, size), min(rank, size))
     if basis == "polynomial":
