@@ -5,10 +5,10 @@ from typing import Any, NamedTuple
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 from ...core.loop import Limits, Run, iterate, when
 from ...core.precision import eps as machine_eps
-from ...core.search import backtrack
 from ...core.typing import Array, Bool, Float, Int, Scalar
 from ..problem import Problem
 from .gibbs_kernel import Kernel, absorb, needs_absorbing, rescale, row_error, sweep
@@ -62,6 +62,14 @@ class State(eqx.Module):
     cg_steps: Int[Array, ""]
 
 
+class Trial(NamedTuple):
+    """A point of the search: scalings and row sums, the length of the step there, and whether to take it."""
+
+    scalings: tuple[Array, Array, Array]
+    length: Array
+    good: Array
+
+
 def search(problem: Problem, kernel: Kernel, d) -> Kernel:
     """Move along d until the dual rises by Armijo's condition; where that drowns in rounding, until the error falls.
 
@@ -71,21 +79,19 @@ def search(problem: Problem, kernel: Kernel, d) -> Kernel:
     slope = jnp.sum((a - kernel.r) * d)
     error = row_error(problem, kernel)
 
-    def trial(t):
-        moved = rescale(problem, kernel, kernel.alpha * jnp.exp(t * d))
-        gain = jnp.sum(a * jnp.log(moved.alpha / kernel.alpha)) + jnp.sum(b * jnp.log(moved.beta / kernel.beta))
-        return (moved.alpha, moved.beta, moved.r), gain, row_error(problem, moved)
-
-    def better(t, result):
-        _, gain, after = result
+    def tried(t):
+        trial = rescale(problem, kernel, kernel.alpha * jnp.exp(t * d))
+        gain = jnp.sum(a * jnp.log(trial.alpha / kernel.alpha)) + jnp.sum(b * jnp.log(trial.beta / kernel.beta))
+        after = row_error(problem, trial)
         good = jnp.where(error**2 > machine_eps(d.dtype), gain >= 1e-4 * t * slope, after < error)
-        return good & jnp.isfinite(after)
+        return Trial((trial.alpha, trial.beta, trial.r), t, good & jnp.isfinite(after))
 
+    # A loop of its own: with the slope among what `core.search.backtrack` carries, float32 rounds otherwise in a batch.
     longest = jnp.max(jnp.abs(d))
     t = jnp.minimum(1, LONGEST / jnp.where(longest > 0, longest, 1)).astype(d.dtype)
-    found = backtrack(trial, better, start=t, most=jnp.ceil(jnp.log2(t / SHORTEST)).astype(jnp.int32))
+    end = lax.while_loop(lambda c: ~c.good & (c.length > SHORTEST), lambda c: tried(c.length / 2), tried(t))
     fields = lambda k: (k.alpha, k.beta, k.r)  # noqa: E731
-    kept = jax.tree.map(lambda new, old: jnp.where(found.accepted, new, old), found.result[0], fields(kernel))
+    kept = jax.tree.map(lambda new, old: jnp.where(end.good, new, old), end.scalings, fields(kernel))
     return eqx.tree_at(fields, kernel, kept)
 
 
