@@ -3,7 +3,8 @@
 Every solver is a pure function that returns a `Solution` with ``value, converged, status, error, num_steps``.
 
 Transport
-    `sns_sinkhorn`, `sinkhorn`: entropic optimal transport. `transport_exactly`: without entropy, to a certified gap.
+    `sns_sinkhorn`, `sinkhorn`: entropic optimal transport. `unbalanced_sinkhorn`: masses that differ.
+    `transport_exactly`: without entropy, to a certified gap.
     `PointCloud`, `Grid`: costs that are never stored. `sinkhorn_divergence`, `monge_gap`, `fit_transport_map`.
 Constrained
     `sketched_newton`: minimise subject to equations. `DenseKKT`, `KrylovKKT`, `SketchProject`: its linear algebra.
@@ -31,6 +32,7 @@ FACES: dict[str, tuple[str, ...]] = {
         "sns_sinkhorn",
         "stack_ragged",
         "transport_exactly",
+        "unbalanced_sinkhorn",
         "DivergenceSolution",
         "ExactSolution",
         "Grid",

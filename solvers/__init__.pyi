@@ -88,6 +88,7 @@ from .transport import sinkhorn_divergence as sinkhorn_divergence
 from .transport import sns_sinkhorn as sns_sinkhorn
 from .transport import stack_ragged as stack_ragged
 from .transport import transport_exactly as transport_exactly
+from .transport import unbalanced_sinkhorn as unbalanced_sinkhorn
 
 __version__: str
 FACES: dict[str, tuple[str, ...]]

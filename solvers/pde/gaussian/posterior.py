@@ -11,7 +11,7 @@ from ...core.checks import fail
 from ...core.gaussian.kernels import SpectralMixture, per_dimension
 from ...core.precision import eps
 from ...core.solution import Status
-from ..problem import Observe
+from ..problem import Face, Observe, side
 from ..solution import GPSolution, PDEStatus
 from ..spectral.axes import Fourier, Legendre
 from ..spectral.spaces import face_values
@@ -19,6 +19,9 @@ from .conditioning import Data, Rows, condition
 from .data_prior import data_prior
 from .eigenbasis import Eigen, Weighted
 from .evidence import functionals, maximise
+
+HOLDS = 0.03
+"""Relative residual between the nodes, and misfit of exact conditions, up to which they hold."""
 
 
 def conditioned(problem, equation, args, dynamic, x, prior, guess, infer, tol, grid, basis, rank, learn, options):
@@ -37,8 +40,8 @@ def conditioned(problem, equation, args, dynamic, x, prior, guess, infer, tol, g
     rank = rank or {1: 256, 2: 40, 3: 12}[ndim]
     ranks = (rank,) * ndim if isinstance(rank, int) else tuple(rank)
     faces = [
-        [(d, jnp.asarray(problem.domain.bounds[d]["-+".index(c.face[1])], dtype), 1.0 if c.face[1] == "+" else -1.0,
-          c.a, c.b, face_values(problem, c, d, args, x), c.noise) for d in range(ndim) for c in problem.faces(k, d)]
+        [Face(d, side(c)[1], jnp.asarray(problem.domain.bounds[d][side(c)[0]], dtype), c.a, c.b,
+              face_values(problem, c, d, args, x), c.noise) for d in range(ndim) for c in problem.faces(k, d)]
         for k in range(fields)
     ]  # fmt: skip
     stated = eqx.tree_at(lambda p: (p.residual, p.conditions), problem, (None, problem.observations))
@@ -71,11 +74,22 @@ def conditioned(problem, equation, args, dynamic, x, prior, guess, infer, tol, g
         blind = (status == Status.CONVERGED) & jnp.any(whitened > 0.95)
         status = jnp.where(blind, int(PDEStatus.UNIDENTIFIED), status).astype(jnp.int32)
         args = rows.args(found)[1]
-    stated = zip(parts[count:], rows.scales[count:], sum(_noises(data)[1:], ()), strict=True)
-    noisy = [jnp.max(jnp.abs(p) / s) for p, s, noise in stated if noise is not None]
+    gapped = list(zip(parts[count:], rows.scales[count:], sum(_noises(data)[1:], ()), strict=True))
+    noisy = [jnp.max(jnp.abs(p) / s) for p, s, noise in gapped if noise is not None]
     if noisy:
         apart = (status == Status.CONVERGED) & (jnp.max(jnp.stack(noisy)) > 12)
         status = jnp.where(apart, int(PDEStatus.CONTRADICTED), status)
+    judged = rows.between((weights, found))
+    if judged is not None:
+        residual, excess = judged
+        status = jnp.where((status == Status.CONVERGED) & (excess > HOLDS), int(PDEStatus.UNRESOLVED), status)
+    exact = [p for p, (_, _, noise) in zip(parts[count:], gapped, strict=True) if noise is None]
+    if exact:
+        faced = [jnp.max(jnp.abs(f.values)) for fs in data.faces for f in fs]
+        largest = jnp.max(jnp.stack([jnp.zeros((), dtype), *faced]))
+        apart = jnp.max(jnp.stack([jnp.max(jnp.abs(p)) for p in exact])) > HOLDS * largest
+        apart = apart & (largest > 0)
+        status = jnp.where((status == Status.CONVERGED) & apart, int(PDEStatus.CONTRADICTED), status)
     status = status.astype(jnp.int32)
     return GPSolution(
         value=z if fields > 1 else z[0], status=status, num_steps=run.num_steps, error=run.error, tol=tol,
@@ -112,7 +126,7 @@ def _rescaled(data: Data, factors, equations: int) -> Data:
     def times(noise, factor):
         return None if noise is None else noise * factor
 
-    faces = [[(*face[:-1], times(face[-1], next(rest))) for face in fs] for fs in data.faces]
+    faces = [[face.with_noise(times(face.noise, next(rest))) for face in fs] for fs in data.faces]
     seen = tuple(Observe(o.points, o.values, times(o.noise, next(rest)), field=o.field)
                  for o in data.problem.observations)  # fmt: skip
     problem = eqx.tree_at(lambda p: (p.noise, p.conditions), data.problem, (times(data.problem.noise, shared), seen),
@@ -121,7 +135,7 @@ def _rescaled(data: Data, factors, equations: int) -> Data:
 
 
 def _noises(data: Data):
-    return data.problem.noise, tuple(face[-1] for fs in data.faces for face in fs), tuple(
+    return data.problem.noise, tuple(face.noise for fs in data.faces for face in fs), tuple(
         o.noise for o in data.problem.observations)  # fmt: skip
 
 

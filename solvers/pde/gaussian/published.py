@@ -15,7 +15,7 @@ from ...core.linalg.kronecker import along, mode_product
 from ...core.loop import Limits, iterate
 from ...core.precision import eps
 from ...core.typing import Array, Float
-from ..problem import Dirichlet
+from ..problem import Dirichlet, side
 from ..solution import GPSolution
 from ..spectral.spaces import face_values
 from ..tracing import trace
@@ -90,7 +90,7 @@ def solve_published(settings: PublishedGPHM, problem, pointwise, dynamic, args, 
         grid, bounds, strict=True)]  # fmt: skip
     x = tuple(along(h, d, ndim) for d, h in enumerate(nodes))
     equation = trace(pointwise, problem.domain.names, 1, x, dynamic)
-    faces = [(d, -1 if c.face[1] == "+" else 0, face_values(problem, c, d, args, x).reshape(-1))
+    faces = [(d, -side(c)[0], face_values(problem, c, d, args, x).reshape(-1))
              for d in range(ndim) for c in problem.faces(0, d)]  # fmt: skip
     orders = equation.orders[0]
     needed = [sorted({i[d] for i in orders} - {0}) for d in range(ndim)]
