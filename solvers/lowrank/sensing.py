@@ -11,7 +11,7 @@ from jax import lax
 from ..core import checks
 from ..core.implicit import UNCONVERGED
 from ..core.loop import Limits, iterate, when
-from ..core.precision import default_tol, eps, matmul, tiny
+from ..core.precision import eps, matmul, tiny
 from ..core.solution import Status
 from ..core.typing import Array, Bool, Float, Progress, Scalar
 from ..core.vectors import inner, norm
@@ -249,12 +249,12 @@ def matrix_sensing(
     init_scale = checks.number(NAME, "init_scale", init_scale, positive=True, dtype=dtype)
     limits = limits_of(NAME, dtype, tol, max_steps, history, progress)
     setting = Setting(method, symmetric, step is None, length, damping, one, one)
-    return _solve(operator, b, rank, setting, x0, (init, init_scale, key), limits, unconverged)
+    return _solve(operator, b, rank, setting, (x0, init, init_scale, key), limits, unconverged)
 
 
 def limits_of(name: str, dtype, tol, max_steps, history, progress) -> Limits:
     """Return the checked limits of a solve."""
-    tol = checks.number(name, "tol", default_tol(dtype) if tol is None else tol, dtype=dtype)
+    tol = checks.number(name, "tol", (1e-9 if dtype == jnp.float64 else 1e-5) if tol is None else tol, dtype=dtype)
     return Limits(tol, checks.count(name, "max_steps", max_steps), history, progress)
 
 
@@ -290,9 +290,10 @@ def begin(operator, b, rank, symmetric: bool, x0, how) -> tuple[Factors, Factors
 
 
 @eqx.filter_jit
-def _solve(operator, b, rank, setting, x0, how, limits, unconverged) -> LowRankSolution:
+def _solve(operator, b, rank, setting, how, limits, unconverged) -> LowRankSolution:
     down, up = exponent_of(lax.stop_gradient(b))
     b = b * down * down
+    x0, *how = how
     frozen, data, x0 = lax.stop_gradient((operator, b, x0))
     x0 = None if x0 is None else Factors(*(x * down for x in x0))
     estimate, factors = begin(frozen, data, rank, setting.symmetric, x0, how)
