@@ -13,6 +13,8 @@ Linear
     `solve_sequence`, `learned_sor`: many related systems, the setting learned by `TsallisINF`, `ChebCB`, ...
 Differential equations
     `gp_solve` of a `PDEProblem` on a `Box` with `Dirichlet`, `Neumann`, `Robin`, `Periodic`, `Observe`.
+Low rank
+    `matrix_sensing` of what a `Measurement` saw: `DenseMeasurements`, `RankOneMeasurements`, `Entries`, `WholeMatrix`.
 Shared
     `Solution`, `Status`, `SolveError`, `print_progress`, `tqdm_progress`.
 """
@@ -77,6 +79,16 @@ FACES: dict[str, tuple[str, ...]] = {
         "SequenceSolution",
         "SparseRows",
         "Stencil",
+    ),
+    "lowrank": (
+        "matrix_sensing",
+        "DenseMeasurements",
+        "Entries",
+        "LowRankSolution",
+        "LowRankStatus",
+        "Measurement",
+        "RankOneMeasurements",
+        "WholeMatrix",
     ),
     "pde": (
         "gp_solve",
