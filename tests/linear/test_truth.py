@@ -115,7 +115,7 @@ def test_omega_that_is_no_number_is_nonfinite_and_not_stagnated():
 
 @pytest.mark.parametrize("shape", [(4, 5), (7,), (3, 4, 5), (1, 1)])
 def test_unpacking_fused_into_its_use(shape):
-    """Values of a program that uses a solution at once; one accelerator's compiler lost a class of them."""
+    """Values of a program that uses a solution at once."""
     x = jnp.asarray(np.random.default_rng(31).standard_normal(shape), FLOAT)
     phases = Phases(Stencil.laplacian(len(shape)), shape)
     fused = jax.jit(lambda x: jnp.sum(jnp.sin(phases.unpack(phases.pack(2 * x)))))(x)
@@ -136,6 +136,24 @@ def test_sweeps_colour_by_colour_are_those_of_the_classes():
         swept = phases.sweeper(jnp.ones((), FLOAT))(phases.pack(z), phases.pack(r), reverse=reverse)
         one = by_colours(stencil, shape)(z, r, reverse)
         np.testing.assert_allclose(one, phases.unpack(swept), rtol=1e-4, atol=1e-5)
+
+
+@needs_x64
+def test_coefficients_made_in_the_program_that_uses_them():
+    """Inside a differentiated program one accelerator's compiler fused them into their classes, and got others."""
+    rng = np.random.default_rng(20)
+    k, b = jnp.asarray(0.5 + rng.random((4, 5))), jnp.asarray(rng.standard_normal((4, 5)))
+
+    def matrix(t):
+        return Stencil.diffusion(k + t * jnp.sin(9 * k), shift=0.5)
+
+    def dense(t):
+        columns = jax.vmap(matrix(t).mv)(jnp.eye(20).reshape(20, 4, 5)).reshape(20, 20)
+        return jnp.sum(jnp.sin(jnp.linalg.solve(columns.T, b.ravel())))
+
+    swept = jax.jit(jax.value_and_grad(lambda t: jnp.sum(jnp.sin(sor(matrix(t), b, omega=1.4, tol=1e-13).value))))
+    for found, exact in zip(swept(0.0), jax.value_and_grad(dense)(0.0), strict=True):
+        np.testing.assert_allclose(found, exact, rtol=1e-9)
 
 
 @pytest.mark.parametrize(("coarse", "fine"), [((3,), (7,)), ((3,), (6,)), ((2, 3), (5, 6)), ((1, 2), (3, 2))])

@@ -161,7 +161,9 @@ class Phases(Layout):
         if stencil.coefficients.ndim == 1:
             self.coefficients = tuple((c,) * len(self.parities) for c in stencil.coefficients)
         else:
-            pairs = zip(stencil.coefficients, self.offsets, strict=True)
+            # XLA for GPUs (0.11) returns other numbers where it fuses what makes the coefficients into their classes:
+            # a solve then converges, to the solution of another system.
+            pairs = zip(lax.optimization_barrier(stencil.coefficients), self.offsets, strict=True)
             self.coefficients = tuple(self._split(c, 0 if any(o) else 1) for c, o in pairs)
 
     @property
@@ -202,7 +204,7 @@ class Phases(Layout):
     def unpack(self, y):
         """Interleave the classes."""
         dims = len(self.shape)
-        # Stacked, not added up from dilated pads: XLA for GPUs (0.11) loses a class when it fuses that sum into a use.
+        # Stacked, not added up from dilated pads: one pass over the result instead of one a class.
         classes = jnp.stack(y).reshape((2,) * dims + y[0].shape)
         order = [k for axis in range(dims) for k in (dims + axis, axis)]
         whole = classes.transpose(order).reshape([2 * half for half in y[0].shape])
