@@ -150,8 +150,8 @@ def solve_sequence(
     10 times as many; one that diverges, the most. Costs are steps times the products a step of the method takes.
     Derivatives: of the exact solutions, through the sequence, by solves with the same arms; choices have none.
     *What learning costs.* 16 arms of plain SOR under `TsallisINF` pay about 1.9 times the best fixed arm's total over
-    the first 300 systems, and a few per cent after some thousands; `young_prior`, which starts from the theory, pays a
-    few per cent from the first hundred on. Prefer it (or `learned_sor`) where Young's theory is about right.
+    the first 300 systems. Where Young's theory is about right prefer `young_prior` (or `learned_sor`), which starts
+    from it.
     Under ``jax.vmap`` every method among the arms runs in every step, so keep to one there.
     Memory: T times what `save` keeps, and a few vectors.
 
