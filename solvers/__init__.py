@@ -15,6 +15,8 @@ Differential equations
     `gp_solve` of a `PDEProblem` on a `Box` with `Dirichlet`, `Neumann`, `Robin`, `Periodic`, `Observe`.
 Curvature
     `EmpiricalFisher` and its inverse, `head_hessian` exactly; `mfac`: natural gradients as an Optax transformation.
+Low rank
+    `matrix_sensing` of what a `Measurement` saw: `DenseMeasurements`, `RankOneMeasurements`, `Entries`, `WholeMatrix`.
 Shared
     `Solution`, `Status`, `SolveError`, `print_progress`, `tqdm_progress`.
 """
@@ -79,6 +81,16 @@ FACES: dict[str, tuple[str, ...]] = {
         "SequenceSolution",
         "SparseRows",
         "Stencil",
+    ),
+    "lowrank": (
+        "matrix_sensing",
+        "DenseMeasurements",
+        "Entries",
+        "LowRankSolution",
+        "LowRankStatus",
+        "Measurement",
+        "RankOneMeasurements",
+        "WholeMatrix",
     ),
     "pde": (
         "gp_solve",

@@ -2,12 +2,12 @@
 
 from .costs.grid import Grid as Grid
 from .costs.pointcloud import PointCloud as PointCloud
-from .entropic.fixed_point import sinkhorn as sinkhorn
-from .entropic.hessian import Cholesky as Cholesky
-from .entropic.hessian import DenseCG as DenseCG
+from .entropic.alternate_scaling import sinkhorn as sinkhorn
 from .entropic.newton import sns_sinkhorn as sns_sinkhorn
+from .entropic.newton_systems import Cholesky as Cholesky
+from .entropic.newton_systems import DenseCG as DenseCG
 from .entropic.published import PublishedSNS as PublishedSNS
-from .entropic.sparse import SparseCG as SparseCG
+from .entropic.sparse_systems import SparseCG as SparseCG
 from .exact import ExactSolution as ExactSolution
 from .exact import transport_exactly as transport_exactly
 from .losses.divergence import DivergenceSolution as DivergenceSolution

@@ -15,10 +15,10 @@ from ..core.solution import Status
 from ..core.typing import Array, Float, Int, Progress, Scalar
 from .costs.cost import as_cost
 from .costs.pointcloud import stored_if_small
-from .entropic.ascent import DECAY, State, ascend, extrapolate, state_at
-from .entropic.backends import choose_backend
+from .entropic.gibbs_kernel import absorb, reduced_potentials
 from .entropic.newton import START, begin
-from .entropic.scaling import absorb, reduced_potentials
+from .entropic.newton_step import DECAY, State, ascend, extrapolate, state_at
+from .entropic.system_choice import choose_backend
 from .plan import Rounding, round_to_marginals
 from .problem import Problem, check, prepare
 from .solution import Potentials
@@ -27,7 +27,7 @@ INNER_ERROR = 1e-3
 """Marginal error of the inner solves; rounding repairs what is left."""
 INNER_STEPS = 12
 """Newton steps of each."""
-STEPS_WITHOUT_GAIN = 6
+PROXIMAL_STEPS = 6
 """Proximal steps without a smaller gap before the solve counts as stagnated."""
 
 
@@ -257,7 +257,7 @@ def _solve(data, approximate, limits: Limits) -> ExactSolution:
         value=lambda s: (s.f, s.g, s.inner.kernel.potentials, s.inner.kernel.epsilon),
         error=error,
         refused=lambda _: problem.status,
-        stall=STEPS_WITHOUT_GAIN,
+        stall=PROXIMAL_STEPS,
     )
     f, g, reduced, epsilon = outer.value
     if problem.transposed:

@@ -17,18 +17,18 @@ from ..core.solution import Status
 from ..core.typing import Array, Float, Int, Progress, Scalar
 from .costs.cost import Cost, as_cost
 from .costs.pointcloud import stored_if_small
-from .entropic.ascent import DECAY
 from .entropic.derivatives import schur_solver, solve_marginals
+from .entropic.newton_step import DECAY
 from .problem import TransportStatus, check, check_potentials, default_tol, first_fault
 from .solution import Potentials
 
-STEPS_WITHOUT_GAIN = 40
+PRICED_STEPS = 40
 """Steps without a smaller error before the solve counts as stagnated."""
-STAGE_ERROR = 0.05
+PRICED_STAGE_ERROR = 0.05
 """Epsilon is multiplied by `DECAY` once the error is this small ..."""
-STAGE_STEPS = 8
+PRICED_STAGE_STEPS = 8
 """... or after this many steps."""
-START = 20
+HOTTEST = 20
 """Annealing begins at the largest cost divided by this."""
 TRIALS = 12
 """How often a step is halved at most."""
@@ -196,9 +196,12 @@ class Unbalanced(eqx.Module):
                 most=TRIALS,
             )
             f = jnp.where(found.accepted, f + found.length * d, f)
+        # Chizat et al. (2018), algorithm 1, with the proximal operator of the Kullback-Leibler divergence
         f = self.rows(self.columns(f, epsilon), epsilon) / (1 + epsilon / self.rho_a)
         moved = self.at(f, epsilon, state.stage_steps + 1)
-        advance = (epsilon > self.epsilon) & ((moved.error < STAGE_ERROR) | (moved.stage_steps >= STAGE_STEPS))
+        advance = (epsilon > self.epsilon) & (
+            (moved.error < PRICED_STAGE_ERROR) | (moved.stage_steps >= PRICED_STAGE_STEPS)
+        )
         lower = jnp.maximum(epsilon * DECAY, self.epsilon)
         return lax.cond(advance, lambda: self.at(f, lower, 0), lambda: moved)
 
@@ -323,7 +326,7 @@ def _solve(data, init, limits: Limits, method: str, anneal: bool, unconverged: s
     epsilon = problem.epsilon
     newton_steps = CG_STEPS if method == "newton" else 0
     highest = jnp.max(jnp.where(problem.a > 0, problem.cost.most(problem.b > 0), -jnp.inf))
-    top = jnp.maximum(epsilon, jnp.where(jnp.isfinite(highest), highest, 0) / START)
+    top = jnp.maximum(epsilon, jnp.where(jnp.isfinite(highest), highest, 0) / HOTTEST)
     top = top if anneal and newton_steps and init is None else epsilon
     f = jnp.zeros_like(problem.a) if init is None else lax.stop_gradient(init[0])
     cold = problem.at(f, epsilon, 0)
@@ -337,7 +340,7 @@ def _solve(data, init, limits: Limits, method: str, anneal: bool, unconverged: s
         error=lambda s: s.error,
         refused=lambda _: code,
         answers=lambda s: s.epsilon <= epsilon,
-        stall=STEPS_WITHOUT_GAIN,
+        stall=PRICED_STEPS,
     )
     return _finish(run, limits.tol, data, unconverged)
 

@@ -16,7 +16,7 @@ from ...core.search import backtrack
 from ...core.typing import Array, Float, Int
 from ..costs.cost import log_plan
 from ..problem import Problem
-from .scaling import column_update, row_update
+from .gibbs_kernel import column_update, row_update
 
 
 class PublishedSNS(eqx.Module):
@@ -65,11 +65,11 @@ def solve_published(problem: Problem, f, g, settings: PublishedSNS, limits: Limi
     def dual(u, v, P):
         return jnp.sum(a * u) + jnp.sum(b * v) - jnp.sum(P)
 
-    def sinkhorn(state: State):
+    def sinkhorn(state: State):  # algorithm 1, stage 1
         f = row_update(problem, epsilon * state.v, epsilon)
         return f / epsilon, column_update(problem, f, epsilon) / epsilon, jnp.zeros((), jnp.int32)
 
-    def newton(state: State):
+    def newton(state: State):  # algorithm 1, stage 2: sparsify, conjugate gradients, line search
         P = plan(state.u, state.v)
         r, c = jnp.sum(P, 1), jnp.sum(P, 0)
         sparse = jnp.where(lax.top_k(P.ravel(), kept)[0][-1] <= P, P, 0)

@@ -18,7 +18,7 @@ from ..entropic.newton import sns_sinkhorn
 from ..problem import TransportStatus, check, default_tol, prepare
 from ..solution import TransportSolution
 
-STEPS_WITHOUT_GAIN = 50
+SYMMETRIC_STEPS = 50
 """Steps of the symmetric iteration without a smaller error before it counts as stagnated."""
 
 
@@ -186,7 +186,7 @@ def solve_symmetric(data, limits: Limits, unconverged: str) -> TransportSolution
         value=lambda state: (state[0], state[0]),
         error=error,
         refused=lambda _: problem.status,
-        stall=STEPS_WITHOUT_GAIN,
+        stall=SYMMETRIC_STEPS,
     )
     none = jnp.zeros((), jnp.int32)
     return finish(problem, run, data, tol=limits.tol, linear_steps=none, unconverged=unconverged)

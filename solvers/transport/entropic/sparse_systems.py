@@ -9,8 +9,8 @@ from jax import lax
 
 from ...core.typing import Array, Bool, Float, Int
 from ..problem import Problem
-from .hessian import DenseCG, Direction, System, pcg
-from .scaling import Kernel
+from .gibbs_kernel import Kernel
+from .newton_systems import DenseCG, Direction, System, pcg
 
 DROPPED = 1e-5
 """Bound on the fraction of any row's or column's mass that is left out."""

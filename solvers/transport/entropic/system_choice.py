@@ -7,8 +7,8 @@ import jax.numpy as jnp
 
 from ...core import checks
 from ..problem import Problem
-from .hessian import Cholesky, DenseCG, Escalating
-from .sparse import SparseCG, default_width
+from .newton_systems import Cholesky, DenseCG, Escalating
+from .sparse_systems import SparseCG, default_width
 
 Backend = DenseCG | SparseCG | Cholesky | Escalating
 

@@ -18,7 +18,7 @@ from ...core.precision import eps as machine_eps
 from ...core.precision import matmul
 from ...core.typing import Array, Bool, Float, Int, Scalar
 from ..problem import Problem
-from .scaling import Kernel
+from .gibbs_kernel import Kernel
 
 USEFUL = 0.02
 """A direction with this relative residual still gains a digit or more: conjugate gradients had no trouble."""

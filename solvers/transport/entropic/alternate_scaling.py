@@ -16,7 +16,7 @@ from ..costs.pointcloud import stored_if_small
 from ..problem import Problem, check, check_potentials, default_tol, prepare
 from ..solution import TransportSolution
 from .derivatives import finish
-from .scaling import (
+from .gibbs_kernel import (
     Kernel,
     absorb,
     empty,
@@ -26,7 +26,7 @@ from .scaling import (
     sweep,
 )
 
-SWEEPS_WITHOUT_GAIN = 200
+SWEEPS = 200
 """Sweeps without a smaller error before the solve counts as stagnated."""
 
 
@@ -156,7 +156,7 @@ def _solve(data, init, limits: Limits, unconverged) -> TransportSolution:
         value=lambda s: s.kernel.potentials,
         error=lambda s: s.error,
         refused=lambda _: problem.status,
-        stall=SWEEPS_WITHOUT_GAIN,
+        stall=SWEEPS,
     )
     none = jnp.zeros((), jnp.int32)
     return finish(problem, run, data, tol=limits.tol, linear_steps=none, unconverged=unconverged)
