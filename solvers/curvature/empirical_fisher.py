@@ -67,7 +67,7 @@ class EmpiricalFisher(eqx.Module):
     Construction costs O(d m^2 + m^3), `mv`, `solve` and `inverse_diagonal` O(d m) and O(d m^2), `inverse_element`
     O(m^2); memory is that of the gradients. Solutions lose digits with the condition of F, which is at most
     ``1 + ||G||^2 / (m damping)``; `solve_combination` is free of the division by `damping` and is the one to use for
-    right-hand sides made of the gradients themselves. Everything is differentiable in the gradients and the damping.
+    right-hand sides made of the gradients themselves.
 
     References
     ----------

@@ -72,7 +72,7 @@ def head_hessian(features: Float[Array, "n d"], weights: Float[Array, "C d"]) ->
     features : Float[Array, "n d"]
         Inputs of the head, one row an example.
     weights : Float[Array, "C d"]
-        Of the head; differentiable, as are the features.
+        Of the head.
 
     Returns
     -------
