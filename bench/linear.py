@@ -34,7 +34,7 @@ from solvers import (
     young_omega,
     young_prior,
 )
-from solvers.linear.learned.young import safe_learner
+from solvers.linear.learned.relaxation_theory import safe_learner
 from solvers.problems.linear import heat_start, heat_step
 
 GRID = np.linspace(1, 1.95, 20)

@@ -3,7 +3,8 @@
 Every solver is a pure function that returns a `Solution` with ``value, converged, status, error, num_steps``.
 
 Transport
-    `sns_sinkhorn`, `sinkhorn`: entropic optimal transport. `transport_exactly`: without entropy, to a certified gap.
+    `sns_sinkhorn`, `sinkhorn`: entropic optimal transport. `unbalanced_sinkhorn`: masses that differ.
+    `transport_exactly`: without entropy, to a certified gap.
     `PointCloud`, `Grid`: costs that are never stored. `sinkhorn_divergence`, `monge_gap`, `fit_transport_map`.
 Constrained
     `sketched_newton`: minimise subject to equations. `DenseKKT`, `KrylovKKT`, `SketchProject`: its linear algebra.
@@ -12,6 +13,8 @@ Linear
     `solve_sequence`, `learned_sor`: many related systems, the setting learned by `TsallisINF`, `ChebCB`, ...
 Differential equations
     `gp_solve` of a `PDEProblem` on a `Box` with `Dirichlet`, `Neumann`, `Robin`, `Periodic`, `Observe`.
+Low rank
+    `matrix_sensing` of what a `Measurement` saw: `DenseMeasurements`, `RankOneMeasurements`, `Entries`, `WholeMatrix`.
 Shared
     `Solution`, `Status`, `SolveError`, `print_progress`, `tqdm_progress`.
 """
@@ -29,6 +32,7 @@ FACES: dict[str, tuple[str, ...]] = {
         "sns_sinkhorn",
         "stack_ragged",
         "transport_exactly",
+        "unbalanced_sinkhorn",
         "DivergenceSolution",
         "ExactSolution",
         "Grid",
@@ -75,6 +79,16 @@ FACES: dict[str, tuple[str, ...]] = {
         "SequenceSolution",
         "SparseRows",
         "Stencil",
+    ),
+    "lowrank": (
+        "matrix_sensing",
+        "DenseMeasurements",
+        "Entries",
+        "LowRankSolution",
+        "LowRankStatus",
+        "Measurement",
+        "RankOneMeasurements",
+        "WholeMatrix",
     ),
     "pde": (
         "gp_solve",

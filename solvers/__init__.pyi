@@ -1,6 +1,7 @@
 from . import constrained as constrained
 from . import core as core
 from . import linear as linear
+from . import lowrank as lowrank
 from . import pde as pde
 from . import transport as transport
 from .constrained import KKT as KKT
@@ -45,6 +46,14 @@ from .linear import ssor_cg as ssor_cg
 from .linear import young_omega as young_omega
 from .linear import young_prior as young_prior
 from .linear import young_rate as young_rate
+from .lowrank import DenseMeasurements as DenseMeasurements
+from .lowrank import Entries as Entries
+from .lowrank import LowRankSolution as LowRankSolution
+from .lowrank import LowRankStatus as LowRankStatus
+from .lowrank import Measurement as Measurement
+from .lowrank import RankOneMeasurements as RankOneMeasurements
+from .lowrank import WholeMatrix as WholeMatrix
+from .lowrank import matrix_sensing as matrix_sensing
 from .pde import Box as Box
 from .pde import Dirichlet as Dirichlet
 from .pde import GPSolution as GPSolution
@@ -79,6 +88,7 @@ from .transport import sinkhorn_divergence as sinkhorn_divergence
 from .transport import sns_sinkhorn as sns_sinkhorn
 from .transport import stack_ragged as stack_ragged
 from .transport import transport_exactly as transport_exactly
+from .transport import unbalanced_sinkhorn as unbalanced_sinkhorn
 
 __version__: str
 FACES: dict[str, tuple[str, ...]]

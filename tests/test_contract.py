@@ -189,6 +189,22 @@ def test_every_promised_entry_has_a_derivative_under_vmap(case):
                      if FLOAT == "float32" else 1e-7), lane(gradients[name], 2), one[name])  # fmt: skip
 
 
+def test_derivatives_of_what_did_not_converge_are_nan(case):
+    """By default in every entry; those of the equations at the point returned where they are asked for."""
+    data, options = data_of(case), {"tol": jnp.asarray(0, FLOAT), "max_steps": 1}
+
+    def gradient(**more):
+        moving = {k: v for k, v in data.items() if k in case.differentiable}
+        return jax.jit(jax.grad(lambda d: case.observe(case.solve({**data, **d}, **options, **more))))(moving)
+
+    if case.solve(data, **options).converged:
+        pytest.skip("one step solves it to the last bit")
+    for name, entry in gradient().items():
+        assert np.all(np.isnan(entry)), name
+    for name, entry in gradient(unconverged="approximate").items():
+        assert np.all(np.isfinite(entry)), name
+
+
 @pytest.mark.parametrize("dtype", ["float32", pytest.param("float64", marks=needs_x64)])
 def test_keeps_the_dtype(case, dtype):
     solution = jitted(case)(data_of(case, np.dtype(dtype)))

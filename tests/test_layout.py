@@ -2,6 +2,7 @@
 
 import ast
 import doctest
+import importlib
 import inspect
 import json
 import os
@@ -30,6 +31,7 @@ SUBFOLDERS = {  # from the ground up: a subfolder may import from those before i
     "pde": ("spectral", "gaussian"),
 }
 LARGE, MOST_FILES = 1500, 9
+MOST_ARGUMENTS = 7
 
 
 def named(path: Path) -> str:
@@ -78,7 +80,7 @@ def test_imports_point_downwards(path):
 
 
 def test_the_import_check_sees_relative_and_absolute_imports():
-    assert ("solvers", "core", "loop", "iterate") in imports(PACKAGE / "transport" / "entropic" / "ascent.py")
+    assert ("solvers", "core", "loop", "iterate") in imports(PACKAGE / "transport" / "entropic" / "newton_step.py")
     assert layer(("solvers", "transport", "entropic", "newton")) == "transport"
     assert layer(("solvers", "plot")) == "top"
     assert allowed(PACKAGE / "problems" / "transport.py") == {"core", "problems"}
@@ -87,6 +89,36 @@ def test_the_import_check_sees_relative_and_absolute_imports():
 @pytest.mark.parametrize("path", MODULES, ids=named)
 def test_files_are_short(path):
     assert len(path.read_text().splitlines()) <= LONGEST
+
+
+def arguments_of(path: Path) -> dict[str, int]:
+    """How many arguments each function takes, the object itself apart."""
+    found = {}
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.FunctionDef):
+            names = [a.arg for a in (*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs)]
+            found[node.name] = len(names) - (names[:1] in (["self"], ["cls"]))
+    return found
+
+
+@pytest.mark.parametrize("path", [p for p in MODULES if layer(p.relative_to(ROOT).parts) in FAMILIES], ids=named)
+def test_functions_behind_the_public_ones_take_few_arguments(path):
+    """Settings travel as one module, limits as `Limits`; public calls and classes may have more, by keyword."""
+    face = set(dir(importlib.import_module(f"solvers.{path.relative_to(PACKAGE).parts[0]}")))
+    crowded = {name: n for name, n in arguments_of(path).items() if n > MOST_ARGUMENTS and name not in face}
+    assert not {name: n for name, n in crowded.items() if name != "__init__"}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_constant_means_one_thing_in_a_family(family):
+    """A module constant that repeats a sibling's name has its value."""
+    values: dict[str, dict[str, str]] = {}
+    for path in sorted((PACKAGE / family).rglob("*.py")):
+        for node in ast.parse(path.read_text()).body:
+            if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name) and node.targets[0].id.isupper():
+                values.setdefault(node.targets[0].id, {})[named(path)] = ast.unparse(node.value)
+    wrong = {name: places for name, places in values.items() if len(set(places.values())) > 1}
+    assert not wrong
 
 
 def test_no_utils():

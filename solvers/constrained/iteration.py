@@ -8,13 +8,18 @@ from ..core.precision import dot, eps
 from ..core.solution import Status
 from ..core.typing import Array, Bool, Float, Int
 from . import merit
-from .kkt import KKT, Question, norm
+from .kkt import KKT, Question, norm, unit
 from .problem import Point, Problem
 
 NEWTON, RESTORE, REFRESH = 0, 1, 2
 """What a step does: descend on the merit; descend on ``|c|^2/2`` alone; renew the multipliers by least squares."""
 
 IDLE = 6
+"""Steps without progress before the run counts as stagnated."""
+FLATNESS = 0.6
+"""``|G'c| <= eps^FLATNESS |G| |c|`` is evidence that the violation has a minimum here: 4e-10 in float64."""
+LEVEL = 0.999
+"""A violation that falls by less than this factor in a step has stopped falling."""
 
 
 class State(NamedTuple):
@@ -149,8 +154,14 @@ def step(s: State, problem: Problem, kkt: KKT, tol) -> State:
     idle = jnp.where(moved & ~stuck, 0, s.idle + jnp.where(moved, 1, IDLE // 2))
     explored = (answer.shift == 0) | s.slow
     idle = jnp.where(refresh | settle | (restore & (changed | ~explored)), s.idle, idle)
-    gradient = norm(model.adjoint(c))
-    stationary = gradient <= jnp.where(moved, tol, tol**0.5) * jnp.maximum(1, violation)
+    # On the way to a singular root G fades with c, so a gradient that is merely small proves nothing. Evidence is c
+    # orthogonal to the range of G, or a G that vanishes beside a c that no longer falls: a singular root is approached
+    # by a constant factor a step.
+    pull = model.adjoint(c)
+    size = jnp.maximum(norm(kkt.row_norms(model, c.shape[0], dtype)), norm(model.jacobian(unit(pull))))
+    orthogonal = norm(pull) <= eps(dtype) ** FLATNESS * size * violation
+    level = (norm(pull) <= tol * violation) & (norm(point.c) >= LEVEL * violation)
+    stationary = orthogonal | level
     verdict = jnp.where(idle >= IDLE, Status.STAGNATED, Status.RUNNING)
     far = 1e20 if dtype == jnp.float64 else 1e12
     verdict = jnp.where((norm(x) > far) | (point.f < -far), Status.UNBOUNDED, verdict)

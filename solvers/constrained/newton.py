@@ -7,12 +7,13 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jax.flatten_util import ravel_pytree
 
 from ..core import checks
-from ..core.implicit import attach, linear_solve
-from ..core.loop import Limits, history_length, iterate
+from ..core.implicit import UNCONVERGED, attach, linear_solve
+from ..core.loop import Limits, iterate
 from ..core.precision import dot
 from ..core.solution import Solution, Status
 from ..core.static import Static
@@ -57,6 +58,21 @@ class NewtonSolution(Solution):
     num_evaluations: Int[Array, "..."]
     num_inner: Int[Array, "..."]
 
+    @property
+    def message(self) -> str:
+        """Why the solve stopped, what to try, and which part of the error missed the tolerance. Host only."""
+        lane = self._worst_lane()
+        status, error, violation, tol = (
+            np.broadcast_to(x, np.shape(self.status)).ravel()[lane]
+            for x in (self.status, self.error, self.constraint_violation, self.tol)
+        )
+        if status not in (Status.MAX_STEPS, Status.STAGNATED):
+            return super().message
+        stationarity = np.sqrt(max(float(error) ** 2 - float(violation) ** 2, 0.0))
+        parts = {"stationarity": stationarity, "feasibility": float(violation)}
+        missed = [f"{name} {x:.1e}" for name, x in parts.items() if x > tol] or [f"their sum {float(error):.1e}"]
+        return f"{super().message}; above tol {float(tol):.1e}: {' and '.join(missed)}"
+
 
 def sketched_newton(
     objective: Callable[[Any, Any], Float[Array, ""]],
@@ -68,6 +84,7 @@ def sketched_newton(
     kkt: KKT | str = "auto",
     tol: Scalar | None = None,
     max_steps: Scalar = 500,
+    unconverged: str = "nan",
     history: bool | int = False,
     progress: Progress | None = None,
 ) -> NewtonSolution:
@@ -100,6 +117,8 @@ def sketched_newton(
         Stop when ``error <= tol``; default 1e-8 in float64, 1e-3 in float32. Traced.
     max_steps : int
         Traced.
+    unconverged : {"nan", "approximate"}
+        Derivatives of a solve that did not converge: NaN, or those of the equations at the point returned. Static.
     history : bool or int
         Record the error after each step (the first 256, or as many as given). Static.
     progress : callable, optional
@@ -111,9 +130,12 @@ def sketched_newton(
         ``value`` like `x0` and ``multipliers`` like c, with ``f' + G'multipliers = 0``: the optimal value of
         ``c(x) = r`` has the derivative ``-multipliers`` in r. ``error`` is ``sqrt(|f' + G'multipliers|^2 + |c|^2)`` of
         the problem as posed, at the best point seen.
-        Its ``status`` is `Status.INFEASIBLE` where the violation has a local minimum that is not zero; ``value`` then
-        is that least infeasible point. `Status.UNBOUNDED` means that x or f left every bound, `Status.STAGNATED` that
-        rounding hides all further progress, `Status.NONFINITE` that f, c or a derivative is not finite at `x0`.
+        Its ``status`` is `Status.INFEASIBLE` where the violation has a local minimum that is not zero, on the evidence
+        of ``|G'c| <= eps^0.6 |G| |c|``, or of ``|G'c| <= tol |c|`` where ``|c|`` no longer falls (a claim about the
+        neighbourhood: feasible points may exist elsewhere); ``value`` then is that least infeasible point.
+        `Status.UNBOUNDED` means that x or f left every bound, `Status.STAGNATED` that rounding hides all further
+        progress, `Status.NONFINITE` that f, c or a derivative is not finite at `x0`. The message of a missed tolerance
+        says which part of the error missed it.
 
     Raises
     ------
@@ -123,7 +145,9 @@ def sketched_newton(
     Notes
     -----
     Stopping: ``error <= tol``. A stationary point reached with a shifted Hessian is examined first: where six steps of
-    inverse iteration find negative curvature along the constraints, the method leaves along it.
+    inverse iteration find negative curvature along the constraints, the method leaves along it. Where the reduced
+    Hessian vanishes at the solution, as for ``x^3`` at zero, derivatives to second order cannot tell a minimum from an
+    inflection, and the point is returned. Towards a root with a singular Jacobian steps gain a constant factor.
 
     A step: one linearisation, one KKT system, and a line search that usually accepts its first point. The Hessian is
     shifted until it is positive definite on the null space of G; the multipliers then come from the shifted system
@@ -140,7 +164,7 @@ def sketched_newton(
 
     Derivatives: of ``value``, ``multipliers`` and ``objective`` with respect to `args` and to arrays inside
     `objective` and `equality` if these are pytrees, by the implicit function theorem on the KKT equations; forward,
-    reverse, second order. They are exact at a converged regular solution and meaningless where ``status`` is not 0.
+    reverse, second order. Exact at a converged regular solution, NaN where ``status`` is not 0 unless asked otherwise.
 
     Precision: that of `x0`. In float32 expect KKT residuals of about ``1e-6`` times the size of the gradients.
 
@@ -186,15 +210,17 @@ def sketched_newton(
     tol = checks.number(NAME, "tol", _default_tol(dtype) if tol is None else tol, dtype=dtype)
     max_steps = checks.count(NAME, "max_steps", max_steps)
     arrays, static = eqx.partition((objective, equality, args, kkt), eqx.is_array_like)
-    return _solve(arrays, x0, multipliers, tol, max_steps, Static(static), history_length(history), progress)
+    checks.choice(NAME, "unconverged", unconverged, UNCONVERGED)
+    limits = Limits(tol, max_steps, history, progress)
+    return _solve(arrays, x0, multipliers, limits, Static(static), unconverged)
 
 
 def _default_tol(dtype) -> float:
     return 1e-8 if dtype == jnp.float64 else 1e-3
 
 
-@partial(jax.jit, static_argnums=(5, 6, 7))
-def _solve(arrays, x0, multipliers, tol, max_steps, static, history, progress):
+@partial(jax.jit, static_argnums=(4, 5))
+def _solve(arrays, x0, multipliers, limits: Limits, static: Static, unconverged: str):
     start, unravel = ravel_pytree(x0)
     data, rest = eqx.partition(arrays, eqx.is_inexact_array)
 
@@ -215,13 +241,14 @@ def _solve(arrays, x0, multipliers, tol, max_steps, static, history, progress):
         kkt = KrylovKKT() if large or kkt == "krylov" else DenseKKT()
     fixed, start = lax.stop_gradient((data, start))
     problem = Problem(partial(values, fixed), jnp.ones((), start.dtype), jnp.ones(m, start.dtype))
-    problem, state = _begin(problem, kkt, start, _flat_multipliers(multipliers, m, start.dtype), tol, max_steps)
+    problem, state = _begin(problem, kkt, start, _flat_multipliers(multipliers, m, start.dtype), limits)
     run = iterate(
-        lambda s: iteration.step(s, problem, kkt, tol),
+        lambda s: iteration.step(s, problem, kkt, limits.tol),
         state,
-        Limits(tol, max_steps, history, progress),
+        limits,
         value=lambda s: (s.x, s.lam, s.error, s.point),
-        error=lambda s: jnp.where(s.suspect, jnp.maximum(s.error, jnp.nextafter(tol, jnp.inf)), s.error),
+        error=lambda s: s.error,
+        answers=lambda s: ~s.suspect | (s.error > limits.tol),
         status=lambda s: s.verdict,
     )
     last = run.state
@@ -231,13 +258,14 @@ def _solve(arrays, x0, multipliers, tol, max_steps, static, history, progress):
         lambda final, best: jnp.where(infeasible, final, best), (last.x, last.lam, last.error, last.point), run.value
     )
     lam = lam * problem.scale_c / problem.scale_f
-    x, lam = _differentiable(values, kkt, x, lam, data)
+    trusted = (run.status == Status.CONVERGED) | (unconverged == "approximate")
+    x, lam = _differentiable(values, kkt, (x, lam), data, trusted)
     return NewtonSolution(
         value=unravel(x),
         status=run.status,
         num_steps=last.moves,
         error=error,
-        tol=tol,
+        tol=limits.tol,
         history=run.history,
         multipliers=unravel_c(lam),
         objective=values(data, x)[0],
@@ -249,7 +277,7 @@ def _solve(arrays, x0, multipliers, tol, max_steps, static, history, progress):
     )
 
 
-def _begin(problem: Problem, kkt: KKT, x, lam, tol, max_steps):
+def _begin(problem: Problem, kkt: KKT, x, lam, limits: Limits):
     """Scale the problem, estimate the multipliers unless given, and return both problem and first state."""
     none = jnp.zeros_like(problem.scale_c)
     f, c, gradient = problem.evaluate(x, none)
@@ -262,11 +290,13 @@ def _begin(problem: Problem, kkt: KKT, x, lam, tol, max_steps):
     g = scale_f * (gradient + model.adjoint(lam))
     problem = Problem(problem.posed, scale_f, scale_c)
     point = Point(scale_f * f, scale_c * c, g)
-    return problem, iteration.start(problem, x, lam * scale_f / scale_c, point, tol=tol, max_steps=max_steps)
+    lam = lam * scale_f / scale_c
+    return problem, iteration.start(problem, x, lam, point, tol=limits.tol, max_steps=limits.max_steps)
 
 
-def _differentiable(values, kkt: KKT, x, lam, data):
+def _differentiable(values, kkt: KKT, point, data, trusted):
     """Return ``(x, lam)`` with the derivatives that the KKT equations give them with respect to `data`."""
+    x, lam = point
     n = x.shape[0]
 
     def residual(z, data):
@@ -279,7 +309,7 @@ def _differentiable(values, kkt: KKT, x, lam, data):
     def solve(jacobian, b):
         return linear_solve(jacobian, b, lambda matvec, b: kkt.implicit(matvec, b, n))
 
-    z = attach(residual, jnp.concatenate([x, lam]), data, solve=solve)
+    z = attach(residual, jnp.concatenate([x, lam]), data, solve=solve, trusted=trusted)
     return z[:n], z[n:]
 
 

@@ -24,8 +24,3 @@ def matmul(x, y):
 def dot(x, y):
     """Inner product of two arrays of the same shape at full precision."""
     return jnp.vdot(x, y, precision=HIGHEST)
-
-
-def default_tol(dtype) -> float:
-    """Tolerance of a solver that was given none: 1e-9 in float64, 1e-5 in float32."""
-    return 1e-9 if eps(dtype) < 1e-10 else 1e-5

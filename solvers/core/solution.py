@@ -37,7 +37,7 @@ class Status(StatusCode):
     STAGNATED = 2, "stagnated: the error no longer falls in this precision; loosen `tol` or use float64"
     NONFINITE = 3, "nonfinite: NaN or infinity in the data or the iterates; check the inputs"
     DIVERGED = 4, "diverged: the error grows without bound; choose a safer setting"
-    INFEASIBLE = 5, "infeasible: no point satisfies the constraints"
+    INFEASIBLE = 5, "infeasible: no point near this one satisfies the constraints; try another start"
     UNBOUNDED = 6, "unbounded: the objective falls without limit"
 
 

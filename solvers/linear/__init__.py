@@ -5,13 +5,13 @@ from .conjugate_gradients import chebyshev_cg as chebyshev_cg
 from .conjugate_gradients import flexible_cg as flexible_cg
 from .conjugate_gradients import ssor_cg as ssor_cg
 from .learned.arms import Arms as Arms
+from .learned.relaxation_theory import HagemanYoung as HagemanYoung
+from .learned.relaxation_theory import young_omega as young_omega
+from .learned.relaxation_theory import young_prior as young_prior
+from .learned.relaxation_theory import young_rate as young_rate
 from .learned.sequence import SequenceSolution as SequenceSolution
 from .learned.sequence import learned_sor as learned_sor
 from .learned.sequence import solve_sequence as solve_sequence
-from .learned.young import HagemanYoung as HagemanYoung
-from .learned.young import young_omega as young_omega
-from .learned.young import young_prior as young_prior
-from .learned.young import young_rate as young_rate
 from .multigrid import MultigridSolution as MultigridSolution
 from .multigrid import multigrid_cg as multigrid_cg
 from .relaxation import SORSolution as SORSolution

@@ -11,7 +11,7 @@ from ..core import checks
 from ..core.typing import Array, Float, Progress, Scalar
 from .pcg import chebyshev, conjugate
 from .relaxation import relaxation
-from .solution import LinearSolution, Method, known, solve
+from .solution import LinearSolution, Method, Options, known, solve
 from .systems.system import System
 
 
@@ -25,11 +25,11 @@ class SSORCG(Method):
     omega: Array
     sweeps: ClassVar[bool] = True
 
-    def run(self, system, b, start, **controls):
+    def run(self, system, b, start, controls):
         """Precondition by SSOR from zero."""
         sweep = system.sweeper(self.omega)
         zero = jax.tree.map(jnp.zeros_like, b)
-        return conjugate(system, b, start, lambda r: sweep(sweep(zero, r), r, reverse=True), **controls)
+        return conjugate(system, b, start, lambda r: sweep(sweep(zero, r), r, reverse=True), controls)
 
 
 class ChebyshevCG(Method):
@@ -39,13 +39,13 @@ class ChebyshevCG(Method):
     degree: Any = None
     fixed_degree: int | None = eqx.field(static=True, default=None)
 
-    def run(self, system, b, start, **controls):
+    def run(self, system, b, start, controls):
         """Precondition by a given number of Chebyshev steps."""
         high = system.row_bound()
         degree = self.degree if self.fixed_degree is None else self.fixed_degree
         inverse = jax.tree.map(lambda d: 1 / d, system.diagonal())
         polynomial = chebyshev(system.mv, inverse, high / self.ratio, high, degree)
-        return conjugate(system, b, start, polynomial, **controls)
+        return conjugate(system, b, start, polynomial, controls)
 
 
 class FlexibleCG(Method):
@@ -56,7 +56,7 @@ class FlexibleCG(Method):
     directions: int = eqx.field(static=True)
     numbers: ClassVar[bool] = False
 
-    def run(self, system, b, start, **controls):
+    def run(self, system, b, start, controls):
         """Precondition by the user's function, in the shape of b."""
         apply = jax.jit(self.precondition)
 
@@ -67,7 +67,7 @@ class FlexibleCG(Method):
                 checks.fail("flexible_cg", "precondition", f"a function to arrays of shape {r.shape}", jnp.shape(z))
             return system.pack(z.astype(r.dtype))
 
-        return conjugate(system, b, start, direction, directions=self.directions, **controls)
+        return conjugate(system, b, start, direction, controls, directions=self.directions)
 
 
 def ssor_cg(
@@ -79,6 +79,7 @@ def ssor_cg(
     tol: Scalar | None = None,
     max_steps: int | Array = 10_000,
     every: int = 1,
+    unconverged: str = "nan",
     history: bool | int = False,
     progress: Progress | None = None,
 ) -> CGSolution:
@@ -96,7 +97,7 @@ def ssor_cg(
         In the shape of the system. Traced, differentiable. Several at once: ``jax.vmap`` over b.
     omega : scalar
         Relaxation, in (0, 2). Traced; no derivative.
-    x0, tol, max_steps, every, history, progress : optional
+    x0, tol, max_steps, every, unconverged, history, progress : optional
         As for `sor`. A step is one product with A and one sweep there and back.
 
     Returns
@@ -129,8 +130,8 @@ def ssor_cg(
     True
     """
     method = SSORCG(relaxation("ssor_cg", omega))
-    options: dict[str, Any] = dict(x0=x0, tol=tol, max_steps=max_steps, every=every, history=history, progress=progress)
-    return solve("ssor_cg", CGSolution, method, A, b, **options)
+    options = Options(x0, tol, max_steps, every, unconverged, history, progress)
+    return solve("ssor_cg", CGSolution, method, A, b, options)
 
 
 def chebyshev_cg(
@@ -143,6 +144,7 @@ def chebyshev_cg(
     tol: Scalar | None = None,
     max_steps: int | Array = 10_000,
     every: int = 1,
+    unconverged: str = "nan",
     history: bool | int = False,
     progress: Progress | None = None,
 ) -> CGSolution:
@@ -163,7 +165,7 @@ def chebyshev_cg(
     ratio : scalar
         The polynomial is small on eigenvalues of D^-1 A in ``[bound / ratio, bound]``, where bound is the largest
         absolute row sum over the diagonal (`MatrixFree`: as given or estimated). At least 1. Traced; no derivative.
-    x0, tol, max_steps, every, history, progress : optional
+    x0, tol, max_steps, every, unconverged, history, progress : optional
         As for `sor`. A step is ``degree`` products with A.
 
     Returns
@@ -200,8 +202,8 @@ def chebyshev_cg(
         checks.fail(name, "degree", "at least 1", degree)
     fixed = isinstance(degree, int)
     method = ChebyshevCG(ratio, None if fixed else checks.count(name, "degree", degree), degree if fixed else None)
-    options: dict[str, Any] = dict(x0=x0, tol=tol, max_steps=max_steps, every=every, history=history, progress=progress)
-    return solve(name, CGSolution, method, A, b, **options)
+    options = Options(x0, tol, max_steps, every, unconverged, history, progress)
+    return solve(name, CGSolution, method, A, b, options)
 
 
 def flexible_cg(
@@ -215,6 +217,7 @@ def flexible_cg(
     tol: Scalar | None = None,
     max_steps: int | Array = 10_000,
     every: int = 1,
+    unconverged: str = "nan",
     history: bool | int = False,
     progress: Progress | None = None,
 ) -> CGSolution:
@@ -236,7 +239,7 @@ def flexible_cg(
         Its data, a network's weights say. Traced; the solution does not depend on them, so no derivative.
     directions : int
         How many old directions to orthogonalise against, at least 1. Static.
-    x0, tol, max_steps, every, history, progress : optional
+    x0, tol, max_steps, every, unconverged, history, progress : optional
         As for `sor`. A step is one product with A and one call of `precondition`.
 
     Returns
@@ -272,5 +275,5 @@ def flexible_cg(
     if not isinstance(directions, int) or directions < 1:
         checks.fail(name, "directions", "a positive Python integer", directions)
     method = FlexibleCG(precondition, args, directions)
-    options: dict[str, Any] = dict(x0=x0, tol=tol, max_steps=max_steps, every=every, history=history, progress=progress)
-    return solve(name, CGSolution, method, A, b, **options)
+    options = Options(x0, tol, max_steps, every, unconverged, history, progress)
+    return solve(name, CGSolution, method, A, b, options)

@@ -7,6 +7,7 @@ is a few vectors, coarse operators are stencils again, and limits are traced.
 
 import itertools
 import math
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 import equinox as eqx
@@ -18,10 +19,12 @@ from ..core import checks
 from ..core.precision import matmul
 from ..core.typing import Array, Float, Progress, Scalar
 from .pcg import chebyshev, conjugate
-from .solution import LinearSolution, Method, solve
+from .solution import LinearSolution, Method, Options, solve
 from .systems.stencil import Phases, Stencil
-from .systems.system import settle
+from .systems.system import repeat, settle
 
+FEW_COLOURS = 4
+"""Sweeps over more colours than this are loops over them."""
 COARSEST = 16
 """At most this many unknowns are solved for directly."""
 
@@ -39,7 +42,7 @@ class MultigridCG(Method):
     cycle: str = eqx.field(static=True)
     sweeps: ClassVar[bool] = False
 
-    def run(self, system: Any, b: Any, start: Any, **controls: Any):
+    def run(self, system: Any, b: Any, start: Any, controls: Any):
         """Build the hierarchy for this system and precondition with one cycle over it."""
         levels = hierarchy(system, b.shape)
         smoothers = [self.smooth(*level) for level in levels[:-1]]
@@ -60,7 +63,7 @@ class MultigridCG(Method):
                 z = settle(z + prolong(cycle(k + 1, coarse), shape))
             return settle(after(z, r))
 
-        return conjugate(system, b, start, lambda r: cycle(0, r), **controls)
+        return conjugate(system, b, start, lambda r: cycle(0, r), controls)
 
     def smooth(self, stencil, shape):
         """Return the smoother from zero, and its adjoint from a given point."""
@@ -71,6 +74,13 @@ class MultigridCG(Method):
             polynomial = chebyshev(stencil.mv, inverse, one / self.ratio, one, self.sweeps_each)
             return polynomial, lambda z, r: z + polynomial(settle(r - stencil.mv(z)))
         phases = Phases(stencil, shape)
+        if len(phases.colours) > FEW_COLOURS:
+            one_by_one = by_colours(stencil, shape)
+
+            def repeated(z, r, reverse):
+                return repeat(lambda z: one_by_one(z, r, reverse), z, self.sweeps_each)
+
+            return lambda r: repeated(jnp.zeros_like(r), r, False), lambda z, r: repeated(z, r, True)
         sweep = phases.sweeper(jnp.ones((), stencil.coefficients.dtype))
 
         def relax(z, r, reverse):
@@ -80,6 +90,25 @@ class MultigridCG(Method):
             return phases.unpack(z)
 
         return lambda r: relax(jnp.zeros_like(r), r, False), lambda z, r: relax(z, r, True)
+
+
+def by_colours(stencil: Stencil, shape: tuple[int, ...]) -> Callable:
+    """Return a multicolour sweep that takes a whole product a colour: slower to run than `Phases`, a loop to compile.
+
+    Written out, the 8 classes of a 27-point stencil take minutes to compile; below the finest level they cost little.
+    """
+    parities = [lax.broadcasted_iota(jnp.int32, shape, axis) % 2 for axis in range(len(shape))]
+    colour = sum(p * 2**k for k, p in enumerate(reversed(parities)))  # the order of `Phases.parities`
+    last, gain = 2 ** len(shape) - 1, 1 / stencil.diagonal()
+
+    def sweep(z, r, reverse):
+        def one(k, z):
+            here = colour == (last - k if reverse else k)
+            return jnp.where(here, z + gain * (r - stencil.mv(z)), z)
+
+        return lax.fori_loop(jnp.zeros((), jnp.int32), last + 1, one, z)
+
+    return sweep
 
 
 def hierarchy(stencil: Stencil, shape: tuple[int, ...]) -> list[tuple[Stencil, tuple[int, ...]]]:
@@ -128,6 +157,9 @@ def invert(matrix: Array) -> Array:
     A call of LAPACK costs more than a whole cycle here, and far more on a busy machine. A sweep is one kernel.
     """
     index = jnp.arange(matrix.shape[0], dtype=jnp.int32)
+    largest = jnp.max(jnp.abs(matrix))
+    unit = jnp.exp2(-jnp.floor(jnp.log2(jnp.where(largest > 0, largest, 1))))  # a product of two entries may overflow
+    matrix = matrix * unit
 
     def sweep(k, m):
         row, column = lax.dynamic_slice_in_dim(m, k, 1, 0), lax.dynamic_slice_in_dim(m, k, 1, 1)
@@ -136,7 +168,7 @@ def invert(matrix: Array) -> Array:
         return jnp.where(below, jnp.where(beside, 1, row) / pivot, others)
 
     inverse = lax.fori_loop(0, matrix.shape[0], sweep, matrix, unroll=4)
-    return (inverse + inverse.T) / 2
+    return unit * (inverse + inverse.T) / 2
 
 
 def restrict(r: Array, shape: tuple[int, ...]) -> Array:
@@ -151,14 +183,14 @@ def restrict(r: Array, shape: tuple[int, ...]) -> Array:
 def prolong(z: Array, shape: tuple[int, ...]) -> Array:
     """Return ``P z``, linear interpolation to a grid of `shape`."""
     for axis, n in enumerate(shape):
-        if n != z.shape[axis]:
-
-            def spread(start, z=z, axis=axis, n=n):
-                ends = [(0, 0, 0)] * z.ndim
-                ends[axis] = (start, n - start - (2 * z.shape[axis] - 1), 1)
-                return lax.pad(z, jnp.zeros((), z.dtype), ends)
-
-            z = spread(1) + (spread(0) + spread(2)) / 2
+        if n != (m := z.shape[axis]):
+            ends = [(0, 0)] * z.ndim
+            ends[axis] = (1, 1)
+            outside = jnp.pad(z, ends)
+            between = (lax.slice_in_dim(outside, 0, m + 1, 1, axis) + lax.slice_in_dim(outside, 1, m + 2, 1, axis)) / 2
+            # fine point 2 j + 1 is coarse point j, fine point 2 j is between two; stacked as in `Phases.unpack`
+            pairs = jnp.stack([between, lax.slice_in_dim(outside, 1, m + 2, 1, axis)], axis + 1)
+            z = lax.slice_in_dim(pairs.reshape([*z.shape[:axis], 2 * m + 2, *z.shape[axis + 1 :]]), 0, n, 1, axis)
     return z
 
 
@@ -182,6 +214,7 @@ def multigrid_cg(
     tol: Scalar | None = None,
     max_steps: int | Array = 1_000,
     every: int = 1,
+    unconverged: str = "nan",
     history: bool | int = False,
     progress: Progress | None = None,
 ) -> MultigridSolution:
@@ -207,7 +240,7 @@ def multigrid_cg(
         Traced; no derivative.
     cycle : str
         ``"V"`` or ``"W"``.
-    x0, tol, max_steps, every, history, progress : optional
+    x0, tol, max_steps, every, unconverged, history, progress : optional
         As for `sor`. A step is one cycle and one product.
 
     Returns
@@ -246,5 +279,5 @@ def multigrid_cg(
     if not isinstance(A, Stencil):
         checks.fail(name, "A", "a Stencil", type(A).__name__, TypeError)
     method = MultigridCG(checks.number(name, "ratio", ratio, positive=True), smoother, degree, cycle)
-    options: dict[str, Any] = dict(x0=x0, tol=tol, max_steps=max_steps, every=every, history=history, progress=progress)
-    return solve(name, MultigridSolution, method, A, b, **options)
+    options = Options(x0, tol, max_steps, every, unconverged, history, progress)
+    return solve(name, MultigridSolution, method, A, b, options)

@@ -1,20 +1,20 @@
 """The conjugate gradient iteration and its Chebyshev preconditioner, on vectors in any layout."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jax import lax
 
-from ..core.loop import Run, history_length
+from ..core.loop import Run
 from ..core.precision import eps
 from ..core.solution import Status
 from ..core.typing import Array
 from ..core.vectors import axpy, inner
 from .solution import LinearStatus, measure
-from .stopping import drive
+from .stopping import Controls, Rules, drive
 from .systems.system import Layout, repeat, settle
 
 STALL = 500
@@ -34,17 +34,25 @@ class State(eqx.Module):
     code: Array
 
 
+class Attempt(NamedTuple):
+    """The best point with its true residual, why the last run stopped, the count, whether to restart, the history."""
+
+    x: Any
+    error: Any
+    status: Any
+    steps: Any
+    again: Any
+    record: Any
+
+
 def conjugate(
     system: Layout,
     b: Any,
     start: Any,
     precondition: Callable[[Any], Any],
+    controls: Controls,
     *,
-    tol,
-    max_steps,
-    history,
     directions: int = 0,
-    **controls,
 ) -> Run:
     """Run preconditioned conjugate gradients until the true residual is small.
 
@@ -52,6 +60,7 @@ def conjugate(
     otherwise each new direction is made conjugate to that many old ones, whatever the preconditioner.
     """
     residual, size = measure(system, b)
+    tol, max_steps, history = controls.limits.tol, controls.limits.max_steps, controls.limits.history
 
     def begin(x):
         r = residual(x)
@@ -83,20 +92,16 @@ def conjugate(
             axpy(alpha, p, s.x), r, (p, *s.p[:-1]), (Ap, *s.Ap[:-1]), (curvature, *s.curvatures[:-1]), rz, error, code
         )
 
-    def attempt(carry):
+    def attempt(c: Attempt) -> Attempt:
         """Run from the best point so far and measure what comes: the recurred residual drifts by rounding."""
-        x, last, _, steps, _, past = carry
+        x, last, steps, past = c.x, c.error, c.steps, c.record
         run = drive(
             step,
             begin(x),
+            controls.within(max_steps - steps),
+            Rules(STALL, lambda s: s.code),
             value=lambda s: s.x,
             error=lambda s: s.error,
-            status=lambda s: s.code,
-            tol=tol,
-            max_steps=max_steps - steps,
-            stall=STALL,
-            history=history,
-            **controls,
         )
         true, total = size(residual(run.value)), steps + run.num_steps
         missed = (run.status == Status.CONVERGED) & ~(true <= tol)
@@ -106,11 +111,11 @@ def conjugate(
         x = jax.tree.map(lambda new, old: jnp.where(better, new, old), run.value, x)
         again = falling & (total < max_steps)
         record = None if past is None else _join(past, run.history, steps)
-        return x, jnp.where(better, true, last), status.astype(jnp.int32), total, again, record
+        return Attempt(x, jnp.where(better, true, last), status.astype(jnp.int32), total, again, record)
 
-    length = history_length(history)
+    length = history
     dtype = jnp.result_type(*jax.tree.leaves(b))
-    carry = (
+    first = Attempt(
         start,
         jnp.full((), jnp.inf, dtype),
         jnp.asarray(Status.RUNNING, jnp.int32),
@@ -118,8 +123,8 @@ def conjugate(
         jnp.ones((), bool),
         jnp.full(length, jnp.nan, dtype) if length else None,
     )
-    x, error, status, steps, _, record = lax.while_loop(lambda c: c[4], attempt, carry)
-    return Run(None, x, error, status, steps, record)
+    end = lax.while_loop(lambda c: c.again, attempt, first)
+    return Run(None, end.x, end.error, end.status, end.steps, end.record)
 
 
 def _ratio(a, b):

@@ -8,8 +8,8 @@ from jax.typing import ArrayLike
 
 from ..core import checks
 from ..core.typing import Array, Float, Progress, Scalar
-from .solution import LinearSolution, Method, known, measure, solve
-from .stopping import drive
+from .solution import LinearSolution, Method, Options, known, measure, solve
+from .stopping import Rules, drive
 from .systems.system import System
 
 PATIENCE = 2000
@@ -32,7 +32,7 @@ class SOR(Method):
     sweeps: ClassVar[bool] = True
     symmetric: ClassVar[bool] = False
 
-    def run(self, system, b, start, **controls):
+    def run(self, system, b, start, controls):
         """Sweep until the residual is small."""
         residual, size = measure(system, b)
         sweep = system.sweeper(self.omega)
@@ -44,15 +44,9 @@ class SOR(Method):
         # A first sweep may double a smooth residual, in red-black order on one colour; over-relaxation raises it for
         # a few times 1 / (2 - omega) sweeps; at a slow rate it then takes a thousand sweeps to be below the first.
         patience = PATIENCE + 20 / jnp.maximum(jnp.abs(2 - self.omega), 1e-3)
-        return drive(
-            step,
-            start,
-            value=lambda y: y,
-            error=lambda y: size(residual(y)),
-            stall=jnp.nan_to_num(patience),
-            divergence=1e4,
-            **controls,
-        )
+        patience = jnp.where(jnp.isnan(patience), PATIENCE, patience)  # a NaN shows in the first sweep
+        rules = Rules(patience, divergence=1e4)
+        return drive(step, start, controls, rules, value=lambda y: y, error=lambda y: size(residual(y)))
 
 
 def sor(
@@ -64,6 +58,7 @@ def sor(
     tol: Scalar | None = None,
     max_steps: int | Array = 10_000,
     every: int = 8,
+    unconverged: str = "nan",
     history: bool | int = False,
     progress: Progress | None = None,
 ) -> SORSolution:
@@ -94,6 +89,8 @@ def sor(
     every : int
         Test the residual every so many sweeps. Static. The count stays exact: the last block is done again sweep by
         sweep.
+    unconverged : {"nan", "approximate"}
+        Derivatives of a solve that did not converge: NaN, or those of the equations at the point returned. Static.
     history : bool or int
         Record errors; tests every sweep.
     progress : callable, optional
@@ -104,7 +101,8 @@ def sor(
     SORSolution
         ``value`` like `b`, ``num_steps`` sweeps, ``error = ||b - A value||_2 / ||b||_2``. Its status is
         `Status.DIVERGED` once the error exceeds 1e4 times the first, `Status.STAGNATED` without a new smallest error in
-        ``2000 + 20 / (2 - omega)`` sweeps, `LinearStatus.DIAGONAL` for a traced system with a diagonal entry <= 0.
+        ``2000 + 20 / (2 - omega)`` sweeps, `LinearStatus.DIAGONAL` for a traced system with a diagonal entry <= 0,
+        `LinearStatus.RANGE` (and zeros) where x over- or underflows.
 
     Raises
     ------
@@ -136,8 +134,8 @@ def sor(
     [1. 1. 1.] True
     """
     method = SOR(relaxation("sor", omega))
-    options: dict[str, Any] = dict(x0=x0, tol=tol, max_steps=max_steps, every=every, history=history, progress=progress)
-    return solve("sor", SORSolution, method, A, b, **options)
+    options = Options(x0, tol, max_steps, every, unconverged, history, progress)
+    return solve("sor", SORSolution, method, A, b, options)
 
 
 def ssor(
@@ -149,6 +147,7 @@ def ssor(
     tol: Scalar | None = None,
     max_steps: int | Array = 10_000,
     every: int = 8,
+    unconverged: str = "nan",
     history: bool | int = False,
     progress: Progress | None = None,
 ) -> SSORSolution:
@@ -159,7 +158,7 @@ def ssor(
 
     Parameters
     ----------
-    A, b, omega, x0, tol, max_steps, every, history, progress : optional but for the first three
+    A, b, omega, x0, tol, max_steps, every, unconverged, history, progress : optional but for the first three
         As for `sor`; a step is a pair of sweeps.
 
     Returns
@@ -190,8 +189,8 @@ def ssor(
     True
     """
     method = SOR(relaxation("ssor", omega), both_ways=True)
-    options: dict[str, Any] = dict(x0=x0, tol=tol, max_steps=max_steps, every=every, history=history, progress=progress)
-    return solve("ssor", SSORSolution, method, A, b, **options)
+    options = Options(x0, tol, max_steps, every, unconverged, history, progress)
+    return solve("ssor", SSORSolution, method, A, b, options)
 
 
 def relaxation(name: str, omega: ArrayLike) -> Any:

@@ -3,7 +3,7 @@
 from abc import abstractmethod
 from collections.abc import Callable
 from functools import partial
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import equinox as eqx
 import jax
@@ -13,12 +13,13 @@ from jax import lax
 from jax.core import Tracer
 
 from ..core import checks
-from ..core.implicit import attach
-from ..core.loop import Run
+from ..core.implicit import UNCONVERGED, attach
+from ..core.loop import Limits, Run
 from ..core.precision import eps
 from ..core.solution import Solution, Status, StatusCode
-from ..core.typing import Array
+from ..core.typing import Array, Progress
 from ..core.vectors import norm
+from .stopping import Controls
 from .systems.system import Layout, System, as_system
 
 
@@ -30,6 +31,7 @@ class LinearStatus(StatusCode):
         "indefinite: a direction of zero or negative curvature, so `A` is not positive definite; try `sor`",
     )
     DIAGONAL = 101, "diagonal: `A` has a zero or negative diagonal entry, which these methods divide by"
+    RANGE = 102, "range: the solution is too large or too small for this precision; rescale `A` or `b`"
 
 
 class LinearSolution(Solution):
@@ -47,34 +49,40 @@ class Method(eqx.Module):
     """Whether floating leaves are settings, to be cast to the dtype of the system."""
 
     @abstractmethod
-    def run(self, system: Layout, b: Any, start: Any, **controls: Any) -> Run:
+    def run(self, system: Layout, b: Any, start: Any, controls: Controls) -> Run:
         """Iterate from `start`; the run's error is the true relative residual, in `measure`."""
 
 
-def solve(
-    name: str,
-    solution: type[LinearSolution],
-    method: Method,
-    A: Any,
-    b: Any,
-    *,
-    x0=None,
-    tol=None,
-    max_steps: Any,
-    every: int,
-    history,
-    progress,
-) -> Any:
+class Options(NamedTuple):
+    """What all public calls share, as the user gave it: start, limits, and how often the residual is tested."""
+
+    x0: Any
+    tol: Any
+    max_steps: Any
+    every: int
+    unconverged: str
+    history: bool | int
+    progress: Progress | None
+
+
+def solve(name: str, solution: type[LinearSolution], method: Method, A: Any, b: Any, options: Options) -> Any:
     """Check the arguments of the public function `name`, run `method` and wrap what it found."""
-    system, b, x0 = prepare(name, A, b, x0, sweeps=method.sweeps)
-    tol = default_tol(b.dtype) if tol is None else tol
+    system, b, x0 = prepare(name, A, b, options.x0, sweeps=method.sweeps)
+    tol = default_tol(b.dtype) if options.tol is None else options.tol
     tol = checks.number(name, "tol", tol, dtype=b.dtype)
-    max_steps = checks.count(name, "max_steps", max_steps)
-    if not isinstance(every, int) or every < 1:
-        checks.fail(name, "every", "a positive Python integer", every)
+    max_steps = checks.count(name, "max_steps", options.max_steps)
+    check_every(name, options.every)
+    checks.choice(name, "unconverged", options.unconverged, UNCONVERGED)
     if method.numbers:
         method = jax.tree.map(lambda v: v.astype(b.dtype) if eqx.is_inexact_array(v) else v, method)
-    return _solve(system, b, x0, method, tol, max_steps, solution, every, history, progress)
+    limits = Limits(tol, max_steps, options.history, options.progress)
+    return _solve(system, b, x0, method, limits, (solution, options.every, options.unconverged))
+
+
+def check_every(name: str, every: Any) -> None:
+    """Raise unless `every` is a positive Python integer."""
+    if not isinstance(every, int) or every < 1:
+        checks.fail(name, "every", "a positive Python integer", every)
 
 
 def prepare(name: str, A: Any, b: Any, x0: Any, *, sweeps: bool) -> tuple[System, Array, Array]:
@@ -87,6 +95,7 @@ def prepare(name: str, A: Any, b: Any, x0: Any, *, sweeps: bool) -> tuple[System
         checks.fail(name, "b", "at least one number", f"shape {b.shape}")
     system = as_system(name, A, dtype)
     system.check(name, b)
+    system = system.like(b)
     if sweeps and not system.relaxable:
         checks.fail(
             name, "A", "a dense array, Stencil or SparseRows (a product alone cannot be swept)", type(A).__name__
@@ -119,7 +128,7 @@ def measure(system: Layout, b: Any) -> tuple[Any, Any]:
     return lambda y: jax.tree.map(jnp.subtract, b, system.mv(y)), lambda r: norm(r) * scale
 
 
-def run_method(system: System, b: Array, x0: Array, method: Method, **controls: Any) -> Run:
+def run_method(system: System, b: Array, x0: Array, method: Method, controls: Controls) -> Run:
     """Solve in the method's layout, in units in which the largest entry of b is between 1 and 2; b = 0 gives x = 0."""
     layout = system.layout(b.shape, sweeps=method.sweeps)
     largest = jnp.max(jnp.abs(b))
@@ -129,15 +138,26 @@ def run_method(system: System, b: Array, x0: Array, method: Method, **controls: 
     down, up = (jnp.ldexp(jnp.ones((), b.dtype), sign * exponent) for sign in (-1, 1))
     x0 = jnp.where(largest == 0, 0, x0)
     bad = jnp.any(jnp.stack([jnp.any(d <= 0) for d in jax.tree.leaves(layout.diagonal())]))
-    steps = jnp.where(bad, 0, jnp.asarray(controls.pop("max_steps"), jnp.int32))
-    run = method.run(layout, layout.pack(b * down), layout.pack(x0 * down), max_steps=steps, **controls)
+    steps = jnp.where(bad, 0, jnp.asarray(controls.limits.max_steps, jnp.int32))
+    run = method.run(layout, layout.pack(b * down), layout.pack(x0 * down), controls.within(steps))
     status = jnp.where(bad & jnp.isfinite(run.error), LinearStatus.DIAGONAL, run.status)
-    value = layout.unpack(run.value) * up
-    return Run(None, value, run.error, status.astype(jnp.int32), run.num_steps, run.history)
+    found = layout.unpack(run.value)
+    value = found * up
+    # Exact unless x leaves the range of the precision in the units of the user; then it is no solution.
+    lost = jnp.max(jnp.abs(value * down - found)) > 16 * eps(b.dtype) * jnp.max(jnp.abs(found))
+    lost = (lost | ~jnp.all(jnp.isfinite(value))) & jnp.all(jnp.isfinite(found))
+    status = jnp.where(lost, LinearStatus.RANGE, status)
+    error = jnp.where(lost, jnp.maximum(run.error, 1), run.error)
+    return Run(None, jnp.where(lost, 0, value), error, status.astype(jnp.int32), run.num_steps, run.history)
 
 
-def attached(system: System, b: Array, x: Array, solver: Callable[[System, Array], Array], *, symmetric: bool) -> Array:
-    """Return x with the derivative of ``A^-1 b`` in b and in the numbers of A; ``solver(system, r)`` solves for it."""
+def attached(
+    system: System, b: Array, x: Array, solver: Callable[[System, Array], Run], *, symmetric: bool, tol, trusted
+) -> Array:
+    """Return x with the derivative of ``A^-1 b`` in b and in the numbers of A; ``solver(system, r)`` solves for it.
+
+    Derivatives are NaN where `trusted` is false, and where their own solve came to nothing.
+    """
     moving, fixed = eqx.partition(system, eqx.is_inexact_array)
     frozen = lax.stop_gradient(system)
 
@@ -145,25 +165,34 @@ def attached(system: System, b: Array, x: Array, solver: Callable[[System, Array
         moving, b = data
         return eqx.combine(moving, fixed).mv(x) - b
 
+    def solved(system, r):
+        run = solver(system, r)
+        # two digits short of the solution's own tolerance is a derivative still
+        near = (run.status == Status.CONVERGED) | (run.error <= 100 * tol)
+        return run.value if trusted is None else jnp.where(near, run.value, jnp.nan)
+
     def tangent(jacobian, r):
         def solve(_, r):
-            return solver(frozen, r)
+            return solved(frozen, r)
 
         if symmetric:
             return lax.custom_linear_solve(jacobian, r, solve, symmetric=True)
-        return lax.custom_linear_solve(jacobian, r, solve, transpose_solve=lambda _, r: solver(frozen.transposed, r))
+        return lax.custom_linear_solve(jacobian, r, solve, transpose_solve=lambda _, r: solved(frozen.transposed, r))
 
-    return attach(residual, x, (moving, b), solve=tangent)
+    return attach(residual, x, (moving, b), solve=tangent, trusted=trusted)
 
 
-@partial(jax.jit, static_argnames=("solution", "every", "history", "progress"))
-def _solve(system, b, x0, method, tol, max_steps, solution, every, history, progress):
-    controls = {"tol": lax.stop_gradient(tol), "max_steps": max_steps, "every": every}
+@partial(jax.jit, static_argnums=5)
+def _solve(system, b, x0, method, limits: Limits, static: tuple[type[LinearSolution], int, str]):
+    solution, every, unconverged = static
+    limits = eqx.tree_at(lambda x: x.tol, limits, lax.stop_gradient(limits.tol))
     frozen = lax.stop_gradient(method)
-    run = run_method(*lax.stop_gradient((system, b, x0)), frozen, **controls, history=history, progress=progress)
+    run = run_method(*lax.stop_gradient((system, b, x0)), frozen, Controls(limits, every))
+    silent = Controls(Limits(limits.tol, limits.max_steps), every)
 
     def again(system, r):
-        return run_method(system, r, jnp.zeros_like(r), frozen, **controls, history=False, progress=None).value
+        return run_method(system, r, jnp.zeros_like(r), frozen, silent)
 
-    x = attached(system, b, run.value, again, symmetric=method.symmetric)
-    return solution(x, run.status, run.num_steps, run.error, controls["tol"], run.history)
+    trusted = None if unconverged == "approximate" else run.status == Status.CONVERGED
+    x = attached(system, b, run.value, again, symmetric=method.symmetric, tol=limits.tol, trusted=trusted)
+    return solution(x, run.status, run.num_steps, run.error, limits.tol, run.history)

@@ -1,32 +1,68 @@
 """The loop of the linear solvers: the stopping test is made every few steps, and the count is still exact."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jax import lax
 
 from ..core.loop import Limits, Run, iterate
 from ..core.solution import Status
-from ..core.typing import Progress, Scalar
+from ..core.typing import Scalar
 from .systems.system import repeat
+
+
+class Controls(eqx.Module):
+    """How far a solve goes, and every how many steps it looks; the second is static."""
+
+    limits: Limits
+    every: int = eqx.field(static=True)
+
+    def within(self, max_steps: Scalar) -> "Controls":
+        """Return the controls with another limit of steps."""
+        limits = self.limits
+        return Controls(Limits(limits.tol, max_steps, limits.history, limits.progress), self.every)
+
+
+class Rules(NamedTuple):
+    """When a method gives up: steps without a smaller error, its own verdict on a state, growth of the error."""
+
+    stall: Scalar
+    status: Callable[[Any], Any] | None = None
+    divergence: float | None = None
+
+
+class Block(NamedTuple):
+    """The states before and after a block, the best value with its error and age, the count, whether all is well."""
+
+    before: Any
+    state: Any
+    best: Any
+    best_error: Any
+    since: Any
+    steps: Any
+    ok: Any
+
+
+class Near(NamedTuple):
+    """A state within the last block, its error, how many steps into the block, and whether to go on."""
+
+    state: Any
+    error: Any
+    k: Any
+    on: Any
 
 
 def drive(
     step: Callable[[Any], Any],
     start: Any,
+    controls: Controls,
+    rules: Rules,
     *,
     value: Callable[[Any], Any],
     error: Callable[[Any], Any],
-    tol: Scalar,
-    max_steps: Scalar,
-    every: int,
-    stall: Scalar,
-    status: Callable[[Any], Any] | None = None,
-    divergence: float | None = None,
-    history: bool | int = False,
-    progress: Progress | None = None,
 ) -> Run:
     """Do what `core.loop.iterate` does, testing only every `every` steps for as long as no test has a consequence.
 
@@ -35,9 +71,11 @@ def drive(
     again within a block. A block costs one test instead of `every`; the block done twice is the price. With `history`
     or `progress` every step is tested.
     """
+    tol, history, progress = controls.limits.tol, controls.limits.history, controls.limits.progress
+    every, status, divergence = controls.every, rules.status, rules.divergence
     first = error(start)
-    max_steps = jnp.asarray(max_steps, jnp.int32)
-    stall = jnp.asarray(stall, jnp.int32)
+    max_steps = jnp.asarray(controls.limits.max_steps, jnp.int32)
+    stall = jnp.asarray(rules.stall, jnp.int32)
     steps = since = zero = jnp.zeros((), jnp.int32)
     best, best_error = value(start), first
     stalled = jnp.zeros((), bool)
@@ -53,40 +91,37 @@ def drive(
         def passes(state, err):
             return jnp.isfinite(err) & (err > tol) & (own(state, err) == Status.RUNNING)
 
-        def body(carry):
-            _, state, best, best_error, since, steps, _ = carry
-            new = repeat(step, state, every)
+        def body(c: Block) -> Block:
+            new = repeat(step, c.state, every)
             err = error(new)
-            better = err < best_error
+            better = err < c.best_error
             ok = passes(new, err)
             keep = better & ok
-            best = jax.tree.map(lambda x, y: jnp.where(keep, x, y), value(new), best)
-            return (
-                state,
+            best = jax.tree.map(lambda x, y: jnp.where(keep, x, y), value(new), c.best)
+            return Block(
+                c.state,
                 new,
                 best,
-                jnp.where(keep, err, best_error),
-                jnp.where(better, 0, since + every),
-                jnp.where(ok, steps + every, steps),
+                jnp.where(keep, err, c.best_error),
+                jnp.where(better, 0, c.since + every),
+                jnp.where(ok, c.steps + every, c.steps),
                 ok,
             )
 
-        def more(carry):
-            _, _, _, _, since, steps, ok = carry
-            return ok & (steps + every <= max_steps) & (since < stall)
+        def more(c: Block):
+            return c.ok & (c.steps + every <= max_steps) & (c.since < stall)
 
-        carry = (start, start, best, best_error, since, steps, passes(start, first))
-        before, last, best, best_error, since, steps, ok = lax.while_loop(more, body, carry)
+        blocks = Block(start, start, best, best_error, since, steps, passes(start, first))
+        before, last, best, best_error, since, steps, ok = lax.while_loop(more, body, blocks)
 
-        def closer(carry):
-            state, _, k, _ = carry
-            new = step(state)
+        def closer(c: Near) -> Near:
+            new = step(c.state)
             err = error(new)
-            return new, err, k + 1, passes(new, err)
+            return Near(new, err, c.k + 1, passes(new, err))
 
         # Most blocks end because the error has passed tol: then only the first state that does so matters.
         ended = ~ok & (error(last) <= tol) & (first > tol)
-        near, err, k, _ = lax.while_loop(lambda c: c[3] & (c[2] < every), closer, (before, first, zero, ended))
+        near, err, k, _ = lax.while_loop(lambda c: c.on & (c.k < every), closer, Near(before, first, zero, ended))
         ended &= err <= tol
         start = jax.tree.map(lambda x, y, z: jnp.where(ok, x, jnp.where(ended, z, y)), last, before, near)
         steps = jnp.where(ended, steps + k, steps)

@@ -7,8 +7,10 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 from ..core.checks import fail
+from ..core.linalg.kronecker import along
 from ..core.typing import Array, Float
 
 
@@ -172,6 +174,14 @@ class PDEProblem(eqx.Module):
                 fail("PDEProblem", "conditions", f"on fields 0 to {fields - 1}", f"field {c.field}")
             if isinstance(c, Observe) and c.points.shape[1] != domain.ndim:
                 fail("PDEProblem", "conditions", f"points with {domain.ndim} coordinates", c.points.shape)
+        for c in self.conditions:
+            level = None if isinstance(c, Periodic) else c.noise
+            if isinstance(level, int | float | np.number) and level < 0:
+                fail("PDEProblem", "noise", "a standard deviation, at least zero", level)
+            if isinstance(c, Observe) and not isinstance(c.points, Tracer):
+                _inside(c.points, domain)
+        if isinstance(noise, int | float | np.number) and noise < 0:
+            fail("PDEProblem", "noise", "a standard deviation, at least zero", noise)
         for name in (c.axis for c in self.conditions if isinstance(c, Periodic)):
             if any(isinstance(c, Condition) and c.face[0] == name for c in self.conditions):
                 fail("PDEProblem", "conditions", f"no face conditions on the periodic dimension {name!r}", "some")
@@ -208,12 +218,66 @@ def _split(condition, domain: Box):
     return [condition]
 
 
+def _inside(points, domain: Box) -> None:
+    """Raise for a measurement outside the box, where the bounds are numbers; the last digits are forgiven."""
+    for d, bounds in enumerate(domain.bounds):
+        if any(isinstance(b, Tracer) for b in bounds):
+            continue
+        (lower, upper), found = (float(b) for b in bounds), np.asarray(points)[:, d]
+        slack = 1e-5 * (upper - lower)
+        if np.any(found < lower - slack) or np.any(found > upper + slack):
+            fail("Observe", "points", f"in the box, from {lower} to {upper} in {domain.names[d]!r}", "some outside")
+
+
 def _on(condition: Condition, face: str) -> Condition:
     single = object.__new__(type(condition))
     for name in ("value", "a", "b", "noise", "field"):
         object.__setattr__(single, name, getattr(condition, name))
     object.__setattr__(single, "face", face)
     return single
+
+
+class Face(eqx.Module):
+    """A condition with its values on the nodes: ``a u + outward b du/dx_axis = values`` at ``x_axis = end``.
+
+    Attributes
+    ----------
+    axis : int
+        The face's dimension. Static.
+    end : scalar
+        Where it is.
+    outward : float
+        Sign of the outer normal. Static.
+    a, b, values, noise
+        As in `Condition`; values have one entry along `axis`.
+    """
+
+    axis: int = eqx.field(static=True)
+    outward: float = eqx.field(static=True)
+    end: Any
+    a: Any
+    b: Any
+    values: Any
+    noise: Any
+
+    def with_noise(self, noise) -> "Face":
+        """Return the same face with another standard deviation."""
+        return Face(self.axis, self.outward, self.end, self.a, self.b, self.values, noise)
+
+
+def side(condition: Condition) -> tuple[int, float]:
+    """Return which end of the interval a face is at, 0 or 1, and the sign of its outer normal."""
+    return (0, -1.0) if condition.face[1] == "-" else (1, 1.0)
+
+
+def line_through(problem: PDEProblem, axis: int, fraction: float, points) -> tuple:
+    """Return coordinates along one dimension, at `points` in [0, 1], the others held at a fraction of their widths."""
+    x, ndim = [], problem.domain.ndim
+    for d, (lower, upper) in enumerate(problem.domain.bounds):
+        lower, upper = jnp.asarray(lower, points.dtype), jnp.asarray(upper, points.dtype)
+        s = points if d == axis else jnp.full(1, fraction, points.dtype)
+        x.append(along(lower + (upper - lower) * s, d, ndim))
+    return tuple(x)
 
 
 def float_type(tree) -> np.dtype:

@@ -11,6 +11,7 @@ from ..core.linalg.kronecker import mode_products
 from ..core.precision import HIGHEST, matmul
 from ..core.solution import Solution, Status, StatusCode
 from ..core.typing import Array, Float
+from .frequencies import spectrum
 
 
 class PDEStatus(StatusCode):
@@ -48,8 +49,8 @@ class GPSolution(Solution):
     value : Float[Array, "n1 ..."] or tuple of them
         Coefficients in the bases, one tensor for each unknown.
     residual : Float[Array, ""]
-        Root mean square over the grid of the equation's residual, relative to the sum of its terms'. Unlike `error` it
-        sees what the trial functions cannot resolve.
+        Root mean square of the equation's residual, relative to the sum of its terms'; over the grid, and when
+        conditioning between its nodes. Unlike `error` it sees what the trial functions cannot resolve.
     misfit : Float[Array, ""]
         Largest disagreement of the conditions with the solution, relative to the largest condition value: not zero
         where corner data are incompatible or there are more data than the equation can meet.
@@ -139,9 +140,7 @@ class GPSolution(Solution):
     @property
     def spectrum(self):
         """For each dimension (frequencies in radians per unit length, weights): of the prior, or of the solution."""
-        from .gaussian.data_prior import of_solution
-
-        return of_solution(self)
+        return spectrum(self.bases[0], self.prior, self.mean)
 
     def _tensors(self):
         return self.value if isinstance(self.value, tuple) else (self.value,)

@@ -9,13 +9,16 @@ import numpy as np
 
 from ..core.checks import choice, count, fail, number
 from ..core.gaussian.kernels import per_dimension
+from ..core.implicit import UNCONVERGED, distrust
 from ..core.linalg.kronecker import along, mode_product
+from ..core.loop import Limits
 from ..core.precision import eps
 from ..core.solution import Status
 from ..core.typing import Progress, Scalar
 from .gaussian.posterior import conditioned
 from .gaussian.published import PublishedGPHM, solve_published
 from .problem import Condition, PDEProblem, float_type
+from .settings import Settings
 from .solution import GPSolution, PDEStatus
 from .spectral.axes import Fourier, Legendre
 from .spectral.newton import Discretisation, fine_points, solve_spectral
@@ -38,6 +41,7 @@ def gp_solve(
     guess: Any = None,
     tol: Scalar | None = None,
     max_steps: Scalar = 50,
+    unconverged: str = "nan",
     history: bool | int = False,
     progress: Progress | None = None,
 ) -> GPSolution:
@@ -77,7 +81,8 @@ def gp_solve(
         are first guesses), or both; `GPSolution.prior` and `.noise` say what was found. Static.
     published : PublishedGPHM, optional
         Run GP-HM as its authors do, `max_steps` steps of Adam, to compare with; its `error` is the root mean square of
-        the residual on the grid over the terms', and derivatives are zero.
+        the residual on the grid over the terms', and derivatives are zero. It needs a `grid` and takes none of
+        `prior`, `basis`, `rank`, `infer`, `learn`, `guess`.
     guess : callable or GPSolution, optional
         ``guess(x, args)`` to start Newton's method from, or an earlier solution; decides the branch where there are
         several. Zero derivative.
@@ -85,6 +90,8 @@ def gp_solve(
         See `error`; 50 eps, and about 3e-6 (float64) or 2e-2 (float32) when conditioning. Traced.
     max_steps : int
         Newton steps. Traced.
+    unconverged : {"nan", "approximate"}
+        Derivatives of a solve that did not converge: NaN, or those of the equations at the point returned. Static.
     history : bool or int
         Record the error of that many steps (``True``: 256). Static.
     progress : callable, optional
@@ -101,7 +108,11 @@ def gp_solve(
     Raises
     ------
     ValueError
-        For a grid that does not fit, an unknown face, a residual that is not pointwise.
+        For a grid that does not fit, an unknown face, a residual without the unknown or one that is not pointwise,
+        an observation outside the box or a negative noise (where these are not traced), options that `published`
+        would ignore.
+    TypeError
+        For complex numbers.
     AttributeError
         For a derivative that does not exist.
 
@@ -131,7 +142,8 @@ def gp_solve(
     *Domains other than boxes*: a residual that is zero outside, `Observe` on the boundary, and a prior.
 
     *Status.* `PDEStatus.UNRESOLVED` when the equation is solved on the grid yet its residual there exceeds
-    ``10 sqrt(tol)``; `PDEStatus.ALIASED`, `PDEStatus.UNIDENTIFIED`; `PDEStatus.CONTRADICTED` when a measurement lies
+    ``10 sqrt(tol)``, or when conditioning exceeds 0.03 (and four noises) between the nodes;
+    `PDEStatus.ALIASED`, `PDEStatus.UNIDENTIFIED`; `PDEStatus.CONTRADICTED` when a measurement lies
     twelve standard deviations from the mean: equation, prior and data cannot all be right, or not in this precision.
 
     *Derivatives.* Implicit, forward and reverse, any order, in condition values and coefficients, bounds (spectral
@@ -172,15 +184,21 @@ def gp_solve(
     if tol is not None:
         tol = number("gp_solve", "tol", tol, dtype=dtype)
     problem, args, prior, infer, published = _arrays((problem, args, prior, infer, published), dtype)
-    max_steps = count("gp_solve", "max_steps", max_steps)
+    limits = Limits(tol, count("gp_solve", "max_steps", max_steps), history, progress)
+    choice("gp_solve", "unconverged", unconverged, UNCONVERGED)
 
     def solve(grid, guess):
-        return _solve(
-            problem, args, prior, guess, infer, tol, max_steps, grid, basis, rank, learn, published, history, progress
-        )
+        settings = Settings(grid, guess, prior, infer, learn, basis, rank, published, limits, unconverged)
+        return _solve(problem, args, settings)
 
-    if grid is None and published is not None:
-        fail("gp_solve", "grid", "given for the published method", None)
+    if published is not None:
+        settings = {"prior": prior, "rank": rank, "infer": infer, "learn": learn, "guess": guess}
+        given = [name for name, value in settings.items() if value is not None]
+        given += ["basis"] if basis != "auto" else []
+        if given:
+            fail("gp_solve", given[0], "left out with `published`, which has settings of its own", "one")
+        if grid is None:
+            fail("gp_solve", "grid", "given for the published method", None)
     if grid is None:
         forced = prior is not None or basis == "kernel" or infer is not None or learn is not None
         return refined(problem, args, solve, guess, dtype, forced)
@@ -188,7 +206,8 @@ def gp_solve(
 
 
 @eqx.filter_jit
-def _solve(problem, args, prior, guess, infer, tol, max_steps, grid, basis, rank, learn, published, history, progress):
+def _solve(problem: PDEProblem, args: Any, settings: Settings) -> GPSolution:
+    grid = settings.grid
     dtype = problem.domain.bounds[0][0].dtype
     ndim, fields = problem.domain.ndim, problem.fields
     dynamic, (residual, static) = _payload(problem.residual, args)
@@ -197,26 +216,17 @@ def _solve(problem, args, prior, guess, infer, tol, max_steps, grid, basis, rank
     def pointwise(x, u, a):
         return eqx.combine(a[0], residual)(x, u, eqx.combine(a[1], static))
 
-    options = {"max_steps": max_steps, "history": history, "progress": progress}
-    if published is not None:
-        return solve_published(published, problem, pointwise, dynamic, args, grid, tol=tol, **options)
+    if settings.published is not None:
+        return solve_published(problem, pointwise, dynamic, args, settings)
     fine = None
     if ndim == 1 and not problem.periodic[0]:
         lower, upper = (jnp.asarray(b, dtype) for b in problem.domain.bounds[0])
         fine = fine_points(Legendre(lower, upper, 1, 0))
     equation = trace(pointwise, problem.domain.names, fields, x, dynamic, fine)
-    forced = (
-        prior is not None
-        or basis == "kernel"
-        or infer is not None
-        or learn is not None
-        or any(not isinstance(n, int) for n in grid)
-    )
-    if forced or is_conditioned(problem, equation.orders):
-        return conditioned(
-            problem, equation, args, dynamic, x, prior, guess, infer, tol, grid, basis, rank, learn, options
-        )
-    tol = jnp.asarray(50 * eps(dtype), dtype) if tol is None else tol
+    if settings.conditions or is_conditioned(problem, equation.orders):
+        return _distrusted(conditioned(problem, equation, args, dynamic, x, settings), settings)
+    limits = settings.within(jnp.asarray(50 * eps(dtype), dtype))
+    tol, guess = limits.tol, settings.guess
     highest = [[max((o[d] for o in orders), default=0) for d in range(ndim)] for orders in equation.orders]
     values = [[_axis_values(problem, k, d, args, x) for d in range(ndim)] for k in range(fields)]
     moving, still = eqx.partition((_without_values(problem), values, dynamic), eqx.is_inexact_array)
@@ -229,16 +239,29 @@ def _solve(problem, args, prior, guess, infer, tol, max_steps, grid, basis, rank
         return Discretisation(equation, lines, values, dynamic)
 
     start = None if guess is None else (lambda found: _start(found, guess, args))
-    found, y, run, strong = solve_spectral(build, moving, start, tol=tol, **options)
+    found, y, run, strong = solve_spectral(build, moving, start, limits)
     z = found.coefficients(y)
     unresolved = (run.status == Status.CONVERGED) & (strong > 10 * jnp.sqrt(tol))
     status = jnp.where(unresolved, int(PDEStatus.UNRESOLVED), run.status).astype(jnp.int32)
-    return GPSolution(
+    return _distrusted(GPSolution(
         value=z if fields > 1 else z[0], status=status, num_steps=run.num_steps, error=run.error, tol=tol,
         history=run.history, residual=strong, misfit=found.misfit,
         bases=tuple(tuple(ln.basis for ln in ls) for ls in found.lines), posterior=None, args=args, args_std=None,
         log_evidence=None, prior=None, noise=None,
-    )  # fmt: skip
+    ), settings)  # fmt: skip
+
+
+def _distrusted(solution: GPSolution, settings: Settings) -> GPSolution:
+    """Return the solution with derivatives that are NaN unless it converged or approximate ones were asked for."""
+    if settings.unconverged == "approximate":
+        return solution
+    found = solution.value, solution.posterior, solution.args if settings.infer is not None else None
+    arrays, rest = eqx.partition(found, eqx.is_inexact_array)
+    value, posterior, args = eqx.combine(distrust(arrays, solution.status == Status.CONVERGED), rest)
+    args = solution.args if settings.infer is None else args
+    return eqx.tree_at(
+        lambda s: (s.value, s.posterior, s.args), solution, (value, posterior, args), is_leaf=lambda x: x is None
+    )
 
 
 def _start(found: Discretisation, guess, args):
@@ -307,6 +330,14 @@ def _arrays(tree, dtype):
     """Turn Python and NumPy numbers into arrays, so that new ones do not retrace."""
 
     def convert(leaf):
+        if isinstance(leaf, complex | np.ndarray | np.generic | jax.Array) and np.iscomplexobj(leaf):
+            fail(
+                "gp_solve",
+                "args",
+                "real, like all other numbers: split a complex equation in two",
+                "complex",
+                TypeError,
+            )
         if isinstance(leaf, bool) or not isinstance(leaf, int | float | np.ndarray | np.generic | jax.Array):
             return leaf
         return jnp.asarray(leaf, dtype) if jnp.issubdtype(jnp.result_type(leaf), jnp.floating) or isinstance(

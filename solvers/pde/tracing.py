@@ -83,16 +83,25 @@ def trace(residual: Callable, names: tuple[str, ...], fields: int, x, args, fine
 
     The first time on the points `fine`, when given and the residual can be evaluated there; see `Equation.source`.
     """
-    shape, dtype = _shape(x), x[0].dtype
+    shape, dtype = shape_of(x), x[0].dtype
     seen: list[set] = [set() for _ in range(fields)]
     source = _source(residual, names, fields, fine, args, seen)
     if source is None:
         jax.eval_shape(lambda x, args: at_zero(residual, names, fields, x, args, seen), x, args)
     orders = tuple(tuple(sorted(s)) for s in seen)
+    for k, used in enumerate(orders):
+        if not used:
+            fail(
+                "PDEProblem", "residual", f"a function of every unknown and its derivatives (field {k})", "one without"
+            )
 
     def plain(x, jets, args):
         unknowns = _unknowns(names, fields, lambda k, index: jets[k][orders[k].index(index)])
-        return _outputs(residual(x, unknowns, args), fields, _shape(x), dtype)
+        values = residual(x, unknowns, args)
+        for v in tuple(values) if fields > 1 else (values,):
+            if jnp.shape(v) != shape_of(x):  # u comes with the shape of the grid; what lost it was summed over nodes
+                fail("PDEProblem", "residual", f"pointwise in u, whose arrays have shape {shape_of(x)}", jnp.shape(v))
+        return _outputs(values, fields, shape_of(x), dtype)
 
     jets = [[jax.ShapeDtypeStruct(shape, dtype) for _ in o] for o in orders]
     closed = jax.make_jaxpr(plain)(x, jets, args)
@@ -122,9 +131,9 @@ def at_zero(residual: Callable, names: tuple[str, ...], fields: int, x, args, se
     def array(k, index):
         if seen is not None:
             seen[k].add(index)
-        return jnp.zeros(_shape(x), x[0].dtype)
+        return jnp.zeros(shape_of(x), x[0].dtype)
 
-    return _outputs(residual(x, _unknowns(names, fields, array), args), fields, _shape(x), x[0].dtype)
+    return _outputs(residual(x, _unknowns(names, fields, array), args), fields, shape_of(x), x[0].dtype)
 
 
 def _source(residual, names, fields, fine, args, seen):
@@ -152,7 +161,8 @@ def _outputs(value, fields: int, shape, dtype):
     return tuple(jnp.broadcast_to(jnp.asarray(v, dtype), shape) for v in values)
 
 
-def _shape(x):
+def shape_of(x):
+    """Return the shape that coordinates broadcast to."""
     return jnp.broadcast_shapes(*(c.shape for c in x))
 
 

@@ -17,6 +17,7 @@ FAMILIES: dict[str, str] = {
     "linear": "a heat simulation whose relaxation is learned from its own step counts",
     "transport": "optimal transport: the colours of one photograph moved to another",
     "pde": "a differential equation with three scales, by a spectral Gaussian-process solve",
+    "lowrank": "half of a photograph's pixels from the other half",
     "constrained": "equality constraints: digits told odd from even by weights on a sphere",
 }
 """Name of the module, and what it shows."""

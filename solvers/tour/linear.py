@@ -7,8 +7,8 @@ import jax.numpy as jnp
 
 from ..core.bandits.learners import TsallisINF
 from ..linear.learned.arms import Arms
+from ..linear.learned.relaxation_theory import young_prior
 from ..linear.learned.sequence import solve_sequence
-from ..linear.learned.young import young_prior
 from ..linear.systems.stencil import Stencil
 from ..problems.linear import heat_start, heat_step
 from .record import Peer, Record, timed

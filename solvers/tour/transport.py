@@ -9,7 +9,7 @@ import numpy as np
 
 from ..plot import convergence
 from ..problems.transport import ColourTransfer, TransportProblem, colour_transfer
-from ..transport.entropic.fixed_point import sinkhorn
+from ..transport.entropic.alternate_scaling import sinkhorn
 from ..transport.entropic.newton import sns_sinkhorn
 from .record import Peer, Record, Stopwatch, installed, timed
 

@@ -1,6 +1,6 @@
 """Transport without entropy: proximal steps of Sinkhorn-Newton, each answer certified by linear-programming duality."""
 
-from typing import Any, ClassVar
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -8,31 +8,30 @@ import jax.numpy as jnp
 from jax import lax
 
 from ..core import checks
-from ..core.implicit import envelope
+from ..core.implicit import UNCONVERGED
 from ..core.loop import Limits, iterate
 from ..core.precision import eps as machine_eps
-from ..core.solution import Solution, Status, StatusCode
+from ..core.solution import Status
 from ..core.typing import Array, Float, Int, Progress, Scalar
 from .costs.cost import as_cost
 from .costs.pointcloud import stored_if_small
-from .entropic.ascent import State, ascend, extrapolate, state_at
-from .entropic.backends import choose_backend
+from .entropic.gibbs_kernel import absorb, reduced_potentials
 from .entropic.newton import START, begin
-from .entropic.scaling import absorb, reduced_potentials
-from .plan import Rounding, kernel_of, marginals, round_to_marginals
-from .problem import Problem, TransportStatus, check, prepare
+from .entropic.newton_step import DECAY, State, ascend, extrapolate, state_at
+from .entropic.system_choice import choose_backend
+from .plan import Rounding, round_to_marginals
+from .problem import Problem, check, prepare
+from .solution import Potentials
 
-DECAY = 0.25
-"""A proximal step at the regularisation mu_k ends where entropy's weight is ``1 / sum(1 / mu_i)``: a quarter each."""
 INNER_ERROR = 1e-3
 """Marginal error of the inner solves; rounding repairs what is left."""
 INNER_STEPS = 12
 """Newton steps of each."""
-PATIENCE = 6
+PROXIMAL_STEPS = 6
 """Proximal steps without a smaller gap before the solve counts as stagnated."""
 
 
-class ExactSolution(Solution):
+class ExactSolution(Potentials):
     """A feasible plan and feasible potentials of linear transport, and the certified gap between them.
 
     ``value = (f, g)`` satisfies ``f_i + g_j <= C_ij``; `plan` has the given marginals; ``error`` is their relative gap
@@ -40,8 +39,8 @@ class ExactSolution(Solution):
 
     Attributes
     ----------
-    cost, a, b : arrays
-        The problem.
+    cost, a, b, trusted : arrays
+        See `Potentials`.
     epsilon : Float[Array, "*batch"]
         Weight of the entropy at which the proximal steps ended.
     reduced : pair of arrays
@@ -50,34 +49,22 @@ class ExactSolution(Solution):
         Inner steps in all.
     """
 
-    cost: Any
-    a: Float[Array, "*batch n"]
-    b: Float[Array, "*batch m"]
-    epsilon: Float[Array, "*batch"]
     reduced: tuple[Float[Array, "*batch n"], Float[Array, "*batch m"]]
     newton_steps: Int[Array, "*batch"]
 
-    statuses: ClassVar[tuple[type[StatusCode], ...]] = (Status, TransportStatus)
-
     @property
-    def f(self) -> Float[Array, "*batch n"]:
-        """Potential of the rows."""
-        return self.value[0]
-
-    @property
-    def g(self) -> Float[Array, "*batch m"]:
-        """Potential of the columns: the c-transform of f."""
-        return self.value[1]
+    def _shifted(self):
+        return self.reduced, jnp.zeros_like(self.epsilon)
 
     def plan(self) -> Float[Array, "*batch n m"]:
         """Return the feasible plan; forms one array of the cost's shape."""
-        return self._lanes(lambda plan, cost, a, b: round_to_marginals(plan.dense(), a, b))
+        return self._lanes(lambda plan, data: round_to_marginals(plan.dense(), *data[1:3]))
 
     def apply(self, x, *, transpose: bool = False) -> Float[Array, "..."]:
         """Return the feasible plan's product with one vector or, column by column, a matrix."""
 
-        def product(plan, cost, a, b, x):
-            rounding = Rounding.of(plan, a, b)
+        def product(plan, data, x):
+            rounding = Rounding.of(plan, *data[1:3])
             if transpose:
                 plan, rounding = plan.T, rounding.T
             one = lambda v: rounding.times(plan, v)  # noqa: E731
@@ -92,10 +79,8 @@ class ExactSolution(Solution):
         Its derivatives are the optimum's by the envelope theorem, to the accuracy of the gap: P in the cost, f and g in
         the weights (along changes that keep both masses equal).
         """
-        upper = self._lanes(lambda plan, cost, a, b: Rounding.of(plan, a, b).cost(plan, cost))
-        smooth = self._vmapped(lambda *x: envelope(_entropic_dual, x[0], x[1:]))(
-            self.reduced, self.cost, self.a, self.b, self.epsilon
-        )
+        upper = self._lanes(lambda plan, data: Rounding.of(plan, *data[1:3]).cost(plan, data[0]))
+        smooth = self._optimum(_entropic_dual, self.reduced, (self.cost, self.a, self.b, self.epsilon))
         return lax.stop_gradient(upper - smooth) + smooth
 
     @property
@@ -108,18 +93,11 @@ class ExactSolution(Solution):
         """Upper minus lower bound, in units of the cost times mass."""
         return self.transport_cost - self.dual_bound
 
-    def _lanes(self, function, *more):
-        def one(reduced, cost, a, b, epsilon, *more):
-            plan = kernel_of(reduced, as_cost(cost), a, b, epsilon, jnp.zeros_like(epsilon))
-            return function(plan, as_cost(cost), a, b, *more)
-
-        return self._vmapped(one)(self.reduced, self.cost, self.a, self.b, self.epsilon, *more)
-
 
 def _entropic_dual(reduced, data):
     (f, g), (cost, a, b, epsilon) = reduced, data
-    plan = kernel_of((f, g), as_cost(cost), a, b, epsilon, jnp.zeros_like(epsilon))
-    return jnp.sum(a * f) + jnp.sum(b * g) - epsilon * jnp.sum(marginals(plan)[0])
+    plan = as_cost(cost).plan((f, g), a, b, epsilon, jnp.zeros_like(epsilon))
+    return jnp.sum(a * f) + jnp.sum(b * g) - epsilon * plan.mass()
 
 
 def transport_exactly(
@@ -129,6 +107,7 @@ def transport_exactly(
     *,
     tol: Scalar | None = None,
     max_steps: Scalar = 30,
+    unconverged: str = "nan",
     history: bool | int = False,
     progress: Progress | None = None,
 ) -> ExactSolution:
@@ -150,6 +129,8 @@ def transport_exactly(
         Target for `error`; 1e-6 in float64, 3e-3 in float32. Traced.
     max_steps : int
         Largest number of proximal steps. Traced.
+    unconverged : {"nan", "approximate"}
+        Derivatives of a solve that did not converge: NaN, or those of the equations at the point returned. Static.
     history : bool or int
         Record the error of that many steps (``True``: 256). Static.
     progress : callable, optional
@@ -201,7 +182,12 @@ def transport_exactly(
     data = check(name, cost, a, b, 1.0)
     dtype = data[1].dtype
     tol = checks.number(name, "tol", default_gap(dtype) if tol is None else tol, dtype=dtype)
-    return _solve(data[:3], Limits(tol, checks.count(name, "max_steps", max_steps), history, progress))
+    checks.choice(name, "unconverged", unconverged, UNCONVERGED)
+    return _solve(
+        data[:3],
+        unconverged == "approximate",
+        Limits(tol, checks.count(name, "max_steps", max_steps), history, progress),
+    )
 
 
 def default_gap(dtype) -> float:
@@ -221,7 +207,7 @@ class Step(eqx.Module):
 
 
 @jax.jit
-def _solve(data, limits: Limits) -> ExactSolution:
+def _solve(data, approximate, limits: Limits) -> ExactSolution:
     tol = limits.tol
     cost, a, b = stored_if_small(data[0]), *data[1:]
     problem = prepare(*lax.stop_gradient((cost, a, b)), jnp.ones_like(tol), tol=tol)
@@ -234,7 +220,7 @@ def _solve(data, limits: Limits) -> ExactSolution:
     def certified(inner: State, newton_steps) -> Step:
         kernel = inner.kernel
         f, g = kernel.potentials
-        plan = kernel_of((f, g), problem.cost, problem.a, problem.b, kernel.epsilon, problem.shift)
+        plan = problem.cost.plan((f, g), problem.a, problem.b, kernel.epsilon, problem.shift)
         upper = Rounding.of(plan, problem.a, problem.b).cost(plan, problem.cost)
         g = problem.cost.T.least(f, problem.rows)
         f = problem.cost.least(g, problem.columns)
@@ -248,7 +234,7 @@ def _solve(data, limits: Limits) -> ExactSolution:
         return jnp.where(scale > 0, jnp.maximum(gap, 0) / jnp.where(scale > 0, scale, 1), 0)
 
     def proximal(step: Step) -> Step:
-        epsilon = step.inner.kernel.epsilon * DECAY
+        epsilon = step.inner.kernel.epsilon * DECAY  # entropy's weight is 1 / sum(1 / mu_i): a quarter each [1]
         here = at(epsilon)
         (f, g), before = extrapolate(step.inner, epsilon)
         inner = state_at(here, absorb(here, step.inner.kernel, f, g, epsilon=epsilon), solver, before)
@@ -271,14 +257,15 @@ def _solve(data, limits: Limits) -> ExactSolution:
         value=lambda s: (s.f, s.g, s.inner.kernel.potentials, s.inner.kernel.epsilon),
         error=error,
         refused=lambda _: problem.status,
-        stall=PATIENCE,
+        stall=PROXIMAL_STEPS,
     )
     f, g, reduced, epsilon = outer.value
     if problem.transposed:
         f, g, reduced = g, f, reduced[::-1]
     lifted = epsilon * jnp.log(jnp.where(problem.mass > 0, problem.mass, 1)) + problem.shift
     reduced = (reduced[0] + lifted, reduced[1])
+    trusted = (outer.status == Status.CONVERGED) | approximate
     return ExactSolution(
-        (f, g), outer.status, outer.num_steps, outer.error, tol, outer.history, cost, a, b, epsilon, reduced,
+        (f, g), outer.status, outer.num_steps, outer.error, tol, outer.history, cost, a, b, epsilon, trusted, reduced,
         outer.state.newton_steps,
     )  # fmt: skip

@@ -1,26 +1,10 @@
-"""Functions of a plan given by potentials; those of arrays take leading batch axes."""
-
-from typing import Any
+"""Functions of plans: costs, entropy, rounding to exact marginals; those of arrays take leading batch axes."""
 
 import equinox as eqx
-import jax
 import jax.numpy as jnp
 
-from ..core.precision import matmul
 from ..core.typing import Array, Float
-from .costs.cost import Cost, Lazy, LazyKernel, Stored, StoredKernel, live_exponents
-
-
-def allowed(cost, a, b):
-    """Pairs that may carry mass."""
-    return (cost < jnp.inf) & (a > 0)[..., :, None] & (b > 0)[..., None, :]
-
-
-def log_plan(f, g, cost, a, b, epsilon):
-    """``(f + g - C) / epsilon``, minus infinity where no mass may go; NaN-free derivatives."""
-    mask = allowed(cost, a, b)
-    reduced = f[..., :, None] + g[..., None, :] - jnp.where(mask, cost, 0)
-    return jnp.where(mask, reduced / epsilon[..., None, None], -jnp.inf)
+from .costs.cost import Cost, LazyKernel
 
 
 def linear_cost(cost, plan) -> Float[Array, "..."]:
@@ -46,29 +30,6 @@ def round_to_marginals(plan, a, b) -> Float[Array, "... n m"]:
     short_a, short_b = (jnp.maximum(w - jnp.sum(plan, axis), 0) for w, axis in ((a, -1), (b, -2)))
     total = jnp.sum(short_a, -1)
     return plan + short_a[..., :, None] * (short_b / jnp.where(total > 0, total, 1)[..., None])[..., None, :]
-
-
-def kernel_of(potentials, cost: Cost, a, b, epsilon, shift) -> Any:
-    """Return the plan of potentials of ``cost - shift`` as a kernel; differentiable."""
-    f, g = potentials
-    if isinstance(cost, Stored):
-        return StoredKernel(jnp.exp(log_plan(f, g, cost.array - shift, a, b, epsilon)))
-    assert isinstance(cost, Lazy)
-    u, v = live_exponents(f + shift, g, a, b, epsilon)
-    return LazyKernel(cost, cost.T, u, v, 1 / epsilon)
-
-
-def marginals(plan) -> tuple[Float[Array, " n"], Float[Array, " m"]]:
-    """Return row and column sums of a plan's kernel."""
-    if isinstance(plan, StoredKernel):
-        return jnp.sum(plan.array, 1), jnp.sum(plan.array, 0)
-    return plan.times(jnp.ones_like(plan.v)), plan.transposed_times(jnp.ones_like(plan.u))
-
-
-def streamed_cost(plan: LazyKernel, x=None, y=None) -> Float[Array, ""]:
-    """Return ``sum x_i P_ij C_ij y_j``."""
-    costs = plan.cost.product(plan.u, plan.v, jnp.ones_like(plan.v) if y is None else y, plan.scale, weighted=True)
-    return jnp.sum(costs if x is None else x * costs)
 
 
 class Rounding(eqx.Module):
@@ -110,12 +71,7 @@ class Rounding(eqx.Module):
 
     def cost(self, plan, cost: Cost):
         """Return the linear cost of the rounded plan; infinite where it had to use a forbidden pair."""
-        if isinstance(cost, Stored):
-            entries = jnp.where(plan.array > 0, cost.array, 0) * plan.array
-            added = jnp.where((self.p[:, None] > 0) & (self.share[None, :] > 0), cost.array, 0)
-            return jnp.sum(self.s * matmul(entries, self.t)) + jnp.sum(self.p * matmul(added, self.share))
-        assert isinstance(cost, Lazy)
-        return streamed_cost(plan, self.s, self.t) + jnp.sum(self.p * cost.times(self.share))
+        return plan.costs(cost, self.s, self.t) + cost.of_product(self.p, self.share)
 
     def entropy_bound(self, plan: LazyKernel):
         """Return an upper bound of ``sum P (log P - 1)`` of the rounded plan, tight as ``p`` vanishes.
@@ -126,21 +82,9 @@ class Rounding(eqx.Module):
         r, c = self.s * plan.times(self.t), self.t * plan.transposed_times(self.s)
         logs = jnp.sum(jnp.where(r > 0, r * (log(self.s) + plan.u), 0))
         logs += jnp.sum(jnp.where(c > 0, c * (log(self.t) + plan.v), 0))
-        logs -= plan.scale * streamed_cost(plan, self.s, self.t)
+        logs -= plan.scale * plan.costs(plan.cost, self.s, self.t)
         kept, added = jnp.sum(r), self.missing
         whole = kept + added
         product = jnp.sum(self.p * log(self.p)) + jnp.sum(added * self.share * log(self.share))
         mixed = -kept * log(kept / whole) - added * log(added / whole)
         return logs + product + mixed - whole
-
-
-def row_transform(g, cost: Cost, b, epsilon, shift) -> Float[Array, " n"]:
-    """Return the soft c-transform ``-epsilon log sum_j exp((g_j - C_ij) / epsilon)`` over columns with mass."""
-    if isinstance(cost, Stored):
-        reduced = cost.array - shift
-        mask = allowed(reduced, jnp.ones(reduced.shape[0], b.dtype), b)
-        exponent = jnp.where(mask, (g[None, :] - jnp.where(mask, reduced, 0)) / epsilon, -jnp.inf)
-        some = jnp.any(mask, 1)
-        exponent = jnp.where(some[:, None], exponent, 0)
-        return jnp.where(some, -epsilon * jax.nn.logsumexp(exponent, axis=1), 0)
-    return -epsilon * cost.logsumexp(g, b > 0, epsilon, shift)

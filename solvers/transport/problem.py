@@ -1,5 +1,7 @@
 """The entropic transport problem: checked, reduced to unit mass and a cost that starts at zero."""
 
+from typing import Any
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -9,7 +11,6 @@ from ..core.precision import eps as machine_eps
 from ..core.solution import Status, StatusCode
 from ..core.typing import Array, Bool, Float, Int, Scalar
 from .costs.cost import Cost, as_cost
-from .costs.grid import flat_weights
 
 
 class TransportStatus(StatusCode):
@@ -80,8 +81,8 @@ def check(function: str, cost, a, b, epsilon):
     n, m = cost.shape
     if n == 0 or m == 0:
         checks.fail(function, "cost", "an (n, m) array with n, m >= 1", f"shape {cost.shape}")
-    a = _weights(function, "a", flat_weights(cost, a, 0), n, cost.dtype)
-    b = _weights(function, "b", flat_weights(cost, b, 1), m, cost.dtype)
+    a, b = (w if w is None else as_cost(cost).flat(w, side) for side, w in enumerate((a, b)))
+    a, b = (_weights(function, name, w, k, cost.dtype) for name, w, k in (("a", a, n), ("b", b, m)))
     epsilon = checks.number(function, "epsilon", epsilon, positive=True, dtype=cost.dtype)
     return cost, a, b, epsilon
 
@@ -114,17 +115,40 @@ def prepare(cost, a, b, epsilon, tol: Scalar) -> Problem:
     shift, most = (jnp.where(jnp.isfinite(x), x, 0) for x in (shift, most))
     slack = jnp.maximum(jnp.asarray(tol, a.dtype), 100 * machine_eps(a.dtype))
 
-    code = jnp.asarray(Status.RUNNING, jnp.int32)
-    for condition, status in (
+    code = first_fault(
         (stuck, TransportStatus.FORBIDDEN_POINT),
         (jnp.abs(mass - mass_b) > slack * mass, TransportStatus.UNEQUAL_MASSES),
         ((mass <= 0) | (mass_b <= 0), TransportStatus.ZERO_MASS),
         (jnp.any(a < 0) | jnp.any(b < 0), TransportStatus.NEGATIVE_WEIGHTS),
         (epsilon <= 0, TransportStatus.NOT_POSITIVE_EPSILON),
         (broken, Status.NONFINITE),
-    ):
-        code = jnp.where(condition, int(status), code)
-    least = jnp.where(columns & jnp.isfinite(least), least - shift, 0)
-    return Problem(
-        cost, shift, most - shift, least, a / mass, b / mass, epsilon, mass, code.astype(jnp.int32), transposed
     )
+    least = jnp.where(columns & jnp.isfinite(least), least - shift, 0)
+    return Problem(cost, shift, most - shift, least, a / mass, b / mass, epsilon, mass, code, transposed)
+
+
+def first_fault(*faults: tuple[Any, StatusCode]) -> Int[Array, ""]:
+    """Return the status of the last condition that holds, `Status.RUNNING` if none does."""
+    code = jnp.asarray(Status.RUNNING, jnp.int32)
+    for condition, status in faults:
+        code = jnp.where(condition, int(status), code)
+    return code.astype(jnp.int32)
+
+
+def check_potentials(function: str, init, data):
+    """Return the pair of starting potentials as floating arrays, or None, or raise."""
+    if init is None:
+        return None
+    cost = data[0]
+    if not (isinstance(init, tuple | list) and len(init) == 2):
+        checks.fail(function, "init", "a pair (f, g) of potentials", type(init).__name__, TypeError)
+    f, g = (checks.float_array(function, "init", x, ndim=1, dtype=cost.dtype).astype(cost.dtype) for x in init)
+    if (len(f), len(g)) != cost.shape:
+        expected = f"potentials of lengths {cost.shape[0]} and {cost.shape[1]}"
+        checks.fail(function, "init", expected, f"lengths {len(f)} and {len(g)}")
+    return f, g
+
+
+def default_tol(dtype) -> float:
+    """Marginal error that Newton's method reaches in this precision on ordinary problems."""
+    return 1e-9 if machine_eps(dtype) < 1e-10 else 1e-5

@@ -1,53 +1,35 @@
 """The answer to an entropic transport problem: potentials, and all that follows from them."""
 
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 
-from ..core.implicit import envelope
+from ..core.implicit import distrust, envelope
 from ..core.solution import Solution, Status, StatusCode
-from ..core.typing import Array, Float, Int
-from .costs.cost import Cost, as_cost
-from .plan import (
-    Rounding,
-    entropy_term,
-    kernel_of,
-    linear_cost,
-    log_plan,
-    round_to_marginals,
-    streamed_cost,
-)
+from ..core.typing import Array, Bool, Float, Int
+from .costs.cost import as_cost
+from .plan import Rounding, entropy_term, linear_cost, round_to_marginals
 from .problem import TransportStatus
 
 
-class TransportSolution(Solution):
-    """Potentials of ``min <C, P> + epsilon sum P (log P - 1)`` over ``P 1 = a, P' 1 = b``.
-
-    ``value`` is the pair ``(f, g)`` in units of the cost, fixed by ``<a, f> = <b, g>``; the plan is
-    ``P = exp((f + g - C) / epsilon)``. Where a weight is zero the potential is the soft c-transform (finite) and the
-    plan has no mass. ``error`` is ``(|P 1 - a|_1 + |P' 1 - b|_1) / sum(a)``. Under ``jax.vmap`` every field, and the
-    kept cost too, gets a batch axis: return what you need rather than the whole solution when costs are large.
+class Potentials(Solution):
+    """Potentials of a transport problem: ``value = (f, g)``, and a plan that follows from them.
 
     Attributes
     ----------
     cost, a, b, epsilon : arrays
         The problem, kept so that the plan can be formed on demand; the cost as given if it is not stored.
-    shift : Float[Array, "*batch"]
-        Smallest finite cost.
-    reduced : pair of arrays
-        Potentials of ``cost - shift``; they keep their digits when the cost has a large offset.
-    linear_steps : Int[Array, "*batch"]
-        Conjugate-gradient steps spent in all Newton systems; zero for `sinkhorn`.
+    trusted : Bool[Array, "*batch"]
+        Whether derivatives may be taken: converged, or approximate ones were asked for. Otherwise they are NaN.
     """
 
     cost: Any
     a: Float[Array, "*batch n"]
     b: Float[Array, "*batch m"]
     epsilon: Float[Array, "*batch"]
-    shift: Float[Array, "*batch"]
-    reduced: tuple[Float[Array, "*batch n"], Float[Array, "*batch m"]]
-    linear_steps: Int[Array, "*batch"]
+    trusted: Bool[Array, "*batch"]
 
     statuses: ClassVar[tuple[type[StatusCode], ...]] = (Status, TransportStatus)
 
@@ -61,15 +43,66 @@ class TransportSolution(Solution):
         """Potential of the columns."""
         return self.value[1]
 
+    def plan(self) -> Float[Array, "*batch n m"]:
+        """Return the plan; forms one array of the cost's shape."""
+        return self._lanes(lambda plan, _: plan.dense())
+
+    @property
+    def _shifted(self) -> tuple[Any, Any]:
+        """Potentials of ``cost - shift`` whose plan is ``exp((f + g - cost + shift) / epsilon)``, and the shift."""
+        raise NotImplementedError
+
+    def _lanes(self, function: Callable, *more: Any) -> Any:
+        """Return ``function(plan, (cost, a, b, epsilon), ...)``, lane by lane of a batch."""
+
+        def one(shifted, cost, a, b, epsilon, *more):
+            potentials, shift = shifted
+            cost = as_cost(cost)
+            return function(cost.plan(potentials, a, b, epsilon, shift), (cost, a, b, epsilon), *more)
+
+        return self._vmapped(one)(self._shifted, self.cost, self.a, self.b, self.epsilon, *more)
+
+    def _optimum(self, dual: Callable, potentials: Any, data: Any) -> Float[Array, "*batch"]:
+        """Return ``dual(potentials, data)`` with the derivatives of an optimal value, NaN where it is not trusted."""
+
+        def one(potentials, data, trusted):
+            return distrust(envelope(dual, potentials, data), trusted)
+
+        return self._vmapped(one)(potentials, data, self.trusted)
+
+
+class TransportSolution(Potentials):
+    """Potentials of ``min <C, P> + epsilon sum P (log P - 1)`` over ``P 1 = a, P' 1 = b``.
+
+    ``value`` is the pair ``(f, g)`` in units of the cost, fixed by ``<a, f> = <b, g>``; the plan is
+    ``P = exp((f + g - C) / epsilon)``. Where a weight is zero the potential is the soft c-transform (finite) and the
+    plan has no mass. ``error`` is ``(|P 1 - a|_1 + |P' 1 - b|_1) / sum(a)``. Under ``jax.vmap`` every field, and the
+    kept cost too, gets a batch axis: return what you need rather than the whole solution when costs are large.
+
+    Attributes
+    ----------
+    cost, a, b, epsilon, trusted : arrays
+        See `Potentials`.
+    shift : Float[Array, "*batch"]
+        Smallest finite cost.
+    reduced : pair of arrays
+        Potentials of ``cost - shift``; they keep their digits when the cost has a large offset.
+    linear_steps : Int[Array, "*batch"]
+        Conjugate-gradient steps spent in all Newton systems; zero for `sinkhorn`.
+    """
+
+    shift: Float[Array, "*batch"]
+    reduced: tuple[Float[Array, "*batch n"], Float[Array, "*batch m"]]
+    linear_steps: Int[Array, "*batch"]
+
     @property
     def marginal_error(self) -> Float[Array, "*batch"]:
         """The same as `error`."""
         return self.error
 
-    def plan(self) -> Float[Array, "*batch n m"]:
-        """Return the plan; forms one array of the cost's shape."""
-        data = (self.cost, self.a, self.b, self.epsilon)
-        return self._lanes(lambda plan, *_: plan.dense()) if self._lazy else _plan(self.reduced, data, self.shift)
+    @property
+    def _shifted(self):
+        return self.reduced, self.shift
 
     def apply(self, x, *, transpose: bool = False, rounded: bool = False) -> Float[Array, "..."]:
         """Return the plan's product with vectors, without forming the plan when the cost is not stored.
@@ -106,9 +139,7 @@ class TransportSolution(Solution):
     @property
     def transport_cost(self) -> Float[Array, "*batch"]:
         """``<C, P>``: the linear cost of the regularised plan."""
-        if self._lazy:
-            return self._lanes(lambda plan, *_: streamed_cost(plan))
-        return linear_cost(self.cost, self.plan())
+        return self._lanes(lambda plan, data: plan.costs(data[0]))
 
     @property
     def regularized_cost(self) -> Float[Array, "*batch"]:
@@ -118,9 +149,7 @@ class TransportSolution(Solution):
         weights (along changes that keep both masses equal), ``sum P (log P - 1)`` for epsilon.
         """
         data = (self.cost, self.a, self.b, self.epsilon, self.shift)
-        if self._lazy:
-            return self._vmapped(lambda *x: envelope(_dual, x[:2], x[2:]))(self.value, self.reduced, *data)
-        return envelope(_dual, (self.value, self.reduced), data)
+        return self._optimum(_dual, (self.value, self.reduced), data)
 
     def rounded_plan(self) -> Float[Array, "*batch n m"]:
         """Return a plan with the exact marginals (to rounding), close to `plan` when the error is small."""
@@ -133,7 +162,7 @@ class TransportSolution(Solution):
         In units of the cost times mass; infinite when rounding had to use a forbidden pair. For costs that are not
         stored an upper bound of the objective is used, which is sharp when the error is small.
         """
-        if self._lazy:
+        if not as_cost(self.cost).stored:
 
             def upper(plan, data):
                 cost, a, b, epsilon = data
@@ -144,30 +173,9 @@ class TransportSolution(Solution):
         plan = self.rounded_plan()
         return linear_cost(self.cost, plan) + self.epsilon * entropy_term(plan) - self.regularized_cost
 
-    @property
-    def _lazy(self) -> bool:
-        return isinstance(self.cost, Cost)
-
-    def _lanes(self, function, *more):
-        """Return ``function(plan, (cost, a, b, epsilon), ...)``, lane by lane of a batch."""
-
-        def one(reduced, shift, cost, a, b, epsilon, *more):
-            plan = kernel_of(reduced, as_cost(cost), a, b, epsilon, shift)
-            return function(plan, (as_cost(cost), a, b, epsilon), *more)
-
-        return self._vmapped(one)(self.reduced, self.shift, self.cost, self.a, self.b, self.epsilon, *more)
-
-
-def _plan(reduced, data, shift):
-    (f, g), (cost, a, b, epsilon) = reduced, data
-    return jnp.exp(log_plan(f, g, cost - shift[..., None, None], a, b, epsilon))
-
 
 def _dual(potentials, data):
     (f, g), reduced = potentials
     cost, a, b, epsilon, shift = data
-    linear = jnp.sum(a * f, -1) + jnp.sum(b * g, -1)
-    if isinstance(cost, Cost):
-        plan = kernel_of(reduced, cost, a, b, epsilon, shift)
-        return linear - epsilon * jnp.sum(plan.times(jnp.ones_like(b)))
-    return linear - epsilon * jnp.sum(_plan(reduced, data[:4], shift), axis=(-2, -1))
+    mass = as_cost(cost).plan(reduced, a, b, epsilon, shift).mass()
+    return jnp.sum(a * f) + jnp.sum(b * g) - epsilon * mass

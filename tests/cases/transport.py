@@ -84,7 +84,45 @@ _SINKHORN_DIVERGENCE = Case(
 )
 
 
+def _unbalanced() -> Case:
+    """The data of the balanced problem, at masses that differ, with a price each."""
+    uneven = np.linspace(-1, 1, 7)
+
+    def make(rng):
+        data = _transport_data(rng)
+        return {**data, "a": 1.5 * data["a"], "rho_a": np.asarray(0.5), "rho_b": np.asarray(1.0)}
+
+    def solve(data, **options):
+        prices = data["rho_a"], data["rho_b"]
+        return solvers.unbalanced_sinkhorn(
+            data["cost"], data.get("a"), data.get("b"), epsilon=data["epsilon"], rho=prices, **options
+        )
+
+    one = {"epsilon": np.asarray(0.5), "rho_a": np.asarray(0.5), "rho_b": np.asarray(1.0)}
+    return Case(
+        name="unbalanced_sinkhorn",
+        solution=solvers.UnbalancedSolution,
+        make=make,
+        solve=solve,
+        poison="cost",
+        warm=lambda data, solution: (data, {"init": solution.value}),
+        zero=lambda: {"cost": np.zeros((6, 7)), "a": np.full(6, 1 / 6), "b": np.full(7, 1 / 7), **one},
+        single=lambda: {"cost": np.full((1, 1), 3.0), **one},
+        failing=lambda data: ({**data, "a": -data["a"]}, {}, int(solvers.TransportStatus.NEGATIVE_WEIGHTS)),
+        differentiable=("cost", "a", "b", "epsilon", "rho_a", "rho_b"),
+        direction=lambda rng, data: {
+            "cost": 0.1 * rng.standard_normal((6, 7)),
+            "a": 0.02 * rng.standard_normal(6),
+            "b": 0.02 * rng.standard_normal(7),
+            **{k: np.asarray(0.01) for k in ("epsilon", "rho_a", "rho_b")},
+        },
+        observe=lambda s: jnp.sum(s.g * jnp.asarray(uneven, s.g.dtype)) + s.transport_cost + s.f[0],
+        exact={"tol": 1e-14},
+    )
+
+
 CASES = [
+    _unbalanced(),
     _transport("sinkhorn"),
     _transport("sns_sinkhorn"),
     _SINKHORN_DIVERGENCE,

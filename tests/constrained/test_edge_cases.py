@@ -8,7 +8,7 @@ from jax import lax
 
 from solvers import Status, sketched_newton
 
-from ..conftest import FLOAT
+from ..conftest import FLOAT, X64
 from .shared import LOOSE, TOL, problem, solution
 
 
@@ -211,3 +211,39 @@ def test_an_unreachable_tolerance_stagnates_at_rounding():
     assert s.status == Status.STAGNATED
     assert s.error < (1e-9 if FLOAT == "float64" else 1e-2)
     assert s.num_steps < 40
+
+
+def cubic_root(x, _):
+    return jnp.stack([x[0] ** 3, x[1] - x[0]])
+
+
+def powell_singular(x, _):
+    a, b, c, d = x
+    return jnp.stack([a + 10 * b, 5**0.5 * (c - d), (b - 2 * c) ** 2, 10**0.5 * (a - d) ** 2])
+
+
+def double_root(x, _):
+    return jnp.stack([(x[0] - 1) ** 2, x[0] * x[1] - 1])
+
+
+@pytest.mark.parametrize(
+    ("c", "x0", "root"),
+    [(cubic_root, [2.0, 3.0], [0, 0]), (powell_singular, [3.0, -1.0, 0.0, 1.0], [0, 0, 0, 0]),
+     (double_root, [3.0, 2.0], [1, 1])],
+    ids=["cubic", "Powell's singular function", "double root"],
+)  # fmt: skip
+def test_a_root_with_a_singular_jacobian_is_not_infeasible(c, x0, root):
+    """The gradient of the violation fades with the Jacobian on the way there; SciPy finds these roots too."""
+    s = sketched_newton(lambda x, _: 0.0 * jnp.sum(x), array(*x0), equality=c)
+    assert s.converged, (s, s.message)
+    assert np.linalg.norm(c(np.asarray(s.value, float), None)) <= float(s.tol)
+    np.testing.assert_allclose(s.value, root, atol=0.02 if X64 else 0.5)
+
+
+def test_a_missed_tolerance_says_which_part_missed():
+    s = sketched_newton(one_away, array(2, 3), equality=lambda x, _: x[0] ** 3 - x[1], tol=0.0, max_steps=2)
+    assert "above tol" in s.message
+    assert "stationarity" in s.message or "feasibility" in s.message
+    feasible = sketched_newton(one_away, array(2, 8), equality=lambda x, _: x[0] ** 3 - x[1], max_steps=0)
+    assert "stationarity" in feasible.message
+    assert "feasibility" not in feasible.message

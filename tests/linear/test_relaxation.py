@@ -7,7 +7,7 @@ import pytest
 import scipy.sparse as sp
 
 from solvers import LinearStatus, SparseRows, Status, Stencil, sor, ssor, young_omega, young_rate
-from solvers.linear.learned.young import jacobi_radius
+from solvers.linear.learned.relaxation_theory import jacobi_radius
 
 from .reference import count_sor, dense, sor_iterates
 

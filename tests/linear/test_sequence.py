@@ -21,8 +21,8 @@ from solvers import (
 )
 from solvers.core.bandits.learners import Learner, replay
 from solvers.core.loop import Run
+from solvers.linear.learned.relaxation_theory import arm_features, relaxation_features
 from solvers.linear.learned.sequence import charge
-from solvers.linear.learned.young import arm_features, relaxation_features
 from solvers.problems.linear import heat_start, heat_step, model_radius, shifted_laplacians
 
 DTYPE = jnp.result_type(float)

@@ -19,7 +19,7 @@ from solvers.pde import (
     SquaredExponential,
     gp_solve,
 )  # fmt: skip
-from solvers.pde.gaussian.data_prior import pursue
+from solvers.pde.frequencies import pursue
 
 from ..conftest import FLOAT, X64, needs_x64
 

@@ -5,7 +5,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from solvers import PointCloud, Status, TransportStatus, UnbalancedSolution, sinkhorn, sns_sinkhorn
+from solvers import (
+    PointCloud,
+    PublishedSNS,
+    Status,
+    TransportStatus,
+    UnbalancedSolution,
+    sinkhorn,
+    sns_sinkhorn,
+    unbalanced_sinkhorn,
+)
+from solvers.transport import DenseCG
 
 from ..conftest import FLOAT, X64, needs_x64
 
@@ -22,7 +32,7 @@ def data(seed=70):
 
 @jax.jit
 def solve(x, y, a, b, epsilon, rho_a, rho_b):
-    return sns_sinkhorn(PointCloud(x, y), a, b, epsilon=epsilon, unbalanced=(rho_a, rho_b))
+    return unbalanced_sinkhorn(PointCloud(x, y), a, b, epsilon=epsilon, rho=(rho_a, rho_b))
 
 
 def numbers(*values):
@@ -54,7 +64,7 @@ def test_one_point_each():
     """P = argmin c P + e KL(P | ab) + rho_a KL(P | a) + rho_b KL(P | b): a weighted geometric mean."""
     e, p, q, a, b, c = 0.2, 0.7, 1.5, 0.4, 2.0, 0.3
     exact = np.exp((e * np.log(a * b) + p * np.log(a) + q * np.log(b) - c) / (e + p + q))
-    found = sns_sinkhorn(*(np.asarray(z, FLOAT) for z in ([[c]], [a], [b])), epsilon=e, unbalanced=(p, q))
+    found = unbalanced_sinkhorn(*(np.asarray(z, FLOAT) for z in ([[c]], [a], [b])), epsilon=e, rho=(p, q))
     np.testing.assert_allclose(found.mass, exact, rtol=1e-8 if X64 else 1e-4)
 
 
@@ -65,7 +75,7 @@ def test_agrees_with_pot_and_with_scaling():
     x, y, a, b = data()
     a = a.at[2].set(0.05)
     newton = solve(x, y, a, b, *numbers(0.05, 0.4, 0.4))
-    plain = sinkhorn(PointCloud(x, y), a, b, epsilon=0.05, unbalanced=0.4)
+    plain = unbalanced_sinkhorn(PointCloud(x, y), a, b, epsilon=0.05, rho=0.4, method="scaling", max_steps=10_000)
     with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
         other = ot.unbalanced.sinkhorn_unbalanced(
             *(np.asarray(z) for z in (a, b, newton.cost)), 0.05, 0.4, reg_type="kl", stopThr=1e-13, numItermax=20_000
@@ -102,7 +112,7 @@ def test_derivatives_against_differences():
 
 def test_never_stored_equals_stored_and_batches():
     x, y, a, b = data()
-    lazy = sns_sinkhorn(PointCloud(x, y, tile=60), a, b, epsilon=0.02, unbalanced=0.5)
+    lazy = unbalanced_sinkhorn(PointCloud(x, y, tile=60), a, b, epsilon=0.02, rho=0.5)
     stored = solve(x, y, a, b, *numbers(0.02, 0.5, 0.5))
     np.testing.assert_allclose(lazy.f, stored.f, atol=1e-7 if X64 else 1e-3)
     np.testing.assert_allclose(lazy.transport_cost, stored.transport_cost, rtol=1e-6 if X64 else 1e-3)
@@ -122,7 +132,30 @@ def test_bad_values_are_named_without_a_step():
         solution = solve(*change, *numbers(0.02, 0.5, 0.5))
         assert solution.status == status
         assert solution.num_steps == 0
-    with pytest.raises(ValueError, match="`unbalanced`"):
-        sns_sinkhorn(PointCloud(x, y), a, b, epsilon=0.1, unbalanced=(None, None))
+    with pytest.raises(ValueError, match="`rho`"):
+        unbalanced_sinkhorn(PointCloud(x, y), a, b, epsilon=0.1, rho=(None, None))
     with pytest.raises(ValueError, match="positive number"):
-        sns_sinkhorn(PointCloud(x, y), a, b, epsilon=0.1, unbalanced=-1.0)
+        unbalanced_sinkhorn(PointCloud(x, y), a, b, epsilon=0.1, rho=-1.0)
+
+
+@pytest.mark.parametrize("solver", [sinkhorn, sns_sinkhorn])
+def test_the_old_keyword_names_the_new_call(solver):
+    with pytest.raises(ValueError, match="unbalanced_sinkhorn"):
+        solver(jnp.zeros((2, 2), FLOAT), epsilon=0.1, unbalanced=0.5)
+
+
+def test_options_that_would_be_ignored_raise():
+    with pytest.raises(ValueError, match="`anneal`"):
+        unbalanced_sinkhorn(jnp.zeros((2, 2), FLOAT), epsilon=0.1, rho=1.0, method="scaling", anneal=False)
+    for ignored in ({"hessian": "dense"}, {"anneal": False}):
+        with pytest.raises(ValueError, match="`published`"):
+            sns_sinkhorn(jnp.zeros((2, 2), FLOAT), epsilon=0.1, published=PublishedSNS(), **ignored)
+
+
+@needs_x64
+def test_hessian_may_be_an_object():
+    x, y, _, _ = data()
+    rows = sns_sinkhorn(PointCloud(x, y), epsilon=0.01, hessian=DenseCG(max_steps=40))
+    np.testing.assert_allclose(rows.f, sns_sinkhorn(PointCloud(x, y), epsilon=0.01).f, atol=1e-8)
+    with pytest.raises(ValueError, match="`hessian`"):
+        sns_sinkhorn(PointCloud(x, y), epsilon=0.01, hessian=object())

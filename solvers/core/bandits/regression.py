@@ -6,7 +6,9 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+from jax.core import Tracer
 
+from ..checks import fail
 from ..typing import Array, Float, Int, Scalar
 from .learners import Learner, Pull, count_arms
 
@@ -52,6 +54,12 @@ class ChebCB(Learner):
     high: Scalar
     features: int = eqx.field(static=True, default=6)
     least: float = 1.0
+
+    def __check_init__(self):
+        low, high = self.low, self.high
+        known = not any(isinstance(x, Tracer) or jnp.ndim(x) for x in (low, high))
+        if known and not float(low) < float(high):
+            fail("ChebCB", "high", "a number above `low`", f"low = {low}, high = {high}")
 
     def init(self, arms):
         """Return the ridge fit to nothing."""
@@ -123,8 +131,8 @@ class ThompsonRegression(Learner):
     features : callable
         ``features(context, arms)``, an array (d, m). Static.
     mean : Float[Array, "m"], optional
-        Prior mean of the weights; zero by default. A surrogate of the log cost among the features with weight one makes
-        the first choice a good one.
+        Prior mean of the weights; zero by default, which needs a context that is one number. A surrogate of the log
+        cost among the features, with weight one, makes the first choice a good one.
     scale : scalar or Float[Array, "m"]
         Prior standard deviation in units of the noise.
     temperature : scalar
@@ -154,11 +162,19 @@ class ThompsonRegression(Learner):
         if isinstance(arms, int):
             arms = jnp.arange(arms)
         arms, dtype = jax.tree.map(jnp.asarray, arms), jnp.result_type(float)
-        if self.mean is None:
-            raise ValueError("ThompsonRegression: `mean` must be an array (m,), one prior weight a feature, got None")
-        mean = jnp.asarray(self.mean, dtype)
+        mean = jnp.zeros(self._count_features(arms), dtype) if self.mean is None else jnp.asarray(self.mean, dtype)
+        if mean.ndim != 1:
+            fail("ThompsonRegression", "mean", "an array (m,), one prior weight a feature", f"shape {mean.shape}")
         root = jnp.diag(jnp.broadcast_to(jnp.asarray(self.scale, dtype), mean.shape))
         return RegressionState(arms, mean, root, jnp.zeros((), dtype), jnp.zeros((), dtype))
+
+    def _count_features(self, arms) -> int:
+        """Return how many features there are, from a context of one number: the prior mean was left out."""
+        try:
+            return jax.eval_shape(self.features, jax.ShapeDtypeStruct((), jnp.result_type(float)), arms).shape[1]
+        except Exception as cause:
+            expected = "given, one prior weight a feature, where the context is more than a number"
+            raise ValueError(f"ThompsonRegression: `mean` must be {expected}, got None") from cause
 
     def propose(self, state, context, key):
         """Return the arm that is best for a draw of the weights."""

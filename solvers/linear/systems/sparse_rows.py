@@ -59,10 +59,19 @@ class SparseRows(System):
         if row.shape != column.shape or row.shape != self.values.shape:
             shapes = f"{row.shape}, {column.shape} and {self.values.shape}"
             fail("SparseRows", "row", "of one shape with `column` and `values`", shapes)
-        n = int(max(row.max(), column.max())) + 1 if row.size else 0
+        if row.size == 0:
+            fail("SparseRows", "row", "at least one entry", "none")
+        for name, index in (("row", row), ("column", column)):
+            if index.min() < 0:
+                at = int(np.argmin(index))
+                fail("SparseRows", name, "indices from 0 upwards", f"{index[at]} at entry {at}")
+        n = int(max(row.max(), column.max())) + 1
+        if n > row.size:
+            where = "row" if row.max() >= column.max() else "column"
+            fail("SparseRows", where, f"below the number of rows, at most {row.size} with a diagonal entry each", n - 1)
         missing = np.setdiff1d(np.arange(n), row[row == column])
-        if n == 0 or missing.size or min(row.min(), column.min()) < 0:
-            fail("SparseRows", "row", "a pattern with every diagonal entry", f"none in row {missing[:1]}")
+        if missing.size:
+            fail("SparseRows", "row", "a pattern with every diagonal entry", f"none in row {missing[0]}")
         group = _groups(n, row, column, ordering)
         order = np.argsort(group, kind="stable")
         position = np.empty(n, np.int64)

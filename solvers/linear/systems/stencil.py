@@ -161,7 +161,9 @@ class Phases(Layout):
         if stencil.coefficients.ndim == 1:
             self.coefficients = tuple((c,) * len(self.parities) for c in stencil.coefficients)
         else:
-            pairs = zip(stencil.coefficients, self.offsets, strict=True)
+            # XLA for GPUs (0.11) returns other numbers where it fuses what makes the coefficients into their classes:
+            # a solve then converges, to the solution of another system.
+            pairs = zip(lax.optimization_barrier(stencil.coefficients), self.offsets, strict=True)
             self.coefficients = tuple(self._split(c, 0 if any(o) else 1) for c, o in pairs)
 
     @property
@@ -201,12 +203,12 @@ class Phases(Layout):
 
     def unpack(self, y):
         """Interleave the classes."""
-
-        def spread(part, parity):
-            ends = [(k, n - k - (2 * m - 1), 1) for k, n, m in zip(parity, self.shape, part.shape, strict=True)]
-            return lax.pad(part, jnp.zeros((), part.dtype), ends)
-
-        return sum(spread(part, p) for part, p in zip(y, self.parities, strict=True))
+        dims = len(self.shape)
+        # Stacked, not added up from dilated pads: one pass over the result instead of one a class.
+        classes = jnp.stack(y).reshape((2,) * dims + y[0].shape)
+        order = [k for axis in range(dims) for k in (dims + axis, axis)]
+        whole = classes.transpose(order).reshape([2 * half for half in y[0].shape])
+        return whole[tuple(slice(n) for n in self.shape)]
 
     def _couplings(self, y, k: int):
         """Return the off-diagonal part of A y on class k."""

@@ -61,6 +61,10 @@ class System(eqx.Module):
     def check(self, function: str, b: Array) -> None:
         """Raise unless the system fits a right-hand side like `b`."""
 
+    def like(self, b: Array) -> "System":
+        """Return the system with what it can only know from a right-hand side filled in."""
+        return self
+
     @property
     @abstractmethod
     def transposed(self) -> "System":
@@ -173,6 +177,11 @@ class MatrixFree(System, Layout):
         out = jax.eval_shape(self.mv, b)
         if getattr(out, "shape", None) != b.shape:
             fail(function, "A", f"a function that returns an array of shape {b.shape}", out)
+
+    def like(self, b):
+        """Return the operator with a diagonal of ones where none was given."""
+        entries = jnp.ones_like(b) if self.entries is None else self.entries
+        return MatrixFree(self.function, entries, args=self.args, bound=self.bound)
 
     @property
     def transposed(self):

@@ -2,22 +2,24 @@
 
 from collections.abc import Callable
 from math import log, pi
-from typing import Any
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jax.flatten_util import ravel_pytree
 from jax.scipy.linalg import solve_triangular
 
 from ...core.implicit import attach
 from ...core.krylov.gmres import gmres
-from ...core.linalg.kronecker import mode_products
+from ...core.linalg.kronecker import along, mode_products
 from ...core.loop import Limits, Run, iterate
 from ...core.precision import eps, matmul
+from ...core.search import backtrack
 from ...core.typing import Array, Float
-from ..problem import PDEProblem
+from ..problem import Face, PDEProblem
 from ..solution import Posterior
 from ..tracing import Equation
 
@@ -30,7 +32,7 @@ class Data(eqx.Module):
     problem : PDEProblem
         Noise levels and observed values; condition values are in `faces`.
     faces : list of list
-        ``faces[k]``: one (dimension, end, a, b, values, noise) a condition of unknown k.
+        ``faces[k]``: one `Face` a condition of unknown k.
     args : PyTree
         The user's, or the prior mean of those to be found.
     spread : PyTree or None
@@ -102,20 +104,61 @@ class Rows:
             parts.append(total - values)
         return parts
 
+    def between(self, w):
+        """Return the equation's residual at points that are no nodes, relative to its terms there.
+
+        A term counts as at least its coefficient times what the unknown itself divided by the domain's lengths would
+        make it, so that the rounding of ``u'' = 0`` is no violation. None where the equation cannot be evaluated there.
+        """
+        fields, found = w
+        count = {1: 257, 2: 33, 3: 11}[len(self.x)]
+        s = np.polynomial.chebyshev.chebpts1(count) / 2 + 0.5
+        bounds = [(b[0].lower, b[0].upper) for b in zip(*self.bases, strict=True)]
+        vectors = [lo + (up - lo) * jnp.asarray(s, self.x[0].dtype) for lo, up in bounds]
+        x = tuple(along(v, d, len(vectors)) for d, v in enumerate(vectors))
+        values = [[{p: b.whitened(v, p) for p in {i[d] for i in orders} | {0}} for d, (b, v) in enumerate(zip(
+            bs, vectors, strict=True))] for bs, orders in zip(self.bases, self.equation.orders, strict=True)
+        ]  # fmt: skip
+
+        def derivative(k, index):
+            return mode_products([v[p] for v, p in zip(values[k], index, strict=True)], fields[k])
+
+        jets = [[derivative(k, i) for i in orders] for k, orders in enumerate(self.equation.orders)]
+        args = self.args(found)
+        try:
+            strong, pull = jax.linearize(lambda u: self.equation.elsewhere(x, u, args), jets)
+        except (TypeError, ValueError):
+            return None
+        source = self.equation.elsewhere(x, jax.tree.map(jnp.zeros_like, jets), args)
+        size = _rms(source)
+        size = jnp.where(jnp.isfinite(size), size, 0)
+        for k, orders in enumerate(self.equation.orders):
+            own = _rms([derivative(k, (0,) * len(x))])
+            for j, index in enumerate(orders):
+                length = 1.0
+                for (lo, up), p in zip(bounds, index, strict=True):
+                    length = length * (up - lo) ** p
+                term = jax.tree.map(jnp.zeros_like, jets)
+                term[k][j] = jnp.ones_like(jets[k][j])
+                slope = pull(term)
+                size = size + _rms([c * jets[k][j] for c in slope]) + _rms(slope) * own / length
+        noise = self.data.problem.noise
+        excess = _rms(strong) - (0 if noise is None else 4 * jnp.asarray(noise, size.dtype))
+        return _rms(strong) / jnp.where(size > 0, size, 1), excess / jnp.where(size > 0, size, 1)
+
     def vector(self, flat, unravel):
         """Return all rows over their standard deviations, then the prior's."""
         parts = self.raw(unravel(flat))
         rows = [(p / s).reshape(-1) for p, s in zip(parts, self.scales, strict=True)]
         return jnp.concatenate([*rows, flat])
 
-    def _face(self, k: int, face):
-        axis, end, outward, a, b, values, noise = face
+    def _face(self, k: int, face: Face):
         matrices = []
-        for scale, order in ((a, 0), (outward * b, 1)):
-            ms = [self.bases[k][d].whitened(jnp.atleast_1d(end), order) if d == axis else self.values[k][d][0]
+        for scale, order in ((face.a, 0), (face.outward * face.b, 1)):
+            ms = [self.bases[k][d].whitened(jnp.atleast_1d(face.end), order) if d == face.axis else self.values[k][d][0]
                   for d in range(len(self.x))]  # fmt: skip
             matrices.append((scale, ms))
-        return k, matrices, values, noise
+        return k, matrices, face.values, face.noise
 
     def _points(self, o):
         matrices = [b.whitened(o.points[:, d].astype(self.x[0].dtype)) for d, b in enumerate(self.bases[o.field])]
@@ -139,8 +182,23 @@ class Rows:
         return scales
 
 
+def _rms(arrays):
+    return jnp.sqrt(sum(jnp.mean(a**2) for a in arrays))
+
+
+class State(NamedTuple):
+    """Weights, the Gauss-Newton step from them, rows, error, and the factors of the rows' Jacobian."""
+
+    w: Any
+    direction: Any
+    rho: Any
+    error: Any
+    r: Any
+    q: Any
+
+
 def condition(
-    build: Callable[[Any], Rows], data: Any, guess, *, tol, max_steps, history, progress
+    build: Callable[[Any], Rows], data: Any, guess, limits: Limits
 ) -> tuple[Rows, Any, Posterior, Run, Float[Array, ""]]:
     """Find the most probable weights by damped Gauss-Newton steps, and their posterior.
 
@@ -161,13 +219,13 @@ def condition(
         q, r = jnp.linalg.qr(jacobian)
         return rho, q, r, matmul(rho, q)
 
-    def state_at(w):
+    def state_at(w) -> State:
         rho, q, r, slope = factorise(w)
         error = jnp.linalg.norm(slope) / jnp.sqrt(1 + jnp.sum(rho**2))
-        return w, -solve_triangular(r, slope), rho, error, r, q
+        return State(w, -solve_triangular(r, slope), rho, error, r, q)
 
-    def step(state):
-        w, direction, _, _, r, q = state
+    def step(s: State) -> State:
+        w, direction, r, q = s.w, s.direction, s.r, s.q
         # Deuflhard's natural test: what would the next step be? Equations without noise make the objective a ravine
         # along which descent crawls, while steps, being measured in weights, do not see their enormous rows.
         before = jnp.linalg.norm(direction)
@@ -175,18 +233,14 @@ def condition(
         def following(t):
             return jnp.linalg.norm(solve_triangular(r, matmul(rows(w + t * direction), q)))
 
-        def rejected(carry):
-            t, after = carry
-            return ~(after <= (1 - t / 4) * before + 1e-3) & (t > 1e-3)
-
-        t = jnp.ones((), w.dtype)
-        if not linear:
-            t, _ = lax.while_loop(rejected, lambda c: (c[0] / 2, following(c[0] / 2)), (t, following(t)))
-        return state_at(w + t * direction)
+        if linear:
+            return state_at(w + direction)
+        one = jnp.ones((), w.dtype)
+        found = backtrack(following, lambda t, after: after <= (1 - t / 4) * before + 1e-3, start=one, most=10)
+        return state_at(w + found.length * direction)
 
     run = iterate(
-        step, state_at(flat), Limits(tol, max_steps, history, progress),
-        value=lambda s: (s[0], s[4], s[2]), error=lambda s: s[3], stall=5,
+        step, state_at(flat), limits, value=lambda s: (s.w, s.r, s.rho), error=lambda s: s.error, stall=5,
     )  # fmt: skip
     w, root, rho = run.value
     sign = jnp.where(jnp.diagonal(root) < 0, -1, 1).astype(root.dtype)

@@ -21,7 +21,7 @@ from .conditioning import Data
 MOST = {"equation": 160, "face": 40}
 """Data of an equation, and of a face, that are learned from."""
 STEPS = 40
-TOL = 0.05
+FLAT = 1e-2
 """Slope at which the search ends, in nats per unit of a logarithm: far below what the data can tell."""
 SPREAD = 1.5
 """Standard deviation of the logarithms of lengths and noises around where the search starts."""
@@ -73,14 +73,14 @@ def functionals(equation: Equation, x, jets, args, data: Data, widths, lower) ->
                 terms[k, index] = jnp.broadcast_to(c, shape).reshape(-1)[keep]
         parts.append(([p[keep] for p in flat(x, shape)], terms, offset.reshape(-1)[keep], data.problem.noise))
     for k, faces in enumerate(data.faces):
-        for axis, end, outward, a, b, values, noise in faces:
-            face = values.shape
-            keep = thin(values.size, MOST["face"])
-            points = flat([jnp.full((1,) * ndim, end, dtype) if d == axis else c for d, c in enumerate(x)], face)
-            slope = tuple(int(d == axis) for d in range(ndim))
+        for f in faces:
+            keep = thin(f.values.size, MOST["face"])
+            on = [jnp.full((1,) * ndim, f.end, dtype) if d == f.axis else c for d, c in enumerate(x)]
+            points = flat(on, f.values.shape)
+            slope = tuple(int(d == f.axis) for d in range(ndim))
             ones = jnp.ones(keep.size, dtype)
-            terms = {(k, (0,) * ndim): a * ones, (k, slope): outward * b * ones}
-            parts.append(([p[keep] for p in points], terms, values.reshape(-1)[keep], noise))
+            terms = {(k, (0,) * ndim): f.a * ones, (k, slope): f.outward * f.b * ones}
+            parts.append(([p[keep] for p in points], terms, f.values.reshape(-1)[keep], f.noise))
     for o in data.problem.observations:
         points = [o.points[:, d].astype(dtype) for d in range(ndim)]
         ones = jnp.ones(o.values.size, dtype)
@@ -239,7 +239,7 @@ def bfgs(objective: Callable, x):
     run = iterate(
         step,
         start,
-        Limits(1e-2, STEPS),
+        Limits(FLAT, STEPS),
         value=lambda s: s[0],
         error=lambda s: jnp.max(jnp.abs(s[2])),
         stall=STEPS,

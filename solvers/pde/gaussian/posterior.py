@@ -11,7 +11,8 @@ from ...core.checks import fail
 from ...core.gaussian.kernels import SpectralMixture, per_dimension
 from ...core.precision import eps
 from ...core.solution import Status
-from ..problem import Observe
+from ..problem import Face, Observe, side
+from ..settings import Settings
 from ..solution import GPSolution, PDEStatus
 from ..spectral.axes import Fourier, Legendre
 from ..spectral.spaces import face_values
@@ -20,12 +21,16 @@ from .data_prior import data_prior
 from .eigenbasis import Eigen, Weighted
 from .evidence import functionals, maximise
 
+HOLDS = 0.03
+"""Relative residual between the nodes, and misfit of exact conditions, up to which they hold."""
 
-def conditioned(problem, equation, args, dynamic, x, prior, guess, infer, tol, grid, basis, rank, learn, options):
-    """Return the solution of a problem that needs a prior; the arguments are `gp_solve`'s, traced."""
+
+def conditioned(problem, equation, args, dynamic, x, settings: Settings) -> GPSolution:
+    """Return the solution of a problem that needs a prior, at the nodes x; `dynamic` are the traced parts of `args`."""
+    prior, infer, learn, rank = settings.prior, settings.infer, settings.learn, settings.rank
     dtype, ndim, fields = x[0].dtype, problem.domain.ndim, problem.fields
     nugget = eps(dtype) ** 0.55
-    tol = jnp.asarray(30 * eps(dtype) / nugget, dtype) if tol is None else tol
+    limits = settings.within(jnp.asarray(30 * eps(dtype) / nugget, dtype))
     if prior is None:
         free = tuple(not p and any(len(problem.faces(k, d)) < max((i[d] for i in o), default=0) for k, o in enumerate(
             equation.orders)) for d, p in enumerate(problem.periodic))  # fmt: skip
@@ -37,26 +42,26 @@ def conditioned(problem, equation, args, dynamic, x, prior, guess, infer, tol, g
     rank = rank or {1: 256, 2: 40, 3: 12}[ndim]
     ranks = (rank,) * ndim if isinstance(rank, int) else tuple(rank)
     faces = [
-        [(d, jnp.asarray(problem.domain.bounds[d]["-+".index(c.face[1])], dtype), 1.0 if c.face[1] == "+" else -1.0,
-          c.a, c.b, face_values(problem, c, d, args, x), c.noise) for d in range(ndim) for c in problem.faces(k, d)]
+        [Face(d, side(c)[1], jnp.asarray(problem.domain.bounds[d][side(c)[0]], dtype), c.a, c.b,
+              face_values(problem, c, d, args, x), c.noise) for d in range(ndim) for c in problem.faces(k, d)]
         for k in range(fields)
     ]  # fmt: skip
     stated = eqx.tree_at(lambda p: (p.residual, p.conditions), problem, (None, problem.observations))
     data = Data(stated, faces, dynamic, infer)
 
     def conditioning(prior, data, guess):
-        bases = tuple(_whitened(problem, d, prior[d], sizes[d], ranks[d], basis, free[d], dtype) for d in range(ndim))
+        bases = tuple(_whitened(problem, d, prior[d], sizes[d], ranks[d], settings.basis, free[d]) for d in range(ndim))
         bases = lax.stop_gradient((bases,) * fields)
         moving, still = eqx.partition(data, eqx.is_inexact_array)
 
         def build(moving):
             return Rows(equation, bases, x, eqx.combine(moving, still), nugget)
 
-        return bases, condition(build, moving, guess, tol=tol, **options)
+        return bases, condition(build, moving, guess, limits)
 
     if learn is not None:
         prior, data = _learned(equation, x, prior, data, learn, None if _is_linear(equation, data) else conditioning)
-    bases, (rows, (weights, found), posterior, run, evidence) = conditioning(prior, data, _weights(guess))
+    bases, (rows, (weights, found), posterior, run, evidence) = conditioning(prior, data, _weights(settings.guess))
     z = tuple(_colour(bases[k], f) for k, f in enumerate(weights))
     parts = rows.raw((weights, found))
     count = len(equation.orders)
@@ -71,14 +76,25 @@ def conditioned(problem, equation, args, dynamic, x, prior, guess, infer, tol, g
         blind = (status == Status.CONVERGED) & jnp.any(whitened > 0.95)
         status = jnp.where(blind, int(PDEStatus.UNIDENTIFIED), status).astype(jnp.int32)
         args = rows.args(found)[1]
-    stated = zip(parts[count:], rows.scales[count:], sum(_noises(data)[1:], ()), strict=True)
-    noisy = [jnp.max(jnp.abs(p) / s) for p, s, noise in stated if noise is not None]
+    gapped = list(zip(parts[count:], rows.scales[count:], sum(_noises(data)[1:], ()), strict=True))
+    noisy = [jnp.max(jnp.abs(p) / s) for p, s, noise in gapped if noise is not None]
     if noisy:
         apart = (status == Status.CONVERGED) & (jnp.max(jnp.stack(noisy)) > 12)
         status = jnp.where(apart, int(PDEStatus.CONTRADICTED), status)
+    judged = rows.between((weights, found))
+    if judged is not None:
+        residual, excess = judged
+        status = jnp.where((status == Status.CONVERGED) & (excess > HOLDS), int(PDEStatus.UNRESOLVED), status)
+    exact = [p for p, (_, _, noise) in zip(parts[count:], gapped, strict=True) if noise is None]
+    if exact:
+        faced = [jnp.max(jnp.abs(f.values)) for fs in data.faces for f in fs]
+        largest = jnp.max(jnp.stack([jnp.zeros((), dtype), *faced]))
+        apart = jnp.max(jnp.stack([jnp.max(jnp.abs(p)) for p in exact])) > HOLDS * largest
+        apart = apart & (largest > 0)
+        status = jnp.where((status == Status.CONVERGED) & apart, int(PDEStatus.CONTRADICTED), status)
     status = status.astype(jnp.int32)
     return GPSolution(
-        value=z if fields > 1 else z[0], status=status, num_steps=run.num_steps, error=run.error, tol=tol,
+        value=z if fields > 1 else z[0], status=status, num_steps=run.num_steps, error=run.error, tol=limits.tol,
         history=run.history, residual=residual, misfit=jnp.max(jnp.stack([jnp.zeros((), dtype), *gaps])),
         bases=bases, posterior=posterior, args=args, args_std=spread, log_evidence=evidence, prior=prior,
         noise=_noises(data),
@@ -112,7 +128,7 @@ def _rescaled(data: Data, factors, equations: int) -> Data:
     def times(noise, factor):
         return None if noise is None else noise * factor
 
-    faces = [[(*face[:-1], times(face[-1], next(rest))) for face in fs] for fs in data.faces]
+    faces = [[face.with_noise(times(face.noise, next(rest))) for face in fs] for fs in data.faces]
     seen = tuple(Observe(o.points, o.values, times(o.noise, next(rest)), field=o.field)
                  for o in data.problem.observations)  # fmt: skip
     problem = eqx.tree_at(lambda p: (p.noise, p.conditions), data.problem, (times(data.problem.noise, shared), seen),
@@ -121,12 +137,13 @@ def _rescaled(data: Data, factors, equations: int) -> Data:
 
 
 def _noises(data: Data):
-    return data.problem.noise, tuple(face[-1] for fs in data.faces for face in fs), tuple(
+    return data.problem.noise, tuple(face.noise for fs in data.faces for face in fs), tuple(
         o.noise for o in data.problem.observations)  # fmt: skip
 
 
-def _whitened(problem, d: int, kernel, size: int, rank: int, basis: str, free: bool, dtype):
-    lower, upper = (jnp.asarray(b, dtype) for b in problem.domain.bounds[d])
+def _whitened(problem, d: int, kernel, size: int, rank: int, basis: str, free: bool):
+    lower, upper = (jnp.asarray(b) for b in problem.domain.bounds[d])
+    dtype = lower.dtype
     if problem.periodic[d]:
         return Weighted.build(kernel, Fourier(lower, upper, size), min(rank, size))
     if basis == "polynomial":

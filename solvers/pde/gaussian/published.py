@@ -12,10 +12,11 @@ from jax.scipy.linalg import cho_solve
 from ...core.checks import choice, fail
 from ...core.gaussian.kernels import Kernel, SpectralMixture, StudentMixture
 from ...core.linalg.kronecker import along, mode_product
-from ...core.loop import Limits, iterate
+from ...core.loop import iterate
 from ...core.precision import eps
 from ...core.typing import Array, Float
-from ..problem import Dirichlet
+from ..problem import Dirichlet, side
+from ..settings import Settings
 from ..solution import GPSolution
 from ..spectral.spaces import face_values
 from ..tracing import trace
@@ -77,8 +78,10 @@ def _whiten(factor, u, axis: int):
     return jnp.moveaxis(flat.reshape(moved.shape), 0, axis)
 
 
-def solve_published(settings: PublishedGPHM, problem, pointwise, dynamic, args, grid, *, tol, max_steps, **options):
+def solve_published(problem, pointwise, dynamic, args, given: Settings) -> GPSolution:
     """Return a `GPSolution` whose `value` are the values on equally spaced nodes, ends included."""
+    settings: PublishedGPHM = given.published
+    grid = given.grid
     choice("PublishedGPHM", "envelope", settings.envelope, ("student", "gaussian"))
     ndim, dtype = problem.domain.ndim, jnp.result_type(problem.domain.bounds[0][0])
     if problem.fields > 1 or not all(isinstance(c, Dirichlet) for c in problem.conditions):
@@ -90,7 +93,7 @@ def solve_published(settings: PublishedGPHM, problem, pointwise, dynamic, args, 
         grid, bounds, strict=True)]  # fmt: skip
     x = tuple(along(h, d, ndim) for d, h in enumerate(nodes))
     equation = trace(pointwise, problem.domain.names, 1, x, dynamic)
-    faces = [(d, -1 if c.face[1] == "+" else 0, face_values(problem, c, d, args, x).reshape(-1))
+    faces = [(d, -side(c)[0], face_values(problem, c, d, args, x).reshape(-1))
              for d in range(ndim) for c in problem.faces(0, d)]  # fmt: skip
     orders = equation.orders[0]
     needed = [sorted({i[d] for i in orders} - {0}) for d in range(ndim)]
@@ -168,17 +171,18 @@ def solve_published(settings: PublishedGPHM, problem, pointwise, dynamic, args, 
     raw = (jnp.full(count, -np.log(count), dtype), jnp.zeros(count, dtype), ladder)
     params = lax.stop_gradient((jnp.zeros(grid, dtype), [raw] * ndim, zero, zero))
     none = jax.tree.map(jnp.zeros_like, params)
+    limits = given.within(jnp.asarray(eps(dtype), dtype))
     run = iterate(
         step, state_at(params, none, none, zero),
-        Limits(eps(dtype) if tol is None else tol, max_steps, **options),
+        limits,
         value=lambda s: (s[0], s[5], s[6]), error=lambda s: s[5],
     )  # fmt: skip
     (u, raws, _, _), residual, gap = run.state[0], run.state[5], run.state[6]
     bases = tuple(Interpolant(kernel(d, raw), *bounds[d], nodes[d], matrices(d, raw)[0]) for d, raw in enumerate(raws))
     largest = jnp.max(jnp.stack([jnp.max(jnp.abs(g)) for g in (u, *(g for _, _, g in faces))]))
     return lax.stop_gradient(GPSolution(
-        value=u, status=run.status, num_steps=run.num_steps, error=residual, tol=jnp.asarray(
-            eps(dtype) if tol is None else tol, dtype), history=run.history, residual=residual,
+        value=u, status=run.status, num_steps=run.num_steps, error=residual, tol=limits.tol,
+        history=run.history, residual=residual,
         misfit=gap / jnp.where(largest > 0, largest, 1), bases=(bases,), posterior=None, args=args, args_std=None,
         log_evidence=None, prior=tuple(b.kernel for b in bases), noise=None,
     ))  # fmt: skip

@@ -14,6 +14,7 @@ from ...core.krylov.gmres import gmres
 from ...core.linalg.kronecker import KroneckerSum, Pencil, along, mode_products
 from ...core.loop import Limits, Run, iterate
 from ...core.precision import eps, matmul
+from ...core.search import backtrack
 from ...core.vectors import axpy, norm
 from ..tracing import Equation
 from .axes import fejer
@@ -236,8 +237,17 @@ def coordinates(lines: list[Line]):
     return tuple(along(ln.basis.nodes, d, len(lines)) for d, ln in enumerate(lines))
 
 
+class State(NamedTuple):
+    """Free coefficients, the tested residual, the error it makes, and the strong residual at the nodes."""
+
+    y: Any
+    tested: Any
+    error: Any
+    strong: Any
+
+
 def solve_spectral(
-    build: Callable[[Any], Discretisation], data: Any, guess: Callable | None, *, tol, max_steps, history, progress
+    build: Callable[[Any], Discretisation], data: Any, guess: Callable | None, limits: Limits
 ) -> tuple[Discretisation, Any, Run, Any]:
     """Solve by Newton's method with exact derivatives in `data`.
 
@@ -249,33 +259,28 @@ def solve_spectral(
     start = frozen.zeros() if guess is None else lax.stop_gradient(guess(frozen))
     once = frozen.factorise(start) if linear else None
 
-    def state_at(y):
-        return (y, *frozen.measure(y))
+    def state_at(y) -> State:
+        return State(y, *frozen.measure(y))
 
-    def step(state):
-        y, tested = state[:2]
+    def step(state: State) -> State:
+        y, tested = state.y, state.tested
         inverse = once if once is not None else frozen.factorise(y)
         direction = inverse.solve(tested, 1e-3)
         if linear:
             return state_at(axpy(-1.0, direction, y))
         before = norm(tested)
 
-        def shorter(carry):
-            t, _ = carry
-            t = t / 2
-            return t, norm(frozen.residual(axpy(-t, direction, y)))
-
-        def rejected(carry):
-            t, after = carry
-            return ~(after <= (1 - 1e-4 * t) * before) & (t > 1e-4)
-
-        one = jnp.ones((), before.dtype)
-        t, _ = lax.while_loop(rejected, shorter, (one, norm(frozen.residual(axpy(-one, direction, y)))))
-        return state_at(axpy(-t, direction, y))
+        found = backtrack(
+            lambda t: norm(frozen.residual(axpy(-t, direction, y))),
+            lambda t, after: after <= (1 - 1e-4 * t) * before,
+            start=jnp.ones((), before.dtype),
+            most=14,
+        )
+        return state_at(axpy(-found.length, direction, y))
 
     run = iterate(
-        step, state_at(start), Limits(tol, max_steps, history, progress),
-        value=lambda s: (s[0], s[3]), error=lambda s: s[2], stall=3 if linear else 8,
+        step, state_at(start), limits,
+        value=lambda s: (s.y, s.strong), error=lambda s: s.error, stall=3 if linear else 8,
     )  # fmt: skip
     y, strong = run.value
 

@@ -10,17 +10,16 @@ import numpy as np
 from jax.core import Tracer, eval_context
 
 from ...core.checks import fail
-from ...core.linalg.kronecker import along
 from ...core.precision import eps
 from ...core.solution import Status
-from ..problem import PDEProblem
+from ..frequencies import LINES
+from ..problem import PDEProblem, line_through
 from ..solution import GPSolution, PDEStatus
 from ..tracing import at_zero, trace
 from .axes import fejer
 from .spaces import face_values
 
-SAMPLES = 4096
-LINES = (0.137, 0.391, 0.733)
+NODES = 4096
 LARGEST = {1: 2048, 2: 512, 3: 96}
 """Most nodes a dimension that are tried."""
 CONDITIONED = {1: 128, 2: 20, 3: 8}
@@ -107,7 +106,8 @@ def _sampled(problem: PDEProblem, args, dtype):
     for d in range(ndim):
         found = []
         for fraction in LINES if ndim > 1 else LINES[:1]:
-            x = _line(problem, d, fraction, dtype)
+            points = np.arange(NODES) / NODES if problem.periodic[d] else (fejer(NODES)[0] + 1) / 2
+            x = line_through(problem, d, fraction, jnp.asarray(points, dtype))
             for axis in range(ndim):
                 faces = [c for k in range(fields) for c in problem.faces(k, axis) if axis != d and callable(c.value)]
                 found += [face_values(problem, c, axis, args, x).reshape(-1) for c in faces]
@@ -116,16 +116,6 @@ def _sampled(problem: PDEProblem, args, dtype):
         result.append(found)
     assert equation is not None
     return result, _Static((equation.orders, equation.linear))
-
-
-def _line(problem: PDEProblem, axis: int, fraction: float, dtype):
-    """Return the coordinates of a line along one dimension: Chebyshev points, or equally spaced ones."""
-    x, ndim = [], problem.domain.ndim
-    for d, (lower, upper) in enumerate(problem.domain.bounds):
-        points = np.arange(SAMPLES) / SAMPLES if problem.periodic[d] else (fejer(SAMPLES)[0] + 1) / 2
-        lower, upper = jnp.asarray(lower, dtype), jnp.asarray(upper, dtype)
-        x.append(along(lower + (upper - lower) * jnp.asarray(points if d == axis else [fraction], dtype), d, ndim))
-    return tuple(x)
 
 
 def _degree(samples: np.ndarray, periodic: bool, unit: float, linear: bool) -> int:

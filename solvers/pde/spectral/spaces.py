@@ -10,7 +10,7 @@ from ...core.checks import fail
 from ...core.linalg.kronecker import mode_product, mode_products
 from ...core.precision import matmul
 from ...core.typing import Array, Float
-from ..problem import Dirichlet, Neumann, PDEProblem, Robin
+from ..problem import Dirichlet, Neumann, PDEProblem, Robin, side
 from .axes import Fourier, Legendre
 
 MOMENTS = 16
@@ -90,9 +90,9 @@ def line(problem: PDEProblem, field: int, axis: int, size: int, order: int, gale
     value, slope = basis.evaluate(ends), basis.evaluate(ends, 1)
     rows, robin = [], zero
     for c in conditions:
-        side, outward = ("-+".index(c.face[1]), 1.0 if c.face[1] == "+" else -1.0)
+        end, outward = side(c)
         a, b = jnp.asarray(c.a, dtype), jnp.asarray(c.b, dtype)
-        rows.append(a * value[side] + outward * b * slope[side])
+        rows.append(a * value[end] + outward * b * slope[end])
         if isinstance(c, Robin):
             kappa = jnp.maximum(-a / jnp.where(b == 0, 1, b), 0)
             robin = jnp.maximum(robin, 4 * kappa**2 + 8 * kappa / (upper - lower))
@@ -177,7 +177,7 @@ def face_values(problem: PDEProblem, condition, axis: int, args, coordinates):
     face = tuple(1 if d == axis else c.shape[d] for d, c in enumerate(coordinates))
     value = condition.value
     if callable(value):
-        end = jnp.asarray(problem.domain.bounds[axis]["-+".index(condition.face[1])], dtype)
+        end = jnp.asarray(problem.domain.bounds[axis][side(condition)[0]], dtype)
         x = tuple(jnp.full_like(c, end, shape=(1,) * c.ndim) if d == axis else c for d, c in enumerate(coordinates))
         value = value(x, args)
     value = jnp.asarray(value, dtype)

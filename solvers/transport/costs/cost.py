@@ -4,12 +4,13 @@ A `Cost` knows its smallest and largest entries, its soft minima and its Gibbs k
 products. `Stored` keeps an array; a lazy cost computes entries when they are wanted and never keeps n m of them.
 """
 
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 
+from ...core import checks
 from ...core.precision import matmul
 from ...core.typing import Array, Bool, Float
 
@@ -17,8 +18,31 @@ DEAD = -1e9
 """Exponent of pairs that may carry no mass, in place of minus infinity: its derivatives are zero and not NaN."""
 
 
+def allowed(cost, a, b):
+    """Pairs that may carry mass."""
+    return (cost < jnp.inf) & (a > 0)[..., :, None] & (b > 0)[..., None, :]
+
+
+def log_plan(f, g, cost, a, b, epsilon):
+    """``(f + g - C) / epsilon``, minus infinity where no mass may go; NaN-free derivatives."""
+    mask = allowed(cost, a, b)
+    reduced = f[..., :, None] + g[..., None, :] - jnp.where(mask, cost, 0)
+    return jnp.where(mask, reduced / epsilon[..., None, None], -jnp.inf)
+
+
 class Cost(eqx.Module):
-    """Costs ``C_ij`` of moving a unit of mass from i to j."""
+    """Costs ``C_ij`` of moving a unit of mass from i to j.
+
+    Class attributes
+    ----------------
+    stored : bool
+        Whether an array of n m entries is kept.
+    tiled : bool
+        Whether products go over rows tile by tile, so that entries that matter can be picked out of a kernel.
+    """
+
+    stored: ClassVar[bool] = False
+    tiled: ClassVar[bool] = False
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -70,6 +94,27 @@ class Cost(eqx.Module):
         """
         raise NotImplementedError
 
+    def plan(self, potentials, a, b, epsilon, shift) -> Any:
+        """Return the plan of potentials of ``cost - shift`` as a kernel; differentiable in all of them."""
+        raise NotImplementedError
+
+    def transform(self, g, b, epsilon, shift) -> Float[Array, " n"]:
+        """Return the soft c-transform ``-epsilon log sum_j exp((g_j - C_ij) / epsilon)`` over columns with mass."""
+        return -epsilon * self.logsumexp(g, b > 0, epsilon, shift)
+
+    def of_product(self, p, q) -> Float[Array, ""]:
+        """Return ``sum p_i C_ij q_j``; pairs without mass count as zero."""
+        raise NotImplementedError
+
+    def within(self, function: str) -> tuple["Cost", "Cost"]:
+        """Return the costs among the first points and among the second, or raise if they are unknown."""
+        expected = "a PointCloud, a Grid, or three arrays (C_ab, C_aa, C_bb)"
+        checks.fail(function, "cost", expected, type(self).__name__, TypeError)
+
+    def flat(self, weights, side: int) -> Any:
+        """Return weights as a vector: those of an image may come in its shape."""
+        return weights
+
     def blank(self) -> Any:
         """Return a kernel of zeros with the structure of `kernel`'s."""
         dtype, (n, m) = self.dtype, self.shape
@@ -81,6 +126,7 @@ class Stored(Cost):
     """A cost kept as an array; ``inf`` forbids a pair."""
 
     array: Float[Array, "n m"]
+    stored: ClassVar[bool] = True
 
     @property
     def shape(self):
@@ -129,15 +175,40 @@ class Stored(Cost):
         exponent = ((f[:, None] + g[None, :]) - (self.array - shift)) / epsilon
         return StoredKernel(jnp.where(rows[:, None] & columns[None, :], jnp.exp(exponent), 0))
 
+    def plan(self, potentials, a, b, epsilon, shift):
+        """Return the plan's entries, stored."""
+        f, g = potentials
+        return StoredKernel(jnp.exp(log_plan(f, g, self.array - shift, a, b, epsilon)))
+
+    def transform(self, g, b, epsilon, shift):
+        """Return the transform with NaN-free derivatives; zero for a row that may go nowhere."""
+        reduced = self.array - shift
+        mask = allowed(reduced, jnp.ones(reduced.shape[0], b.dtype), b)
+        exponent = jnp.where(mask, (g[None, :] - jnp.where(mask, reduced, 0)) / epsilon, -jnp.inf)
+        some = jnp.any(mask, 1)
+        exponent = jnp.where(some[:, None], exponent, 0)
+        return jnp.where(some, -epsilon * jax.nn.logsumexp(exponent, axis=1), 0)
+
+    def of_product(self, p, q):
+        """Return the sum over pairs with mass."""
+        return jnp.sum(p * matmul(jnp.where((p[:, None] > 0) & (q[None, :] > 0), self.array, 0), q))
+
     def blank(self):
         """Return zeros."""
         return StoredKernel(jnp.zeros_like(self.array))
 
 
 class StoredKernel(eqx.Module):
-    """A kernel kept as an array."""
+    """A kernel kept as an array.
+
+    Class attributes
+    ----------------
+    stored : bool
+        Whether an array of n m entries is kept; otherwise exponents are computed anew in every product.
+    """
 
     array: Float[Array, "n m"]
+    stored: ClassVar[bool] = True
 
     @property
     def shape(self):
@@ -169,6 +240,19 @@ class StoredKernel(eqx.Module):
         """Return ``(K * K) x``, entry by entry squared."""
         return jnp.sum(self.array * self.array * x[None, :], axis=1)
 
+    def sums(self):
+        """Return the sums of the rows and of the columns."""
+        return jnp.sum(self.array, 1), jnp.sum(self.array, 0)
+
+    def mass(self):
+        """Return the sum of all entries."""
+        return jnp.sum(self.array)
+
+    def costs(self, cost: Stored, x=None, y=None):
+        """Return ``sum x_i K_ij C_ij y_j``; infinite costs of pairs without mass count as zero."""
+        entries = jnp.where(self.array > 0, cost.array, 0) * self.array
+        return jnp.sum(entries) if x is None else jnp.sum(x * matmul(entries, y))
+
 
 class Lazy(Cost):
     """A cost that is never stored. Subclasses define `product`; everything else follows from it."""
@@ -191,6 +275,16 @@ class Lazy(Cost):
         """The cost with its sides exchanged."""
         raise NotImplementedError
 
+    def plan(self, potentials, a, b, epsilon, shift):
+        """Return the plan as an operator."""
+        f, g = potentials
+        u, v = live_exponents(f + shift, g, a, b, epsilon)
+        return LazyKernel(self, self.T, u, v, 1 / epsilon)
+
+    def of_product(self, p, q):
+        """Return the sum from one product."""
+        return jnp.sum(p * self.times(q))
+
     def kernel(self, f, g, rows, columns, epsilon, shift):
         """Return the kernel as an operator: a product computes its entries anew."""
         scale = 1 / epsilon
@@ -206,6 +300,7 @@ class LazyKernel(eqx.Module):
     u: Float[Array, " n"]
     v: Float[Array, " m"]
     scale: Float[Array, ""]
+    stored: ClassVar[bool] = False
 
     @property
     def shape(self):
@@ -246,6 +341,19 @@ class LazyKernel(eqx.Module):
     def squares_times(self, x):
         """Return ``(K * K) x``."""
         return self.cost.product(2 * self.u, 2 * self.v, x, 2 * self.scale)
+
+    def sums(self):
+        """Return the sums of the rows and of the columns."""
+        return self.times(jnp.ones_like(self.v)), self.transposed_times(jnp.ones_like(self.u))
+
+    def mass(self):
+        """Return the sum of all entries."""
+        return jnp.sum(self.times(jnp.ones_like(self.v)))
+
+    def costs(self, cost: Cost, x=None, y=None):
+        """Return ``sum x_i K_ij C_ij y_j``."""
+        costs = self.cost.product(self.u, self.v, jnp.ones_like(self.v) if y is None else y, self.scale, weighted=True)
+        return jnp.sum(costs if x is None else x * costs)
 
 
 def live_exponents(f, g, a, b, epsilon) -> tuple[Float[Array, " n"], Float[Array, " m"]]:

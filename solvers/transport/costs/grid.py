@@ -98,15 +98,16 @@ class Grid(Lazy):
         """The images exchanged."""
         return Grid(*self.others, targets=self.sides, metric=self.metric, _flipped=not self.flipped)
 
-    @property
-    def among_sources(self) -> "Grid":
-        """Costs within the first image."""
-        return Grid(*self.sides, metric=self.metric, _flipped=self.flipped)
+    def within(self, function: str) -> tuple["Grid", "Grid"]:
+        """Return the costs within the first image and within the second."""
+        settings = {"metric": self.metric, "_flipped": self.flipped}
+        return Grid(*self.sides, **settings), Grid(*self.others, **settings)
 
-    @property
-    def among_targets(self) -> "Grid":
-        """Costs within the second image."""
-        return Grid(*self.others, metric=self.metric, _flipped=self.flipped)
+    def flat(self, weights, side: int):
+        """Return an image's weights as a vector."""
+        if np.shape(weights) != self.image_shapes[side]:
+            return weights
+        return np.reshape(weights, -1) if isinstance(weights, np.ndarray) else jnp.reshape(weights, -1)
 
     @property
     def matrices(self) -> list[Float[Array, "n_k m_k"]]:
@@ -194,10 +195,3 @@ def _in_chunks(function: Callable, lines: Any, height: int) -> Any:
     split = jax.tree.map(lambda z: z.reshape(count, height, -1), padded)
     mapped = lax.map(function, split)
     return jax.tree.map(lambda z: z.reshape(count * height, *z.shape[2:])[:n], mapped)
-
-
-def flat_weights(cost, weights, side: int):
-    """Return an image's weights as a vector when the cost is a `Grid` with images of that shape."""
-    if isinstance(cost, Grid) and np.shape(weights) == cost.image_shapes[side]:
-        return np.reshape(weights, -1) if isinstance(weights, np.ndarray) else jnp.reshape(weights, -1)
-    return weights

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import equinox as eqx
 import jax
@@ -75,6 +75,7 @@ class PointCloud(Lazy):
     metric: Any = eqx.field(static=True)
     tile: int | None = eqx.field(static=True)
     mesh: Mesh | None = eqx.field(static=True)
+    tiled: ClassVar[bool] = True
 
     def __init__(
         self, x, y, *, metric: str | Callable = "sqeuclidean", tile: int | None = None, mesh: Mesh | None = None
@@ -108,15 +109,10 @@ class PointCloud(Lazy):
         """The points exchanged."""
         return PointCloud(self.y, self.x, metric=_flipped(self.metric), tile=self.tile, mesh=self.mesh)
 
-    @property
-    def among_sources(self) -> "PointCloud":
-        """Costs among the first points."""
-        return PointCloud(self.x, self.x, metric=self.metric, tile=self.tile, mesh=self.mesh)
-
-    @property
-    def among_targets(self) -> "PointCloud":
-        """Costs among the second points."""
-        return PointCloud(self.y, self.y, metric=self.metric, tile=self.tile, mesh=self.mesh)
+    def within(self, function: str) -> tuple["PointCloud", "PointCloud"]:
+        """Return the costs among the first points and among the second."""
+        settings = {"metric": self.metric, "tile": self.tile, "mesh": self.mesh}
+        return PointCloud(self.x, self.x, **settings), PointCloud(self.y, self.y, **settings)
 
     @property
     def tile_size(self) -> int:

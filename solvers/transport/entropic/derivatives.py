@@ -9,8 +9,8 @@ from ...core.krylov.cg import cg
 from ...core.loop import Run
 from ...core.precision import eps as machine_eps
 from ...core.precision import matmul
-from ..costs.cost import StoredKernel, as_cost
-from ..plan import kernel_of, marginals, row_transform
+from ...core.solution import Status
+from ..costs.cost import as_cost
 from ..problem import Problem
 from ..solution import TransportSolution
 
@@ -18,7 +18,7 @@ DIRECT = 1024
 """Up to this many rows the derivative's linear system is factored, above it solved by conjugate gradients."""
 
 
-def finish(problem: Problem, run: Run, tol, linear_steps, data) -> TransportSolution:
+def finish(problem: Problem, run: Run, data, *, tol, linear_steps, unconverged: str) -> TransportSolution:
     """Attach derivatives to the potentials of the reduced, possibly transposed problem and fix their constant.
 
     Parameters
@@ -27,16 +27,19 @@ def finish(problem: Problem, run: Run, tol, linear_steps, data) -> TransportSolu
         What was solved.
     run : Run
         How the loop ended; its value holds potentials of the reduced, unit-mass problem at the target epsilon.
-    tol, linear_steps : scalar
-        To be reported.
     data : tuple of arrays
         Cost, a, b and epsilon as the user gave them: what derivatives are taken with respect to.
+    tol, linear_steps : scalar
+        To be reported.
+    unconverged : {"nan", "approximate"}
+        Derivatives where the loop did not converge. Static.
     """
     potentials = run.value[::-1] if problem.transposed else run.value
     given, a, b, epsilon = data
     cost = as_cost(given)
     shift, mass = lax.stop_gradient((problem.shift, problem.mass))
-    f, g = attach_potentials(potentials, (cost, a / jnp.sum(a), b / jnp.sum(b), epsilon), shift)
+    trusted = (run.status == Status.CONVERGED) | (unconverged == "approximate")
+    f, g = attach_potentials(potentials, (cost, a / jnp.sum(a), b / jnp.sum(b), epsilon), shift, trusted)
     f = f + epsilon * jnp.log(jnp.where(mass > 0, jnp.sum(a), 1))
     f = _extend(f, g, cost, a, b, epsilon, shift)
     g = _extend(g, f, cost.T, b, a, epsilon, shift)
@@ -47,11 +50,11 @@ def finish(problem: Problem, run: Run, tol, linear_steps, data) -> TransportSolu
     value = (f + half, g + half)
     status, steps, error = lax.stop_gradient((run.status, run.num_steps, run.error))
     return TransportSolution(
-        value, status, steps, error, tol, run.history, given, a, b, epsilon, shift, (f, g), linear_steps
+        value, status, steps, error, tol, run.history, given, a, b, epsilon, trusted, shift, (f, g), linear_steps
     )
 
 
-def attach_potentials(potentials, data, shift):
+def attach_potentials(potentials, data, shift, trusted):
     """Return the potentials with the derivative of the root of ``(a - P 1, b - P' 1)``.
 
     Parameters
@@ -62,11 +65,13 @@ def attach_potentials(potentials, data, shift):
         Cost, unit-mass weights and epsilon.
     shift : Float[Array, ""]
         Constant subtracted from the cost.
+    trusted : Bool[Array, ""]
+        Where derivatives are not NaN.
     """
 
     def residual(fg, data):
         (f, g), (cost, a, b, epsilon) = fg, data
-        r, c = marginals(kernel_of((f, g), cost, a, b, epsilon, shift))
+        r, c = cost.plan((f, g), a, b, epsilon, shift).sums()
         dead = jnp.where(a > 0, 0, f), jnp.where(b > 0, 0, g)
         return a - r - dead[0], b - c - dead[1]
 
@@ -74,31 +79,52 @@ def attach_potentials(potentials, data, shift):
     f, g = lax.stop_gradient(potentials)
 
     def solve(jacobian, rhs):
-        plan = kernel_of((f, g), cost, a, b, epsilon, shift)
-        solver = _schur_solver(plan, a > 0, b > 0)
-        scaled = lambda x: jax.tree.map(lambda y: -epsilon * y, jacobian(x))  # noqa: E731
-        nothing = 0 * (jnp.sum(rhs[0]) + jnp.sum(rhs[1]))  # the transposed solve wants all blocks to depend on the data
-        return linear_solve(scaled, jax.tree.map(lambda y: nothing - epsilon * y, rhs), solver)
+        plan = cost.plan((f, g), a, b, epsilon, shift)
+        return solve_marginals(jacobian, rhs, epsilon, schur_solver(plan, plan.sums(), a > 0, b > 0, singular=True))
 
-    return attach(residual, potentials, data, solve=solve)
+    return attach(residual, potentials, data, solve=solve, trusted=trusted)
 
 
-def _schur_solver(plan, rows, columns):
-    """Solve ``[[D_r, P], [P', D_c]] (x, y) = (rho, sigma)`` on the live entries, with ``<r, x> = <c, y>``."""
+def solve_marginals(jacobian, rhs, epsilon, solver):
+    """Solve ``jacobian(x) = rhs`` for the Jacobian of both marginals in the potentials, ``-1 / epsilon`` of the plan's.
+
+    `solver` is for the blocks ``[[D_r, P], [P', D_c]]``.
+    """
+    scaled = lambda x: jax.tree.map(lambda y: -epsilon * y, jacobian(x))  # noqa: E731
+    nothing = 0 * (jnp.sum(rhs[0]) + jnp.sum(rhs[1]))  # the transposed solve wants all blocks to depend on the data
+    return linear_solve(scaled, jax.tree.map(lambda y: nothing - epsilon * y, rhs), solver)
+
+
+def schur_solver(plan, diagonals, rows, columns, *, singular: bool):
+    """Solve ``[[D_r, P], [P', D_c]] (x, y) = (rho, sigma)`` on the live entries by the Schur complement of the columns.
+
+    Parameters
+    ----------
+    plan : kernel
+        P, known by its products.
+    diagonals : pair of arrays
+        r and c: the sums of P, or more where marginals are priced.
+    rows, columns : Bool[Array, "n"], Bool[Array, "m"]
+        Where there is mass.
+    singular : bool
+        The diagonals are the sums of P, so constants are in the null space: of all solutions the one with
+        ``<r, x> = <c, y>``. Static.
+    """
     if plan.shape[0] > plan.shape[1]:
-        flipped = _schur_solver(plan.T, columns, rows)
+        flipped = schur_solver(plan.T, diagonals[::-1], columns, rows, singular=singular)
         return lambda matvec, rhs: flipped(lambda x: matvec(x[::-1])[::-1], rhs[::-1])[::-1]
-    r, c = marginals(plan)
+    r, c = diagonals
     inverse_c = jnp.where(columns, 1 / jnp.where(columns, c, 1), 0)
-    direct = isinstance(plan, StoredKernel) and plan.shape[0] <= DIRECT
+    direct = singular and plan.stored and plan.shape[0] <= DIRECT
     schur = (_factored if direct else _iterated)(plan, inverse_c, r, rows)
 
     def once(rho, sigma):
-        excess = (jnp.sum(rho) - jnp.sum(sigma)) / 2
-        rho, sigma = rho - excess * r / jnp.sum(r), sigma + excess * c / jnp.sum(c)
+        if singular:
+            excess = (jnp.sum(rho) - jnp.sum(sigma)) / 2
+            rho, sigma = rho - excess * r / jnp.sum(r), sigma + excess * c / jnp.sum(c)
         x = schur(rho - plan.times(inverse_c * sigma))
         y = inverse_c * (sigma - plan.transposed_times(x))
-        gauge = (jnp.sum(r * x) - jnp.sum(c * y)) / 2
+        gauge = (jnp.sum(r * x) - jnp.sum(c * y)) / 2 if singular else 0
         return jnp.where(rows, x - gauge, 0), jnp.where(columns, y + gauge, 0)
 
     def solver(matvec, rhs):
@@ -146,7 +172,7 @@ def _iterated(plan, inverse_c, r, rows):
 
 def _extend(f, g, cost, a, b, epsilon, shift):
     """Give rows without mass the soft c-transform of g."""
-    return lax.cond(jnp.any(a <= 0), lambda: jnp.where(a > 0, f, row_transform(g, cost, b, epsilon, shift)), lambda: f)
+    return lax.cond(jnp.any(a <= 0), lambda: jnp.where(a > 0, f, cost.transform(g, b, epsilon, shift)), lambda: f)
 
 
 def _mean(weights, x):

@@ -8,20 +8,19 @@ import jax.numpy as jnp
 from jax import lax
 
 from ...core import checks
+from ...core.implicit import UNCONVERGED
 from ...core.loop import Limits, Run, when
-from ...core.precision import default_tol
 from ...core.solution import Status
 from ...core.typing import Array, Float, Progress, Scalar
 from ..costs.cost import Cost
 from ..costs.pointcloud import stored_if_small
-from ..problem import Problem, check, prepare
+from ..problem import Problem, check, check_potentials, default_tol, prepare
 from ..solution import TransportSolution
-from ..unbalanced import UnbalancedSolution, solve_unbalanced
-from .ascent import DECAY, STAGE_ERROR, ascend, extrapolate, state_at
-from .backends import HESSIANS, Backend, anneals_in_single, choose_backend
 from .derivatives import finish
+from .gibbs_kernel import absorb, empty, reduced_potentials, row_error, sweep
+from .newton_step import DECAY, STAGE_ERROR, Counts, ascend, extrapolate, state_at
 from .published import PublishedSNS, solve_published
-from .scaling import absorb, check_potentials, empty, reduced_potentials, row_error, sweep
+from .system_choice import Backend, anneals_in_single, check_hessian, choose_backend
 
 START = 80
 """Annealing begins at the cost's spread divided by this."""
@@ -40,13 +39,14 @@ def sns_sinkhorn(
     tol: Scalar | None = None,
     max_steps: Scalar = 200,
     init: tuple[Float[Array, " n"], Float[Array, " m"]] | None = None,
-    unbalanced: Any = None,
-    hessian: str = "auto",
+    unbalanced: None = None,
+    hessian: Any = "auto",
     anneal: bool = True,
     published: PublishedSNS | None = None,
+    unconverged: str = "nan",
     history: bool | int = False,
     progress: Progress | None = None,
-) -> TransportSolution | UnbalancedSolution:
+) -> TransportSolution:
     """Solve entropic optimal transport by a safeguarded Sinkhorn-Newton-Sparse method.
 
     ``min <C, P> + epsilon sum P (log P - 1)`` over plans P with row sums `a` and column sums `b`.
@@ -71,19 +71,19 @@ def sns_sinkhorn(
         Largest number of outer steps, those of the annealing included. Traced.
     init : pair of arrays, optional
         Potentials ``(f, g)`` to start from, for instance of a similar problem; their derivative is zero.
-    unbalanced : scalar or pair of scalars, optional
-        Prices ``(rho_a, rho_b)`` of changing the marginals, positive, ``None`` for one that is prescribed: minimise
-        ``<C, P> + epsilon KL(P | a b') + rho_a KL(P 1 | a) + rho_b KL(P' 1 | b)`` instead, with
-        ``KL(p | q) = sum p log(p / q) - p + q``; masses may then differ. Traced, differentiable.
-    hessian : {"auto", "dense", "sparse", "direct"}
+    unbalanced : None
+        Moved: see `unbalanced_sinkhorn`, which prices the marginals instead of prescribing them.
+    hessian : {"auto", "dense", "sparse", "direct"} or backend
         How Newton systems are solved. Static. "dense": conjugate gradients on the kernel; "sparse": on its entries that
         matter, with a static number a row; "direct": Cholesky of the n x n Schur complement. "auto" factors up to 128
         rows, otherwise iterates (sparse on accelerators where the plan is sparse, else dense) and factors where that
-        takes long.
+        takes long. Or an object with their methods, as `DenseCG(max_steps=50)` of `solvers.transport`.
     anneal : bool
         Approach `epsilon` from above, except where plain Sinkhorn does well. Static.
     published : PublishedSNS, optional
         Run the algorithm as published [1]_, without any safeguard, instead. Static.
+    unconverged : {"nan", "approximate"}
+        Derivatives of a solve that did not converge: NaN, or those of the equations at the point returned. Static.
     history : bool or int
         Record the marginal error of that many steps (``True``: 256), at each step's own epsilon. Static.
     progress : callable, optional
@@ -93,8 +93,7 @@ def sns_sinkhorn(
     -------
     TransportSolution
         ``value = (f, g)`` with shapes ``(n,), (m,)``; ``error = (|P 1 - a|_1 + |P' 1 - b|_1) / sum(a)``; the plan,
-        costs and a certified duality gap follow from it. See `TransportSolution`. With `unbalanced` an
-        `UnbalancedSolution`.
+        costs and a certified duality gap follow from it. See `TransportSolution`.
 
     Raises
     ------
@@ -152,27 +151,30 @@ def sns_sinkhorn(
     dtype = data[0].dtype
     tol = checks.number(name, "tol", default_tol(dtype) if tol is None else tol, dtype=dtype)
     max_steps = checks.count(name, "max_steps", max_steps)
-    checks.choice(name, "hessian", hessian, HESSIANS)
+    check_hessian(name, hessian)
+    if published is not None and not (hessian == "auto" and anneal):
+        ignored = "`hessian`" if hessian != "auto" else "`anneal`"
+        checks.fail(name, "published", f"None where {ignored} is given, which it has no use for", published)
+    checks.choice(name, "unconverged", unconverged, UNCONVERGED)
     if unbalanced is not None:
-        options = {"tol": tol, "max_steps": max_steps, "history": history, "progress": progress}
-        return solve_unbalanced(name, data, unbalanced, init, newton_steps=200, anneal=bool(anneal), **options)
+        checks.fail(name, "unbalanced", "None: call `unbalanced_sinkhorn(cost, a, b, epsilon=, rho=)`", unbalanced)
     init = check_potentials(name, init, data)
     limits = Limits(tol, max_steps, history, progress)
-    return _solve(data, init, limits, hessian, bool(anneal), published)
+    return _solve(data, init, limits, hessian, bool(anneal), published, unconverged)
 
 
-@partial(jax.jit, static_argnums=(3, 4, 5))
-def _solve(data, init, limits: Limits, hessian, anneal, published) -> TransportSolution:
+@partial(jax.jit, static_argnums=(3, 4, 5, 6))
+def _solve(data, init, limits: Limits, hessian, anneal, published, unconverged) -> TransportSolution:
     data = (stored_if_small(data[0]), *data[1:])
     problem = prepare(*lax.stop_gradient(data), tol=limits.tol)
     f, g = reduced_potentials(problem, lax.stop_gradient(init))
     if published is not None:
         run, cg_steps = solve_published(problem, f, g, published, limits)
-        return finish(problem, run, limits.tol, cg_steps, data)
+        return finish(problem, run, data, tol=limits.tol, linear_steps=cg_steps, unconverged=unconverged)
     solver = choose_backend(hessian, problem)
     state, earlier = begin(problem, (f, g), init is None, anneal, solver, limits)
     run = ascend(problem, state, solver, limits, after=earlier)
-    return finish(problem, run, limits.tol, run.state.cg_steps, data)
+    return finish(problem, run, data, tol=limits.tol, linear_steps=run.state.cg_steps, unconverged=unconverged)
 
 
 def begin(problem: Problem, potentials, cold: bool, anneal: bool, hessian: Backend, limits: Limits):
@@ -195,7 +197,7 @@ def begin(problem: Problem, potentials, cold: bool, anneal: bool, hessian: Backe
     lower = jnp.where(run.num_steps >= limits.max_steps, problem.epsilon, lower)
     ahead, before = jax.tree.map(lambda x: x.astype(top.dtype), extrapolate(run.state, lower.astype(jnp.float32)))
     kernel = when(hard, lambda k: absorb(problem, k, *ahead, epsilon=lower), kernel)
-    return state_at(problem, kernel, hessian, before, run.num_steps, cg_steps=run.state.cg_steps), run
+    return state_at(problem, kernel, hessian, before, Counts(run.num_steps, 0, run.state.cg_steps)), run
 
 
 def anneal_in_single(problem: Problem, hard, top, hessian: Backend, limits: Limits) -> Run:

@@ -12,10 +12,11 @@ from jax import lax
 from ...core.krylov.cg import cg
 from ...core.loop import Limits, Run, iterate
 from ...core.precision import matmul
+from ...core.search import backtrack
 from ...core.typing import Array, Float, Int
-from ..plan import log_plan
+from ..costs.cost import log_plan
 from ..problem import Problem
-from .scaling import column_update, row_update
+from .gibbs_kernel import column_update, row_update
 
 
 class PublishedSNS(eqx.Module):
@@ -64,11 +65,11 @@ def solve_published(problem: Problem, f, g, settings: PublishedSNS, limits: Limi
     def dual(u, v, P):
         return jnp.sum(a * u) + jnp.sum(b * v) - jnp.sum(P)
 
-    def sinkhorn(state: State):
+    def sinkhorn(state: State):  # algorithm 1, stage 1
         f = row_update(problem, epsilon * state.v, epsilon)
         return f / epsilon, column_update(problem, f, epsilon) / epsilon, jnp.zeros((), jnp.int32)
 
-    def newton(state: State):
+    def newton(state: State):  # algorithm 1, stage 2: sparsify, conjugate gradients, line search
         P = plan(state.u, state.v)
         r, c = jnp.sum(P, 1), jnp.sum(P, 0)
         sparse = jnp.where(lax.top_k(P.ravel(), kept)[0][-1] <= P, P, 0)
@@ -82,16 +83,14 @@ def solve_published(problem: Problem, f, g, settings: PublishedSNS, limits: Limi
         slope = sum(jnp.sum(x * d) for x, d in zip(gradient, solved.x, strict=True))
         before = dual(state.u, state.v, P)
 
-        def rises(t):
+        def at(t):
             u, v = state.u + t * du, state.v + t * dv
-            return dual(u, v, plan(u, v)) >= before + 1e-4 * t * slope - 1e-15 * jnp.abs(before)
+            return dual(u, v, plan(u, v))
 
-        def halve(carry):
-            t, _ = carry
-            return t / 2, rises(t / 2)
+        def rises(t, after):
+            return after >= before + 1e-4 * t * slope - 1e-15 * jnp.abs(before)
 
-        one = jnp.ones((), r.dtype)
-        t, _ = lax.while_loop(lambda carry: ~carry[1] & (carry[0] > 1e-6), halve, (one, rises(one)))
+        t = backtrack(at, rises, start=jnp.ones((), r.dtype), most=20).length
         return state.u + t * du, state.v + t * dv, solved.num_steps
 
     def step(state: State) -> State:

@@ -1,5 +1,6 @@
 """The Sinkhorn divergence: entropic transport with its bias removed."""
 
+from functools import partial
 from typing import Any, ClassVar
 
 import jax
@@ -8,17 +9,16 @@ from jax import lax
 
 from ...core import checks
 from ...core.loop import Limits, Run, iterate
-from ...core.precision import default_tol
 from ...core.solution import Solution, Status, StatusCode
 from ...core.typing import Array, Float, Progress, Scalar
 from ..costs.cost import Cost
 from ..costs.pointcloud import stored_if_small
 from ..entropic.derivatives import finish
 from ..entropic.newton import sns_sinkhorn
-from ..problem import TransportStatus, check, prepare
+from ..problem import TransportStatus, check, default_tol, prepare
 from ..solution import TransportSolution
 
-PATIENCE = 50
+SYMMETRIC_STEPS = 50
 """Steps of the symmetric iteration without a smaller error before it counts as stagnated."""
 
 
@@ -60,6 +60,7 @@ def sinkhorn_divergence(
     tol: Scalar | None = None,
     max_steps: Scalar = 200,
     init: tuple[Float[Array, " n"], Float[Array, " m"]] | None = None,
+    unconverged: str = "nan",
     history: bool | int = False,
     progress: Progress | None = None,
 ) -> DivergenceSolution:
@@ -85,6 +86,8 @@ def sinkhorn_divergence(
         Largest number of steps of each of the three. Traced.
     init : pair of arrays, optional
         Potentials ``(f, g)`` of the problem between a and b to start from; their derivative is zero.
+    unconverged : {"nan", "approximate"}
+        Derivatives of a solve that did not converge: NaN, or those of the equations at the point returned. Static.
     history : bool or int
         Record the marginal error of that many steps of the problem between a and b (``True``: 256). Static.
     progress : callable, optional
@@ -132,9 +135,10 @@ def sinkhorn_divergence(
     tol = checks.number(name, "tol", default_tol(dtype) if tol is None else tol, dtype=dtype)
     max_steps = checks.count(name, "max_steps", max_steps)
     between: Any = sns_sinkhorn(
-        *data[0][:3], epsilon=data[0][3], tol=tol, max_steps=max_steps, init=init, history=history, progress=progress
-    )
-    first, second = (solve_symmetric(d, tol, max_steps) for d in data[1:])
+        *data[0][:3], epsilon=data[0][3], tol=tol, max_steps=max_steps, init=init, unconverged=unconverged,
+        history=history, progress=progress,
+    )  # fmt: skip
+    first, second = (solve_symmetric(d, Limits(tol, max_steps), unconverged) for d in data[1:])
     value = between.regularized_cost - (first.regularized_cost + second.regularized_cost) / 2
     status = jnp.where(first.converged, second.status, first.status)
     status = jnp.where(between.converged, status, between.status)
@@ -145,24 +149,21 @@ def sinkhorn_divergence(
 
 
 def _three(name: str, cost) -> tuple[Any, Any, Any]:
-    if isinstance(cost, Cost) and hasattr(cost, "among_sources"):
-        lazy: Any = cost
-        return lazy, lazy.among_sources, lazy.among_targets
-    if not (isinstance(cost, tuple | list) and len(cost) == 3):
-        expected = "a PointCloud, a Grid, or three arrays (C_ab, C_aa, C_bb)"
-        checks.fail(name, "cost", expected, type(cost).__name__, TypeError)
-    return tuple(cost)
+    if isinstance(cost, tuple | list) and len(cost) == 3:
+        return tuple(cost)
+    known = cost if isinstance(cost, Cost) else Cost()
+    return cost, *known.within(name)
 
 
-@jax.jit
-def solve_symmetric(data, tol, max_steps) -> TransportSolution:
+@partial(jax.jit, static_argnums=2)
+def solve_symmetric(data, limits: Limits, unconverged: str) -> TransportSolution:
     """Solve the problem of a measure with itself: one potential, averaged with its transform.
 
     With ``T f = epsilon (log a - logsumexp_j((f - C) / epsilon))`` the row sums are ``a exp((f - T f) / epsilon)``, so
     the error comes with the step.
     """
     data = (stored_if_small(data[0]), *data[1:])
-    problem = prepare(*lax.stop_gradient(data), tol=tol)
+    problem = prepare(*lax.stop_gradient(data), tol=limits.tol)
     epsilon, a = problem.epsilon, problem.a
 
     def transform(f):
@@ -181,10 +182,11 @@ def solve_symmetric(data, tol, max_steps) -> TransportSolution:
     run: Run = iterate(
         step,
         (start, transform(start)),
-        Limits(tol, max_steps),
+        limits,
         value=lambda state: (state[0], state[0]),
         error=error,
         refused=lambda _: problem.status,
-        stall=PATIENCE,
+        stall=SYMMETRIC_STEPS,
     )
-    return finish(problem, run, tol, jnp.zeros((), jnp.int32), data)
+    none = jnp.zeros((), jnp.int32)
+    return finish(problem, run, data, tol=limits.tol, linear_steps=none, unconverged=unconverged)

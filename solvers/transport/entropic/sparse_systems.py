@@ -8,10 +8,9 @@ import jax.numpy as jnp
 from jax import lax
 
 from ...core.typing import Array, Bool, Float, Int
-from ..costs.cost import LazyKernel
 from ..problem import Problem
-from .hessian import DenseCG, Direction, System, pcg
-from .scaling import Kernel
+from .gibbs_kernel import Kernel
+from .newton_systems import DenseCG, Direction, System, pcg
 
 DROPPED = 1e-5
 """Bound on the fraction of any row's or column's mass that is left out."""
@@ -48,7 +47,7 @@ class SparseCG(eqx.Module):
 
     def prepare(self, problem: Problem, kernel: Kernel) -> Any:
         """Find the kept entries of a kernel just formed (three passes over it), unless it is still annealing."""
-        if isinstance(kernel.K, LazyKernel):
+        if not kernel.K.stored:
             return self.prepare_streamed(problem, kernel)
         n, m = kernel.K.shape
         K = kernel.K.dense()

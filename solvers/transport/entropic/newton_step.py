@@ -1,6 +1,6 @@
 """One outer step of the safeguarded Newton method on the semi-dual, and the annealing it takes part in."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
@@ -11,9 +11,9 @@ from ...core.loop import Limits, Run, iterate, when
 from ...core.precision import eps as machine_eps
 from ...core.typing import Array, Bool, Float, Int, Scalar
 from ..problem import Problem
-from .backends import Backend
-from .hessian import System
-from .scaling import Kernel, absorb, needs_absorbing, rescale, row_error, sweep
+from .gibbs_kernel import Kernel, absorb, needs_absorbing, rescale, row_error, sweep
+from .newton_systems import System
+from .system_choice import Backend
 
 DECAY = 0.25
 """Each stage divides epsilon by four ..."""
@@ -23,9 +23,11 @@ STAGE_STEPS = 6
 """... or after this many steps."""
 LONGEST = 20
 """Largest change of a log scaling that a Newton step may make."""
+SHORTEST = 2e-3
+"""The search ends once a step of at most this length is refused."""
 DAMPING = 1e-3
 """The Hessian's relative shift is this times the error."""
-PATIENCE = 8
+STEPS_WITHOUT_GAIN = 8
 """Steps without a smaller error before the solve counts as stagnated."""
 
 
@@ -60,6 +62,14 @@ class State(eqx.Module):
     cg_steps: Int[Array, ""]
 
 
+class Trial(NamedTuple):
+    """A point of the search: scalings and row sums, the length of the step there, and whether to take it."""
+
+    scalings: tuple[Array, Array, Array]
+    length: Array
+    good: Array
+
+
 def search(problem: Problem, kernel: Kernel, d) -> Kernel:
     """Move along d until the dual rises by Armijo's condition; where that drowns in rounding, until the error falls.
 
@@ -72,20 +82,24 @@ def search(problem: Problem, kernel: Kernel, d) -> Kernel:
     def tried(t):
         trial = rescale(problem, kernel, kernel.alpha * jnp.exp(t * d))
         gain = jnp.sum(a * jnp.log(trial.alpha / kernel.alpha)) + jnp.sum(b * jnp.log(trial.beta / kernel.beta))
-        trial_error = row_error(problem, trial)
-        good = jnp.where(error**2 > machine_eps(d.dtype), gain >= 1e-4 * t * slope, trial_error < error)
-        return (trial.alpha, trial.beta, trial.r), t, good & jnp.isfinite(trial_error)
+        after = row_error(problem, trial)
+        good = jnp.where(error**2 > machine_eps(d.dtype), gain >= 1e-4 * t * slope, after < error)
+        return Trial((trial.alpha, trial.beta, trial.r), t, good & jnp.isfinite(after))
 
+    # A loop of its own: with the slope among what `core.search.backtrack` carries, float32 rounds otherwise in a batch.
     longest = jnp.max(jnp.abs(d))
     t = jnp.minimum(1, LONGEST / jnp.where(longest > 0, longest, 1)).astype(d.dtype)
-    moved, _, good = lax.while_loop(lambda c: ~c[2] & (c[1] > 2e-3), lambda c: tried(c[1] / 2), tried(t))
+    end = lax.while_loop(lambda c: ~c.good & (c.length > SHORTEST), lambda c: tried(c.length / 2), tried(t))
     fields = lambda k: (k.alpha, k.beta, k.r)  # noqa: E731
-    kept = jax.tree.map(lambda new, old: jnp.where(good, new, old), moved, fields(kernel))
+    kept = jax.tree.map(lambda new, old: jnp.where(end.good, new, old), end.scalings, fields(kernel))
     return eqx.tree_at(fields, kernel, kept)
 
 
 def newton_step(problem: Problem, state: State, tol, max_steps, hessian: Backend) -> State:
-    """One outer step: a Newton direction searched, a Sinkhorn sweep, and the next stage of annealing if due."""
+    """One outer step: a Newton direction searched, a Sinkhorn sweep, and the next stage of annealing if due.
+
+    Stage 2 of algorithm 1 of Tang et al. (2024), on the semi-dual of the rows, followed by a sweep of its stage 1.
+    """
     system = System.at(problem, state.kernel, state.error, tol, DAMPING)
     direction = hessian.direction(state.prepared, problem, state.kernel, system, state.hard)
     kernel = sweep(problem, search(problem, state.kernel, direction.d))
@@ -110,7 +124,8 @@ def settle(problem: Problem, state: State, tol, max_steps, hessian: Backend) -> 
         stage_steps = jnp.where(advance, 0, state.stage_steps)
         kernel = absorb(problem, state.kernel, f, g, lower)
         hard = state.hard & ~advance
-        return state_at(problem, kernel, hessian, before, state.steps, stage_steps, hard, state.cg_steps)
+        counts = Counts(state.steps, stage_steps, state.cg_steps)
+        return state_at(problem, kernel, hessian, before, counts, hard)
 
     return when(advance | (state.error <= tol) | needs_absorbing(state.kernel), renew, state)
 
@@ -127,20 +142,19 @@ def extrapolate(state: State, lower):
     return ahead, (*potentials, epsilon)
 
 
-def state_at(
-    problem,
-    kernel,
-    hessian,
-    before=None,
-    steps: Scalar = 0,
-    stage_steps: Scalar = 0,
-    hard: Any = False,
-    cg_steps: Scalar = 0,
-) -> State:
+class Counts(NamedTuple):
+    """Steps in all, steps at this epsilon, conjugate-gradient steps in all."""
+
+    steps: Scalar = 0
+    stage_steps: Scalar = 0
+    cg_steps: Scalar = 0
+
+
+def state_at(problem, kernel, hessian, before=None, counts: Counts = Counts(), hard: Any = False) -> State:  # noqa: B008
     """Return the state at a kernel that has just been formed."""
     if before is None:
         before = (kernel.f, kernel.g, jnp.zeros_like(kernel.epsilon))
-    steps, stage_steps, cg_steps = (jnp.asarray(x, jnp.int32) for x in (steps, stage_steps, cg_steps))
+    steps, stage_steps, cg_steps = (jnp.asarray(x, jnp.int32) for x in counts)
     prepared = hessian.prepare(problem, kernel)
     return State(kernel, row_error(problem, kernel), steps, stage_steps, before, prepared, jnp.asarray(hard), cg_steps)
 
@@ -155,6 +169,6 @@ def ascend(problem: Problem, state: State, hessian: Backend, limits: Limits, *, 
         error=lambda s: s.error,
         refused=lambda _: problem.status,
         answers=lambda s: s.kernel.epsilon <= problem.epsilon,
-        stall=PATIENCE,
+        stall=STEPS_WITHOUT_GAIN,
         after=after,
     )

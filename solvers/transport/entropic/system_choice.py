@@ -1,12 +1,14 @@
 """Which backend solves the Newton systems."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 
-from ..costs.cost import Stored
+from ...core import checks
 from ..problem import Problem
-from .hessian import Cholesky, DenseCG, Escalating
-from .sparse import SparseCG, default_width
+from .newton_systems import Cholesky, DenseCG, Escalating
+from .sparse_systems import SparseCG, default_width
 
 Backend = DenseCG | SparseCG | Cholesky | Escalating
 
@@ -19,18 +21,25 @@ SPARSE_FROM = 1024
 """From this many rows on, accelerators use sparse rows."""
 
 
-def choose_backend(hessian: str, problem: Problem) -> Backend:
-    """Return the backend that `hessian` names.
+def check_hessian(function: str, hessian: Any) -> None:
+    """Raise unless `hessian` is one of the names or an object with `prepare` and `direction`."""
+    if not all(callable(getattr(hessian, method, None)) for method in ("prepare", "direction")):
+        checks.choice(function, "hessian", hessian, HESSIANS)
+
+
+def choose_backend(hessian: Any, problem: Problem) -> Any:
+    """Return the backend that `hessian` names, or the object that it is.
 
     On a CPU, products with the whole kernel run from cache or at memory speed and gathers do not, so "auto" stays dense
     there; on accelerators the sparse rows save an order of magnitude where they fit, and give way where they do not.
     A product with a cost that is not stored takes n m exponentials, so there entries are kept wherever they fit.
     """
+    if not isinstance(hessian, str):
+        return hessian
     n, m = problem.cost.shape
     sparse = SparseCG(default_width(m))
-    if not isinstance(problem.cost, Stored) and hessian in ("auto", "sparse"):
-        tiled = hasattr(problem.cost, "over_rows")
-        return Escalating(sparse if tiled else DenseCG(), DenseCG(single=False))
+    if not problem.cost.stored and hessian in ("auto", "sparse"):
+        return Escalating(sparse if problem.cost.tiled else DenseCG(), DenseCG(single=False))
     if hessian == "direct" or (hessian == "auto" and n <= SMALL):
         return Cholesky()
     large = n >= SPARSE_FROM and jax.default_backend() != "cpu"

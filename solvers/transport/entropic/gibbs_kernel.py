@@ -11,7 +11,6 @@ import equinox as eqx
 import jax.numpy as jnp
 from jax import lax
 
-from ...core import checks
 from ...core.precision import tiny as smallest
 from ...core.typing import Array, Float
 from ..problem import Problem
@@ -129,20 +128,6 @@ def row_update(problem: Problem, g, epsilon) -> Float[Array, " n"]:
 def _against(weights, logsumexp, epsilon):
     live = weights > 0
     return jnp.where(live, epsilon * (jnp.log(jnp.where(live, weights, 1)) - jnp.where(live, logsumexp, 0)), 0)
-
-
-def check_potentials(function: str, init, data):
-    """Return the pair of starting potentials as floating arrays, or None, or raise."""
-    if init is None:
-        return None
-    cost = data[0]
-    if not (isinstance(init, tuple | list) and len(init) == 2):
-        checks.fail(function, "init", "a pair (f, g) of potentials", type(init).__name__, TypeError)
-    f, g = (checks.float_array(function, "init", x, ndim=1, dtype=cost.dtype).astype(cost.dtype) for x in init)
-    if (len(f), len(g)) != cost.shape:
-        expected = f"potentials of lengths {cost.shape[0]} and {cost.shape[1]}"
-        checks.fail(function, "init", expected, f"lengths {len(f)} and {len(g)}")
-    return f, g
 
 
 def reduced_potentials(problem: Problem, init):

@@ -17,9 +17,8 @@ from ...core.loop import when
 from ...core.precision import eps as machine_eps
 from ...core.precision import matmul
 from ...core.typing import Array, Bool, Float, Int, Scalar
-from ..costs.cost import LazyKernel
 from ..problem import Problem
-from .scaling import Kernel
+from .gibbs_kernel import Kernel
 
 USEFUL = 0.02
 """A direction with this relative residual still gains a digit or more: conjugate gradients had no trouble."""
@@ -89,7 +88,7 @@ class DenseCG(eqx.Module):
         """Solve in float32 where allowed."""
         dtype = self.dtype_for(system.r.dtype)
         K, alpha, s = kernel.K.astype(dtype), kernel.alpha.astype(dtype), system.astype(dtype)
-        if isinstance(K, LazyKernel) and dtype != system.r.dtype:
+        if not K.stored and dtype != system.r.dtype:
             s = consistent(K, alpha, kernel.beta.astype(dtype), s)
         diagonal = s.r - alpha**2 * K.squares_times(s.w)
         product = lambda x: alpha * K.times(s.w * K.transposed_times(alpha * x))  # noqa: E731

@@ -1,6 +1,6 @@
 """Plain Sinkhorn: alternate scaling, stabilised by absorbing the scalings into potentials."""
 
-from typing import Any
+from functools import partial
 
 import equinox as eqx
 import jax
@@ -8,19 +8,17 @@ import jax.numpy as jnp
 from jax import lax
 
 from ...core import checks
+from ...core.implicit import UNCONVERGED
 from ...core.loop import Limits, iterate, when
-from ...core.precision import default_tol
 from ...core.typing import Array, Float, Progress, Scalar
 from ..costs.cost import Cost
 from ..costs.pointcloud import stored_if_small
-from ..problem import Problem, check, prepare
+from ..problem import Problem, check, check_potentials, default_tol, prepare
 from ..solution import TransportSolution
-from ..unbalanced import UnbalancedSolution, solve_unbalanced
 from .derivatives import finish
-from .scaling import (
+from .gibbs_kernel import (
     Kernel,
     absorb,
-    check_potentials,
     empty,
     needs_absorbing,
     reduced_potentials,
@@ -28,7 +26,7 @@ from .scaling import (
     sweep,
 )
 
-PATIENCE = 200
+SWEEPS = 200
 """Sweeps without a smaller error before the solve counts as stagnated."""
 
 
@@ -60,10 +58,11 @@ def sinkhorn(
     tol: Scalar | None = None,
     max_steps: Scalar = 10_000,
     init: tuple[Float[Array, " n"], Float[Array, " m"]] | None = None,
-    unbalanced: Any = None,
+    unbalanced: None = None,
+    unconverged: str = "nan",
     history: bool | int = False,
     progress: Progress | None = None,
-) -> TransportSolution | UnbalancedSolution:
+) -> TransportSolution:
     """Solve entropic optimal transport by Sinkhorn's alternate scaling.
 
     ``min <C, P> + epsilon sum P (log P - 1)`` over plans P with row sums `a` and column sums `b`.
@@ -86,8 +85,10 @@ def sinkhorn(
         Largest number of sweeps. Traced.
     init : pair of arrays, optional
         Potentials ``(f, g)`` to start from, for instance of a similar problem. Their derivative is zero.
-    unbalanced : scalar or pair of scalars, optional
-        Prices of changing the marginals, as in `sns_sinkhorn`.
+    unbalanced : None
+        Moved: see `unbalanced_sinkhorn`, which prices the marginals instead of prescribing them.
+    unconverged : {"nan", "approximate"}
+        Derivatives of a solve that did not converge: NaN, or those of the equations at the point returned. Static.
     history : bool or int
         Record the error of that many steps (``True``: 256). Static.
     progress : callable, optional
@@ -97,7 +98,7 @@ def sinkhorn(
     -------
     TransportSolution
         ``value = (f, g)`` with shapes ``(n,), (m,)``; ``error = (|P 1 - a|_1 + |P' 1 - b|_1) / sum(a)``; the plan,
-        costs and duality gap follow from it. See `TransportSolution`. With `unbalanced` an `UnbalancedSolution`.
+        costs and duality gap follow from it. See `TransportSolution`.
 
     Raises
     ------
@@ -135,15 +136,15 @@ def sinkhorn(
     dtype = data[0].dtype
     tol = checks.number(name, "tol", default_tol(dtype) if tol is None else tol, dtype=dtype)
     max_steps = checks.count(name, "max_steps", max_steps)
+    checks.choice(name, "unconverged", unconverged, UNCONVERGED)
     if unbalanced is not None:
-        options = {"tol": tol, "max_steps": max_steps, "history": history, "progress": progress}
-        return solve_unbalanced(name, data, unbalanced, init, newton_steps=0, anneal=False, **options)
+        checks.fail(name, "unbalanced", "None: call `unbalanced_sinkhorn(cost, a, b, epsilon=, rho=)`", unbalanced)
     init = check_potentials(name, init, data)
-    return _solve(data, init, Limits(tol, max_steps, history, progress))
+    return _solve(data, init, Limits(tol, max_steps, history, progress), unconverged)
 
 
-@jax.jit
-def _solve(data, init, limits: Limits) -> TransportSolution:
+@partial(jax.jit, static_argnums=3)
+def _solve(data, init, limits: Limits, unconverged) -> TransportSolution:
     data = (stored_if_small(data[0]), *data[1:])
     problem = prepare(*lax.stop_gradient(data), tol=limits.tol)
     f, g = reduced_potentials(problem, lax.stop_gradient(init))
@@ -155,6 +156,7 @@ def _solve(data, init, limits: Limits) -> TransportSolution:
         value=lambda s: s.kernel.potentials,
         error=lambda s: s.error,
         refused=lambda _: problem.status,
-        stall=PATIENCE,
+        stall=SWEEPS,
     )
-    return finish(problem, run, limits.tol, jnp.zeros((), jnp.int32), data)
+    none = jnp.zeros((), jnp.int32)
+    return finish(problem, run, data, tol=limits.tol, linear_steps=none, unconverged=unconverged)

@@ -1,0 +1,61 @@
+"""Contract entries of low-rank recovery."""
+
+import jax.numpy as jnp
+import numpy as np
+
+import solvers
+
+from .case import Case
+
+M, N, P, K = 60, 6, 5, 2
+
+
+def _sensing_data(rng, shape=(M, N, P, K)):
+    m, n, p, k = shape
+    return {
+        "matrices": rng.standard_normal((m, n, p)),
+        "left": rng.standard_normal((n, k)),
+        "right": rng.standard_normal((p, k)),
+        "noise": np.zeros(m),
+    }
+
+
+def _operator(data):
+    return solvers.DenseMeasurements(data["matrices"])
+
+
+def _measured(data):
+    return _operator(data).product(data["left"], data["right"]) + data["noise"]
+
+
+def _zero():
+    data = _sensing_data(np.random.default_rng(23))
+    return {**data, "left": np.zeros((N, K)), "right": np.zeros((P, K))}
+
+
+CASES = [
+    Case(
+        name="matrix_sensing",
+        solution=solvers.LowRankSolution,
+        make=_sensing_data,
+        solve=lambda data, **options: solvers.matrix_sensing(
+            _operator(data), _measured(data), data["left"].shape[1], **options
+        ),
+        poison="left",
+        warm=lambda data, solution: (data, {"x0": solution.value}),
+        zero=_zero,
+        single=lambda: _sensing_data(np.random.default_rng(24), (1, 1, 1, 1)),
+        failing=lambda data: (
+            {**data, "noise": jnp.where(jnp.arange(M) % 2 == 0, 1, -1).astype(data["noise"].dtype)},
+            {},
+            int(solvers.LowRankStatus.STATIONARY),
+        ),
+        differentiable=("left", "right"),
+        direction=lambda rng, data: {
+            "left": 0.3 * rng.standard_normal((N, K)),
+            "right": 0.3 * rng.standard_normal((P, K)),
+        },
+        observe=lambda s: jnp.sum(jnp.sin(s.matrix)) + s.matrix[0, 1] ** 2,
+        tol={"float64": 1e-9, "float32": 2e-5},
+    ),
+]

@@ -1,0 +1,206 @@
+"""What would make a status a lie: scales, missing diagonals, unconverged derivatives, a layout fused into its use."""
+
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from solvers import (
+    Arms,
+    ChebCB,
+    LinearStatus,
+    MatrixFree,
+    SparseRows,
+    Status,
+    Stencil,
+    ThompsonRegression,
+    TsallisINF,
+    chebyshev_cg,
+    flexible_cg,
+    multigrid_cg,
+    solve_sequence,
+    sor,
+    ssor_cg,
+)
+from solvers.linear.multigrid import by_colours, prolong
+from solvers.linear.systems.stencil import Phases
+
+from ..conftest import FLOAT, X64, needs_x64
+
+HUGE = 1e200 if X64 else 1e30
+
+
+def dense(n=6):
+    rng = np.random.default_rng(30)
+    a = rng.standard_normal((n, n))
+    return jnp.asarray(a @ a.T + n * np.eye(n), FLOAT), jnp.asarray(rng.standard_normal(n), FLOAT)
+
+
+@pytest.mark.parametrize("solver", [chebyshev_cg, ssor_cg])
+@pytest.mark.parametrize("sign", [1, -1])
+def test_a_solution_outside_the_range_is_not_converged(solver, sign):
+    """x of size HUGE^2 or HUGE^-2 does not exist in this precision: the status says so and the value is finite."""
+    A, b = dense()
+    solution = jax.jit(solver)(A * HUGE**-sign, b * HUGE**sign)
+    assert solution.status == LinearStatus.RANGE
+    assert np.all(np.isfinite(solution.value))
+    assert solution.error >= 1
+    assert "rescale" in solution.message
+
+
+@pytest.mark.parametrize("scale", [HUGE, 1 / HUGE])
+def test_scales_that_cancel_do_not_matter(scale):
+    grid, b = Stencil.laplacian(2), jnp.ones((9, 9), FLOAT)
+    grid = Stencil(grid.coefficients.astype(FLOAT), grid.offsets)
+    plain, scaled = (
+        multigrid_cg(Stencil(grid.coefficients * s, grid.offsets), b * jnp.asarray(s, FLOAT)) for s in (1, scale)
+    )
+    assert scaled.converged
+    np.testing.assert_allclose(scaled.value, plain.value, rtol=1e-6 if X64 else 1e-3)
+
+
+def test_matrix_free_without_a_diagonal():
+    """The function sees arrays of the shape of b only, and ones scale nothing."""
+    A, b = dense()
+    shapes = []
+
+    def product(x, matrix):
+        shapes.append(x.shape)
+        return matrix @ x
+
+    for solve in (chebyshev_cg, lambda *x: flexible_cg(*x, precondition=lambda r, _: r)):
+        solution = solve(MatrixFree(product, args=A), b)
+        assert solution.converged
+        np.testing.assert_allclose(solution.value, np.linalg.solve(A, b), rtol=1e-6 if X64 else 1e-3)
+    assert set(shapes) == {b.shape}
+
+
+@needs_x64
+def test_gradients_through_an_unfinished_solve():
+    A, b = dense()
+    loss = lambda b, **more: jnp.sum(sor(A, b, omega=1.0, **more).value)  # noqa: E731
+    exact = np.linalg.solve(A, np.ones(6))
+    np.testing.assert_allclose(jax.grad(loss)(b), exact, rtol=1e-6)
+    assert np.all(np.isnan(jax.grad(lambda b: loss(b, max_steps=1))(b)))
+    rough = jax.grad(lambda b: loss(b, max_steps=1, unconverged="approximate"))(b)
+    assert np.all(np.isfinite(rough))
+    with pytest.raises(ValueError, match="`unconverged`"):
+        sor(A, b, omega=1.0, unconverged="sometimes")
+
+
+@needs_x64
+def test_a_sequence_says_which_derivatives_it_does_not_know():
+    """A system that did not converge, and all later ones that start from it in a simulation."""
+
+    def last(b, steps, **more):
+        systems = jnp.stack([dense()[0]] * 3)
+        solution = solve_sequence(
+            systems, jnp.stack([b] * 3), learner=TsallisINF(), arms=Arms.sor(2), key=jax.random.key(5),
+            max_steps=steps, warm_start=False, **more,
+        )  # fmt: skip
+        return jnp.sum(solution.last)
+
+    _, b = dense()
+    np.testing.assert_allclose(jax.grad(last)(b, 1000), np.linalg.solve(dense()[0], np.ones(6)), rtol=1e-6)
+    assert np.all(np.isnan(jax.grad(last)(b, 1)))
+    assert np.all(np.isfinite(jax.grad(lambda b: last(b, 1, unconverged="approximate"))(b)))
+
+
+def test_omega_that_is_no_number_is_nonfinite_and_not_stagnated():
+    A, b = dense()
+    assert jax.jit(lambda w: sor(A, b, omega=w))(jnp.asarray(np.nan, FLOAT)).status == Status.NONFINITE
+
+
+@pytest.mark.parametrize("shape", [(4, 5), (7,), (3, 4, 5), (1, 1)])
+def test_unpacking_fused_into_its_use(shape):
+    """Values of a program that uses a solution at once."""
+    x = jnp.asarray(np.random.default_rng(31).standard_normal(shape), FLOAT)
+    phases = Phases(Stencil.laplacian(len(shape)), shape)
+    fused = jax.jit(lambda x: jnp.sum(jnp.sin(phases.unpack(phases.pack(2 * x)))))(x)
+    np.testing.assert_allclose(fused, np.sin(2 * np.asarray(x, float)).sum(), rtol=1e-5)
+    np.testing.assert_array_equal(phases.unpack(phases.pack(x)), x)
+
+
+def test_sweeps_colour_by_colour_are_those_of_the_classes():
+    """On a 27-point stencil with coefficients that vary, both ways, against the polyphase sweep."""
+    rng = np.random.default_rng(33)
+    shape, offsets = (5, 4, 3), list(itertools.product((-1, 0, 1), repeat=3))
+    coefficients = rng.random((27, *shape))
+    coefficients[13] += 30
+    stencil = Stencil(jnp.asarray(coefficients, FLOAT), offsets)
+    z, r = (jnp.asarray(rng.standard_normal(shape), FLOAT) for _ in range(2))
+    phases = Phases(stencil, shape)
+    for reverse in (False, True):
+        swept = phases.sweeper(jnp.ones((), FLOAT))(phases.pack(z), phases.pack(r), reverse=reverse)
+        one = by_colours(stencil, shape)(z, r, reverse)
+        np.testing.assert_allclose(one, phases.unpack(swept), rtol=1e-4, atol=1e-5)
+
+
+@needs_x64
+def test_coefficients_made_in_the_program_that_uses_them():
+    """Inside a differentiated program one accelerator's compiler fused them into their classes, and got others."""
+    rng = np.random.default_rng(20)
+    k, b = jnp.asarray(0.5 + rng.random((4, 5))), jnp.asarray(rng.standard_normal((4, 5)))
+
+    def matrix(t):
+        return Stencil.diffusion(k + t * jnp.sin(9 * k), shift=0.5)
+
+    def dense(t):
+        columns = jax.vmap(matrix(t).mv)(jnp.eye(20).reshape(20, 4, 5)).reshape(20, 20)
+        return jnp.sum(jnp.sin(jnp.linalg.solve(columns.T, b.ravel())))
+
+    swept = jax.jit(jax.value_and_grad(lambda t: jnp.sum(jnp.sin(sor(matrix(t), b, omega=1.4, tol=1e-13).value))))
+    for found, exact in zip(swept(0.0), jax.value_and_grad(dense)(0.0), strict=True):
+        np.testing.assert_allclose(found, exact, rtol=1e-9)
+
+
+@pytest.mark.parametrize(("coarse", "fine"), [((3,), (7,)), ((3,), (6,)), ((2, 3), (5, 6)), ((1, 2), (3, 2))])
+def test_interpolation_is_linear(coarse, fine):
+    """Against NumPy's interpolation axis by axis, zero one coarse point beyond either end."""
+    z = np.random.default_rng(32).standard_normal(coarse)
+    expected = z
+    for axis, (m, n) in enumerate(zip(coarse, fine, strict=True)):
+        if m != n:
+            line = lambda v, m=m, n=n: np.interp(np.arange(n), 2 * np.arange(-1, m + 1) + 1, np.pad(v, 1))  # noqa: E731
+            expected = np.apply_along_axis(line, axis, expected)
+    np.testing.assert_allclose(prolong(jnp.asarray(z, FLOAT), fine), expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("bounds", [(1.0, 1.0), (2.0, 1.0), (np.nan, 1.0), (0.0, np.nan)])
+def test_chebyshev_bounds_must_be_an_interval(bounds):
+    with pytest.raises(ValueError, match="`high`"):
+        ChebCB(*bounds)
+
+
+def test_thompson_regression_starts_from_zero():
+    """With a context of one number the features can be counted; otherwise the message says what is missing."""
+    learner = ThompsonRegression(lambda context, arms: jnp.stack([arms * 1.0, context * arms, arms**2.0], 1))
+    state = learner.init(jnp.asarray([1.0, 2.0], jnp.result_type(float)))
+    np.testing.assert_array_equal(state.mean, np.zeros(3))
+    pull = learner.select(state, jnp.asarray(0.5, state.mean.dtype), jax.random.key(3))
+    assert 0 <= int(pull.arm) < 2
+    with pytest.raises(ValueError, match=r"ThompsonRegression: `mean`"):
+        ThompsonRegression(lambda context, arms: context[:, None] * arms[None]).init(3)
+
+
+@pytest.mark.parametrize(
+    ("row", "column", "message"),
+    [
+        ([0, -1], [0, 1], r"`row` must be indices from 0 upwards, got -1 at entry 1"),
+        ([0, 1], [0, -3], r"`column` must be indices from 0 upwards, got -3 at entry 1"),
+        ([0, 9], [0, 1], r"`row` must be below the number of rows"),
+        ([0, 1, 1], [0, 2, 0], r"none in row 1"),
+    ],
+)
+def test_sparse_patterns_say_what_is_wrong(row, column, message):
+    with pytest.raises(ValueError, match=message):
+        SparseRows(np.ones(len(row)), row, column)
+
+
+def test_no_system_is_an_error():
+    with pytest.raises(ValueError, match="`rhs` must be of at least one system"):
+        solve_sequence(
+            np.zeros((0, 2, 2)), np.zeros((0, 2)), learner=TsallisINF(), arms=Arms.sor(2), key=jax.random.key(3)
+        )
