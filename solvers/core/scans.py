@@ -55,7 +55,7 @@ def diagonal_scan(
         Steps before which the state is set to zero, so that ``h_t = b_t``.
     method : {"sequential", "associative", "blocked"}
         Static. Sequential: T dependent steps, the fewest operations. Associative: about ``2 log2(T)`` dependent steps,
-        for accelerators. Blocked: ``block + T / block`` dependent steps, blocks side by side.
+        for accelerators. Blocked: ``2 block + T / block`` dependent steps, blocks side by side.
     block : int
         Static length of a block.
     reverse : bool
