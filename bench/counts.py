@@ -46,15 +46,21 @@ def main() -> int:
     """Print the counts of the contract's problems, beside the stored ones."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--write", action="store_true", help="store them as the new baseline")
+    parser.add_argument("--only", default="", help="comma-separated entries (default: all of them)")
     options = parser.parse_args()
     sys.path.insert(0, str(ROOT))
     from tests import test_contract as contract
 
     stored = json.loads(BASELINE.read_text()) if BASELINE.exists() else {}
+    only = {name for name in options.only.split(",") if name}
+    if unknown := only - {case.name for case in contract.CASES}:
+        parser.error(f"--only: no entry named {', '.join(sorted(unknown))}")
     for x64 in (False, True):
         jax.config.update("jax_enable_x64", x64)
         dtype = np.dtype("float64" if x64 else "float32")
         for case in contract.CASES:
+            if only and case.name not in only:
+                continue
             lanes = [contract.data_of(case, dtype, seed=20 + i) for i in range(contract.LANES)]
             batch = jax.tree.map(lambda *x: jax.numpy.stack(x), *lanes)
             now = counts(jax.jit(jax.vmap(case.solve))(batch))
