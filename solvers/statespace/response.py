@@ -39,7 +39,7 @@ class HinfDistance(NamedTuple):
     frequency : float
         Where the lower bound is attained; infinite when it is the limit at infinity.
     converged : bool
-        Whether ``error <= tol``.
+        Whether ``error <= width``.
     evaluations : int
         Of the transfer functions.
     """
@@ -103,9 +103,9 @@ def transfer(system: LinearSystem, s: Any) -> Any:
 
 
 def hinf_distance(
-    first: LinearSystem, second: LinearSystem, *, tol: float = 1e-2, max_evaluations: int = 200_000
+    first: LinearSystem, second: LinearSystem, *, width: float = 1e-2, max_evaluations: int = 200_000
 ) -> HinfDistance:
-    """Return an interval that contains ``sup_w |G1(iw) - G2(iw)|_2``, of relative width `tol` where it converged.
+    """Return an interval that contains ``sup_w |G1(iw) - G2(iw)|_2``, of relative width `width` where it converged.
 
     Certified: between the frequencies that were looked at, a bound on the resolvent says how much can happen. On the
     host, in double precision.
@@ -114,8 +114,8 @@ def hinf_distance(
     ----------
     first, second : LinearSystem
         Stable, with as many inputs and outputs each.
-    tol : float
-        Converged at ``(upper - lower) / upper <= tol``.
+    width : float
+        Converged at ``(upper - lower) / upper <= width``.
     max_evaluations : int
         After as many the interval found so far is returned, as not converged.
 
@@ -175,7 +175,7 @@ def hinf_distance(
     while True:
         if not low.size:
             tail = float(np.linalg.norm(D, 2)) + sum(s.tail / (top - s.norm) for s in sides)
-            if tail * (1 - tol) <= lower or count >= max_evaluations:
+            if tail * (1 - width) <= lower or count >= max_evaluations:
                 settled = max(settled, tail)
                 break
             low, high, top = np.array([top]), np.array([2 * top]), 2 * top
@@ -187,7 +187,7 @@ def hinf_distance(
         best = int(np.argmax(value))
         if value[best] > lower:
             lower, frequency = float(value[best]), float(middle[best])
-        open_ = bound * (1 - tol) > lower
+        open_ = bound * (1 - width) > lower
         settled = max(settled, float(np.max(bound[~open_], initial=0.0)))
         if count >= max_evaluations:
             tail = float(np.linalg.norm(D, 2)) + sum(s.tail / (top - s.norm) for s in sides)
@@ -196,7 +196,7 @@ def hinf_distance(
         low, high, middle = low[open_], high[open_], middle[open_]
         low, high = np.concatenate([low, middle]), np.concatenate([middle, high])
     upper = max(settled, lower)
-    return HinfDistance(lower, upper, frequency, bool(np.isfinite(upper) and upper - lower <= tol * upper), count)
+    return HinfDistance(lower, upper, frequency, bool(np.isfinite(upper) and upper - lower <= width * upper), count)
 
 
 class _Side(NamedTuple):

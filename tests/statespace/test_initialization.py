@@ -141,7 +141,7 @@ def test_distance_of_systems_with_known_ones():
         return LinearSystem(np.array([pole]), np.ones(1), np.array([gain]), D)
 
     for tol in (1e-2, 1e-5):
-        found = hinf_distance(one(-1.0), one(-2.0), tol=tol)
+        found = hinf_distance(one(-1.0), one(-2.0), width=tol)
         assert found.converged
         assert found.lower <= 0.5 <= found.upper
         assert found.upper - found.lower <= tol * found.upper
@@ -165,7 +165,7 @@ def test_distance_of_systems_with_known_ones():
 
 
 def test_distance_says_when_it_was_not_found_and_refuses_bad_systems():
-    found = hinf_distance(legs_system(16), ptd_system(16), tol=1e-6, max_evaluations=300)
+    found = hinf_distance(legs_system(16), ptd_system(16), width=1e-6, max_evaluations=300)
     assert not found.converged
     assert found.lower <= 0.01206 <= found.upper
     same = hinf_distance(legs_system(4), legs_system(4), max_evaluations=500)
