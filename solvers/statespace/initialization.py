@@ -50,11 +50,11 @@ def hippo(kind: str, N: int) -> tuple[np.ndarray, np.ndarray]:
     row, column = n[:, None], n[None, :]
     below = row > column
     if kind == "lagt":
-        return -np.where(below, 1.0, 0.0) - 0.5 * np.eye(N), np.ones(N)
+        return np.where(below, -1.0, 0.0) - 0.5 * np.eye(N), np.ones(N)
     root = np.sqrt(2 * n + 1.0)
     outer = root[:, None] * root[None, :]
     if kind == "legs":
-        return -np.where(below, outer, 0.0) - np.diag(n + 1.0), root
+        return np.where(below, -outer, 0.0) - np.diag(n + 1.0), root
     return -outer * np.where(row < column, (-1.0) ** (column - row), 1.0), root
 
 
