@@ -105,7 +105,7 @@ class PointCloud(Lazy):
         return self.x.dtype
 
     @property
-    def T(self) -> "PointCloud":  # noqa: N802
+    def T(self) -> "PointCloud":
         """The points exchanged."""
         return PointCloud(self.y, self.x, metric=_flipped(self.metric), tile=self.tile, mesh=self.mesh)
 
