@@ -281,10 +281,14 @@ def _improved(choice: np.ndarray, value: np.ndarray, price: np.ndarray, budget: 
 
 def _answer(problem: _Problem, choice: np.ndarray, gap: float, looked: int, status: StatusCode) -> BitAllocation:
     layers = choice[problem.group]
-    objective, cost = problem.sums(layers)
-    numbers: list[Any] = [np.float64(x) for x in (gap, 0.0, objective, cost)]
-    codes: list[Any] = [np.int32(status), np.int32(min(looked, 2**31 - 1))]
-    return BitAllocation(layers, *codes, *numbers[:2], None, *numbers[2:])
+    error, exact, objective, cost = (_as_any(np.float64(x)) for x in (gap, 0.0, *problem.sums(layers)))
+    code, steps = (_as_any(np.int32(x)) for x in (status, min(looked, 2**31 - 1)))
+    return BitAllocation(_as_any(layers), code, steps, error, exact, None, objective, cost)
+
+
+def _as_any(x: Any) -> Any:
+    """Return x: NumPy's arrays stand where JAX's are declared."""
+    return x
 
 
 def pareto_front(

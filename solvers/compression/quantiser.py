@@ -163,7 +163,7 @@ def hawq_sensitivity(
     >>> import jax.numpy as jnp
     >>> from solvers import hawq_sensitivity
     >>> print(hawq_sensitivity([jnp.array([1.0, 0.4])], [jnp.array(6.0)], bits=(2, 8)).round(4))
-    [[4.8e-01 0.0e+00]]
+    [[0.48 0.  ]]
     """
     leaves, diagonal = jax.tree.leaves(weights), jax.tree.leaves(traces)
     if len(leaves) != len(diagonal) or not leaves:

@@ -1,4 +1,4 @@
-"""Bits for the layers of a published ResNet18 under a budget of memory, beside SciPy's integer program, and the front."""
+"""Bits for the layers of a published ResNet18 under a budget of memory, beside SciPy's integer program."""
 
 from pathlib import Path
 
@@ -21,8 +21,8 @@ def run(plots: Path, say) -> list[Record]:
     draw(data, best, front, picture)
     done = bool(best.converged)
     record = Record(
-        "compression", title, "bit_allocation", "proved optimal" if done else best.message, done, float(best.error), 0.0,
-        int(best.num_steps), 0.0, seconds, peers=peers, pictures=[str(picture)],
+        "compression", title, "bit_allocation", "proved optimal" if done else best.message, done, float(best.error),
+        0.0, int(best.num_steps), 0.0, seconds, peers=peers, pictures=[str(picture)],
         facts={"megabytes": float(best.cost), "sensitivity": float(best.objective), "front": len(front.cost)},
     )  # fmt: skip
     for line in record.lines():
@@ -61,7 +61,7 @@ def draw(data: Allocation, best, front, path: Path) -> None:
     left.legend(frameon=False)
     bits = np.where(best.value == 0, 4, 8)
     right.bar(np.arange(len(bits)), bits, color=np.where(bits == 4, "#D55E00", "#0072B2"))
-    right.set(xlabel="layer", ylabel="bits", yticks=[0, 4, 8])
+    right.set(xlabel="layer", ylabel="bits", yticks=[0, 4, 8], xticks=range(0, len(bits), 3))
     figure.tight_layout()
     figure.savefig(path, dpi=150)
     plt.close(figure)
