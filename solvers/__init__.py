@@ -20,6 +20,8 @@ Compression
     `hesso` of `parameter_groups`, then `shrink`: whole channels go while an optimiser trains.
 Low rank
     `matrix_sensing` of what a `Measurement` saw: `DenseMeasurements`, `RankOneMeasurements`, `Entries`, `WholeMatrix`.
+State space
+    `DiagonalSSM`, `DiagonalMIMO`: layers for long sequences, made of `hippo` by `perturb_then_diagonalize`.
 Shared
     `Solution`, `Status`, `SolveError`, `print_progress`, `tqdm_progress`.
 """
@@ -140,6 +142,14 @@ FACES: dict[str, tuple[str, ...]] = {
         "Quantised",
         "Surgery",
         "Units",
+    ),
+    "statespace": (
+        "hinf_distance",
+        "hippo",
+        "perturb_then_diagonalize",
+        "DiagonalMIMO",
+        "DiagonalSSM",
+        "LinearSystem",
     ),
     "core": (
         "print_progress",
