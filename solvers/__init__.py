@@ -17,6 +17,8 @@ Curvature
     `EmpiricalFisher` and its inverse, `head_hessian` exactly; `mfac`: natural gradients as an Optax transformation.
 Low rank
     `matrix_sensing` of what a `Measurement` saw: `DenseMeasurements`, `RankOneMeasurements`, `Entries`, `WholeMatrix`.
+State space
+    `DiagonalSSM`, `DiagonalMIMO`: layers for long sequences, made of `hippo` by `perturb_then_diagonalize`.
 Shared
     `Solution`, `Status`, `SolveError`, `print_progress`, `tqdm_progress`.
 """
@@ -117,6 +119,14 @@ FACES: dict[str, tuple[str, ...]] = {
         "EmpiricalFisher",
         "HeadHessian",
         "MFACState",
+    ),
+    "statespace": (
+        "hinf_distance",
+        "hippo",
+        "perturb_then_diagonalize",
+        "DiagonalMIMO",
+        "DiagonalSSM",
+        "LinearSystem",
     ),
     "core": (
         "print_progress",
