@@ -44,18 +44,18 @@ def plan(strengths: Any, shape: tuple[int, ...], periodic: tuple[bool, ...]) -> 
     by four against the others: so axes within `STRONG` of the strongest are halved until all are alike. Stops at
     `COARSEST` points, or where no axis is longer than `SHORTEST`; a periodic axis must have an even number of points.
     """
-    strengths, shape, out = list(strengths), list(shape), []
+    strengths, sizes, out = list(strengths), list(shape), []
 
     def free(axis):
-        return shape[axis] > SHORTEST and not (periodic[axis] and shape[axis] % 2)
+        return sizes[axis] > SHORTEST and not (periodic[axis] and sizes[axis] % 2)
 
-    while math.prod(shape) > COARSEST and any(map(free, range(len(shape)))):
-        axes = [a for a in range(len(shape)) if free(a)]
+    while math.prod(sizes) > COARSEST and any(map(free, range(len(sizes)))):
+        axes = [a for a in range(len(sizes)) if free(a)]
         strongest = max(strengths[a] for a in axes)
         axes = [a for a in axes if strengths[a] * STRONG >= strongest]
         for a in axes:
             strengths[a] /= 4
-            shape[a] //= 2
+            sizes[a] //= 2
         out.append(tuple(axes))
     return tuple(out)
 

@@ -98,16 +98,20 @@ def gauss_seidel(stencil: Stencil, shape: tuple[int, ...], sweeps: int) -> Smoot
     if len(phases.colours) > FEW_COLOURS:
         one_by_one = by_colours(stencil, shape)
 
-        def relax(z, r, reverse):
+        def looped(z, r, reverse):
             return repeat(lambda z: one_by_one(z, r, reverse), z, sweeps)
+
+        relax = looped
     else:
         sweep = phases.sweeper(jnp.ones((), stencil.coefficients.dtype))
 
-        def relax(z, r, reverse):
+        def packed(z, r, reverse):
             z, r = phases.pack(z), phases.pack(r)
             for _ in range(sweeps):
                 z = sweep(z, r, reverse=reverse)
             return phases.unpack(z)
+
+        relax = packed
 
     def before(r):
         z = settle(relax(jnp.zeros_like(r), r, False))

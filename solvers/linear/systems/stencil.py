@@ -132,10 +132,10 @@ class Stencil(System, Layout):
         """Return the polyphase layout for sweeps, the plain grid otherwise."""
         return Phases(self, shape) if sweeps else self
 
-    def mv(self, x):
+    def mv(self, x) -> Array:
         """Return A x."""
         pairs = zip(self.coefficients, self.offsets, strict=True)
-        return sum(c * shift(x, o, x.shape, self.periodic) for c, o in pairs)
+        return jnp.asarray(sum(c * shift(x, o, x.shape, self.periodic) for c, o in pairs))
 
     def diagonal(self):
         """Return the centre coefficient, a scalar when constant."""
