@@ -20,9 +20,9 @@ from ..costs.cost import Cost, as_cost
 from ..costs.pointcloud import stored_if_small
 from ..problem import TransportStatus, default_tol, first_fault
 
-DIRECT = 1500
+FACTORED = 1500
 """Up to this many potentials the derivative's linear system is factored, above it solved by GMRES."""
-PATIENCE = 200
+SWEEPS = 200
 """Steps without a smaller error before the solve counts as stagnated."""
 
 LARGEST = 40.0
@@ -238,7 +238,7 @@ def _solve(data: Data, limits: Limits, unconverged: str) -> BarycenterSolution:
     first = sweep(zeros, zeros[0], fixed)
     start = State(first.g, first.own, judged(first, sweep(first.g, first.own, fixed)))
     run = iterate(
-        step, start, limits, value=value, error=lambda s: s.next.error, refused=lambda _: faults(fixed), stall=PATIENCE
+        step, start, limits, value=value, error=lambda s: s.next.error, refused=lambda _: faults(fixed), stall=SWEEPS
     )
     trusted = (run.status == Status.CONVERGED) | (unconverged == "approximate")
     g, own = attach(residual, centred(run.value, fixed), data, solve=solve_linear, trusted=trusted)
@@ -279,9 +279,9 @@ def residual(potentials, data: Data):
 
 
 def solve_linear(jacobian, b):
-    """Solve for the derivative, densely up to `DIRECT` unknowns."""
+    """Solve for the derivative, densely up to `FACTORED` unknowns."""
     flat, unravel = ravel_pytree(b)
-    if flat.size <= DIRECT:
+    if flat.size <= FACTORED:
         columns = jax.vmap(lambda e: ravel_pytree(jacobian(unravel(e)))[0])(jnp.eye(flat.size, dtype=flat.dtype))
         return unravel(jnp.linalg.solve(columns.T, flat))
 
