@@ -16,6 +16,7 @@ Differential equations
 Curvature
     `EmpiricalFisher` and its inverse, `head_hessian` exactly; `mfac`: natural gradients as an Optax transformation.
 Low rank
+    `complete`: a matrix from some of its entries.
     `matrix_sensing` of what a `Measurement` saw: `DenseMeasurements`, `RankOneMeasurements`, `Entries`, `WholeMatrix`.
 Shared
     `Solution`, `Status`, `SolveError`, `print_progress`, `tqdm_progress`.
@@ -83,7 +84,9 @@ FACES: dict[str, tuple[str, ...]] = {
         "Stencil",
     ),
     "lowrank": (
+        "complete",
         "matrix_sensing",
+        "CompletionSolution",
         "DenseMeasurements",
         "Entries",
         "LowRankSolution",
