@@ -276,10 +276,10 @@ def _solve(entries, sizes, ridge, x0, how, limits, unconverged) -> CompletionSol
     weight = jnp.mean(one.degree) / shape[1]
     data = (values, mean, penalty)
     point = differentiable(objective, point, data, trusted, weight, rigid=ridge is not None, columns=k)
-    square = lax.stop_gradient(up * up)
-    shifts = [x[:, k] * lax.stop_gradient(up) if biases else jnp.zeros(x.shape[0], x.dtype) for x in point]
+    root, square = lax.stop_gradient((up, up * up))
+    shifts = [x[:, k] * root if biases else jnp.zeros(x.shape[0], x.dtype) for x in point]
     return CompletionSolution(
-        (point.left[:, :k] * lax.stop_gradient(up), point.right[:, :k] * lax.stop_gradient(up)), status.astype(jnp.int32),
+        (point.left[:, :k] * root, point.right[:, :k] * root), status.astype(jnp.int32),
         run.num_steps, run.error, limits.tol, run.history, singular * square,
         left / jnp.where(total > 0, total, 1), mean * square, *shifts,
     )  # fmt: skip

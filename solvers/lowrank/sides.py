@@ -144,7 +144,7 @@ class Side(eqx.Module):
         return self.gather(lambda z, *_: pair("clk,clj->ckj", z, z), design, empty, (k, k))
 
     def sketched_gram(self, design: Float[Array, "p k"], key: Array) -> Float[Array, "n k k"]:
-        """Return ``(S Z)'(S Z)``; S adds each entry, with a random sign, to one of as many sums as a chunk has places."""
+        """Return ``(S Z)'(S Z)``; S adds each entry, signed at random, to one of as many sums as a chunk has places."""
         k = design.shape[1]
 
         def one(z, _, __, number):
@@ -167,7 +167,7 @@ class Side(eqx.Module):
         return jnp.sum(self.gather(one, design, left, ()))
 
     def quartic(self, point: tuple[Array, Array], move: tuple[Array, Array]) -> Array:
-        """Return the products ``r0 r1, r1 r1, r0 r2, r1 r2, r2 r2`` of ``A((F + t D)(G + t E)') - v = r0 + t r1 + t^2 r2``."""
+        """Return ``r0 r1, r1 r1, r0 r2, r1 r2, r2 r2`` of ``r0 + t r1 + t^2 r2 = A((F + t D)(G + t E)') - v``."""
         k = point[0].shape[1]
 
         def one(z, own, v, _):
