@@ -7,8 +7,9 @@ import jax
 import jax.numpy as jnp
 from jax.scipy.linalg import cho_solve
 
+from ..core.linalg.nystrom import floor, nystrom
 from ..core.linalg.sketch import draw
-from ..core.precision import eps, matmul
+from ..core.precision import eps
 from ..core.typing import Array, Scalar
 
 Precondition = Callable[[Array, Array], tuple[Array, Array]]
@@ -94,12 +95,7 @@ class NystromPreconditioner(Preconditioner):
     def build(self, model, n, m, *, shift, damping, dtype):
         """Approximate H, then factorise the sketched complement."""
         first, second = jax.random.split(self.key)
-        U, values, rest = nystrom(model.hessian, n, min(self.rank, n), first, shift, dtype)
-
-        def power(x, exponent):
-            """Return ``P^exponent x``."""
-            inside = matmul(x, U)
-            return rest**exponent * (x - matmul(inside, U.T)) + matmul(inside * values**exponent, U.T)
+        P = nystrom(model.hessian, n, min(self.rank, n), first, shift=shift, dtype=dtype)
 
         columns = self.oversampling * m
         if columns < n:
@@ -107,31 +103,8 @@ class NystromPreconditioner(Preconditioner):
             W = W / jnp.sqrt(jnp.sum(W**2) / n)
         else:
             W = jnp.eye(n, dtype=dtype)
-        rows = jax.vmap(lambda w: model.jacobian(power(w, -0.5)))(W)
+        rows = jax.vmap(lambda w: model.jacobian(P.power(w, -0.5)))(W)
         # A QR factorisation, not the Gram matrix: that would square the condition of G.
         rest_of_rank = jnp.sqrt(damping + eps(dtype) ** 1.5 * jnp.sum(rows**2) + jnp.finfo(dtype).tiny)
         R = jnp.linalg.qr(jnp.concatenate([rows, rest_of_rank * jnp.eye(m, dtype=dtype)]), mode="r")
-        return lambda rx, rc: (power(rx, -1.0), cho_solve((R, False), rc))
-
-
-def nystrom(product, n, rank, key, shift, dtype):
-    """Return U (n, rank), eigenvalues and one for all other directions: ``A ~ U diag(values) U' + rest (I - U U')``.
-
-    A is the positive part of the operator plus `shift`; in directions of negative curvature it counts as `rest`.
-    """
-    basis = jnp.linalg.qr(jax.random.normal(key, (n, rank), dtype))[0]
-    Y = jax.vmap(product, in_axes=1, out_axes=1)(basis) + shift * basis
-    core, V = jnp.linalg.eigh(matmul(basis.T, Y))
-    positive = core > floor(jnp.max(jnp.abs(core)))
-    half = matmul(Y, V) * jnp.where(positive, jnp.where(positive, core, 1) ** -0.5, 0)[None]
-    U, sigma, _ = jnp.linalg.svd(half, full_matrices=False)
-    values, top = sigma**2, sigma[0] ** 2
-    kept = values > floor(top)
-    rest = jnp.min(jnp.where(kept, values, top))
-    rest = jnp.where(rest > 0, rest, 1)
-    return U, jnp.where(kept, values, rest), rest
-
-
-def floor(top):
-    """Return what counts as zero beside `top`."""
-    return eps(top.dtype) ** 0.75 * top + jnp.finfo(top.dtype).tiny
+        return lambda rx, rc: (P.power(rx, -1.0), cho_solve((R, False), rc))

@@ -61,7 +61,7 @@ class Rounding(eqx.Module):
         return self.q / jnp.where(self.missing > 0, self.missing, 1)
 
     @property
-    def T(self) -> "Rounding":  # noqa: N802
+    def T(self) -> "Rounding":
         """The rounding of the transposed plan."""
         return Rounding(self.t, self.s, self.q, self.p)
 

@@ -6,7 +6,6 @@ import numpy as np
 
 from solvers import DiagonalPreconditioner, KrylovKKT, NystromPreconditioner, Status, sketched_newton
 from solvers.constrained.matrix_free import ProductModel
-from solvers.constrained.preconditioning import nystrom
 from solvers.core.krylov.minres import minres
 from solvers.problems.constrained import pde_control, pde_preconditioner
 
@@ -94,15 +93,6 @@ def test_a_sketch_bounds_the_condition_whatever_that_of_the_jacobian(rng):
     assert np.linalg.cond(G @ G.T) > 1e5
     q = 6**-0.5
     assert values.max() / values.min() < 1.5 * ((1 + q) / (1 - q)) ** 2
-
-
-def test_nystrom_of_an_indefinite_matrix_is_positive(rng):
-    H = np.diag(np.concatenate([[-5.0, 4.0, 3.0], np.full(17, 0.5)]))
-    H_ = jnp.asarray(H, FLOAT)
-    U, values, rest = nystrom(lambda v: H_ @ v, 20, 6, jax.random.key(3), 0.0, FLOAT)
-    assert rest > 0
-    assert jnp.all(values > 0)
-    np.testing.assert_allclose(U.T @ U, np.eye(6), atol=1e-4)
 
 
 def test_diagonals_of_diagonal_matrices_are_exact(rng):

@@ -55,7 +55,7 @@ class Cost(eqx.Module):
         raise NotImplementedError
 
     @property
-    def T(self) -> "Cost":  # noqa: N802
+    def T(self) -> "Cost":
         """The cost with its sides exchanged."""
         raise NotImplementedError
 
@@ -139,7 +139,7 @@ class Stored(Cost):
         return self.array.dtype
 
     @property
-    def T(self) -> "Stored":  # noqa: N802
+    def T(self) -> "Stored":
         """The transposed array."""
         return Stored(self.array.T)
 
@@ -216,7 +216,7 @@ class StoredKernel(eqx.Module):
         return self.array.shape
 
     @property
-    def T(self) -> "StoredKernel":  # noqa: N802
+    def T(self) -> "StoredKernel":
         """The transposed array."""
         return StoredKernel(self.array.T)
 
@@ -271,7 +271,7 @@ class Lazy(Cost):
         return self.product(jnp.zeros(n, x.dtype), zeros(x), x, jnp.zeros((), x.dtype), weighted=True)
 
     @property
-    def T(self) -> "Lazy":  # noqa: N802
+    def T(self) -> "Lazy":
         """The cost with its sides exchanged."""
         raise NotImplementedError
 
@@ -308,7 +308,7 @@ class LazyKernel(eqx.Module):
         return self.cost.shape
 
     @property
-    def T(self) -> "LazyKernel":  # noqa: N802
+    def T(self) -> "LazyKernel":
         """The transposed kernel."""
         return LazyKernel(self.transposed, self.cost, self.v, self.u, self.scale)
 

@@ -94,7 +94,7 @@ class Grid(Lazy):
         return self.sides[0].dtype
 
     @property
-    def T(self) -> "Grid":  # noqa: N802
+    def T(self) -> "Grid":
         """The images exchanged."""
         return Grid(*self.others, targets=self.sides, metric=self.metric, _flipped=not self.flipped)
 

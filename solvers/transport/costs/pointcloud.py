@@ -105,7 +105,7 @@ class PointCloud(Lazy):
         return self.x.dtype
 
     @property
-    def T(self) -> "PointCloud":  # noqa: N802
+    def T(self) -> "PointCloud":
         """The points exchanged."""
         return PointCloud(self.y, self.x, metric=_flipped(self.metric), tile=self.tile, mesh=self.mesh)
 
@@ -181,6 +181,13 @@ class PointCloud(Lazy):
             return matmul(terms, x) if jax.default_backend() == "cpu" else jnp.sum(terms * x[None, :], axis=1)
 
         return self.over_rows(rows, u, shared=(v, x, scale))
+
+    def soft_map(self, points, g, columns, epsilon, shift) -> Float[Array, "k d"]:
+        """Return ``sum_j w_ij y_j`` for other points in the place of x: w softmax of ``(g_j - C_ij) / epsilon``."""
+        there = PointCloud(points, self.y, metric=self.metric, tile=self.tile, mesh=self.mesh)
+        v = jnp.where(columns, (g + shift) / epsilon, DEAD)
+        u = -there.logsumexp(g, columns, epsilon, shift)
+        return jax.vmap(lambda target: there.product(u, v, target, 1 / epsilon), 1, 1)(self.y)
 
     def least(self, g=None, columns=None):
         """Return ``min_j C_ij - g_j``."""
