@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.core import Tracer
 
 from ..core import checks
 from ..core.implicit import UNCONVERGED
@@ -206,7 +207,7 @@ def _index(name: str, x, size: int, values) -> Array:
     x = jnp.asarray(x)
     if not jnp.issubdtype(x.dtype, jnp.integer) or x.shape != values.shape or not values.size:
         checks.fail(NAME, name, f"integers of shape {values.shape}, like `values`, not empty", f"{x.dtype}{x.shape}")
-    if not isinstance(x, jax.core.Tracer) and np.max(x) >= size:
+    if not isinstance(x, Tracer) and np.max(x) >= size:
         checks.fail(NAME, name, f"below {size}", np.max(x))
     return x
 
