@@ -14,14 +14,14 @@ from ..core.precision import eps, matmul, tiny
 from ..core.solution import Status
 from ..core.typing import Array, Float, Int, Progress, Scalar
 from ..core.vectors import inner, norm
-from .half_steps import METHODS, Setting, alternate, descend, design, measured
+from .half_steps import KINDS, Setting, alternate, descend, design, measured
 from .sensing import limits_of
 from .sides import Side, chunk_length
 from .solution import Factors, LowRankSolution, LowRankStatus, balanced, differentiable, exponent_of
 from .start import EXTRA
 
 NAME = "complete"
-START, POWERS = 3, 20
+START, LOOKS = 3, 20
 
 
 class CompletionSolution(LowRankSolution):
@@ -175,7 +175,7 @@ def complete(
     >>> bool(sol.converged), bool(jnp.allclose(sol.matrix, X, rtol=1e-2))
     (True, True)
     """
-    checks.choice(NAME, "method", method, METHODS)
+    checks.choice(NAME, "method", method, KINDS)
     checks.choice(NAME, "unconverged", unconverged, UNCONVERGED)
     values = checks.float_array(NAME, "values", values, ndim=1)
     shape = (int(shape[0]), int(shape[1]))
@@ -323,5 +323,5 @@ def improvable(sides: tuple[Side, Side], point: Factors, setting: Setting, ridge
         return v / jnp.maximum(norm(v), tiny(v.dtype)), None
 
     start = jax.random.normal(jax.random.key(31), (cols.size, 1), left.dtype)
-    largest = norm(rows.residual_times(left, near, lax.scan(power, start, None, length=POWERS)[0]))
+    largest = norm(rows.residual_times(left, near, lax.scan(power, start, None, length=LOOKS)[0]))
     return largest > ridge + 10 * tol * setting.size

@@ -14,7 +14,7 @@ from .sensing import minimiser
 from .sides import Side
 from .solution import Factors, balanced
 
-METHODS = ("als_cg", "als_exact", "sketched", "scaled_gd")
+KINDS = ("als_cg", "als_exact", "sketched", "scaled_gd")
 
 
 class Setting(eqx.Module):
