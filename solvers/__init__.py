@@ -18,6 +18,8 @@ Curvature
 Low rank
     `complete`: a matrix from some of its entries.
     `matrix_sensing` of what a `Measurement` saw: `DenseMeasurements`, `RankOneMeasurements`, `Entries`, `WholeMatrix`.
+State space
+    `DiagonalSSM`, `DiagonalMIMO`: layers for long sequences, made of `hippo` by `perturb_then_diagonalize`.
 Shared
     `Solution`, `Status`, `SolveError`, `print_progress`, `tqdm_progress`.
 """
@@ -120,6 +122,14 @@ FACES: dict[str, tuple[str, ...]] = {
         "EmpiricalFisher",
         "HeadHessian",
         "MFACState",
+    ),
+    "statespace": (
+        "hinf_distance",
+        "hippo",
+        "perturb_then_diagonalize",
+        "DiagonalMIMO",
+        "DiagonalSSM",
+        "LinearSystem",
     ),
     "core": (
         "print_progress",
