@@ -20,7 +20,7 @@ from .sides import Side, chunk_length
 from .solution import Factors, LowRankSolution, LowRankStatus, balanced, differentiable, exponent_of
 from .start import EXTRA
 
-NAME = "complete"
+CALL = "complete"
 START, LOOKS = 3, 20
 
 
@@ -175,9 +175,9 @@ def complete(
     >>> bool(sol.converged), bool(jnp.allclose(sol.matrix, X, rtol=1e-2))
     (True, True)
     """
-    checks.choice(NAME, "method", method, KINDS)
-    checks.choice(NAME, "unconverged", unconverged, UNCONVERGED)
-    values = checks.float_array(NAME, "values", values, ndim=1)
+    checks.choice(CALL, "method", method, KINDS)
+    checks.choice(CALL, "unconverged", unconverged, UNCONVERGED)
+    values = checks.float_array(CALL, "values", values, ndim=1)
     shape = (int(shape[0]), int(shape[1]))
     rows, cols = (
         _index(name, x, size, values) for name, x, size in (("rows", rows, shape[0]), ("cols", cols, shape[1]))
@@ -185,19 +185,19 @@ def complete(
     for name, x, most in (("rank", rank, min(shape)), ("inner_steps", inner_steps, None)):
         if isinstance(x, bool) or not isinstance(x, int) or x < 1 or (most is not None and x > most):
             limit = "" if most is None else f", at most min(shape) = {most}"
-            checks.fail(NAME, name, f"a positive Python integer{limit}", x)
+            checks.fail(CALL, name, f"a positive Python integer{limit}", x)
     if (biases or ridge_by_count) and (ridge is None or method == "scaled_gd"):
         checks.fail(
-            NAME, "ridge", "given with `biases` and `ridge_by_count`, and another `method` than 'scaled_gd'", ridge
+            CALL, "ridge", "given with `biases` and `ridge_by_count`, and another `method` than 'scaled_gd'", ridge
         )
     dtype = values.dtype
     if ridge is not None:
-        ridge = checks.number(NAME, "ridge", ridge, dtype=dtype)
+        ridge = checks.number(CALL, "ridge", ridge, dtype=dtype)
     if x0 is not None:
-        x0 = Factors(*(checks.float_array(NAME, "x0", x, ndim=2).astype(dtype) for x in x0))
+        x0 = Factors(*(checks.float_array(CALL, "x0", x, ndim=2).astype(dtype) for x in x0))
         if (x0.left.shape, x0.right.shape) != ((shape[0], rank), (shape[1], rank)):
-            checks.fail(NAME, "x0", f"of {rank} columns and {shape} rows", (x0.left.shape, x0.right.shape))
-    limits = limits_of(NAME, dtype, tol, max_steps, history, progress)
+            checks.fail(CALL, "x0", f"of {rank} columns and {shape} rows", (x0.left.shape, x0.right.shape))
+    limits = limits_of(CALL, dtype, tol, max_steps, history, progress)
     how = (method, inner_steps, biases, ridge_by_count, axis)
     return _solve((rows, cols, values), (shape, rank), ridge, x0, how, limits, unconverged)
 
@@ -206,9 +206,9 @@ def _index(name: str, x, size: int, values) -> Array:
     """Return checked indices."""
     x = jnp.asarray(x)
     if not jnp.issubdtype(x.dtype, jnp.integer) or x.shape != values.shape or not values.size:
-        checks.fail(NAME, name, f"integers of shape {values.shape}, like `values`, not empty", f"{x.dtype}{x.shape}")
+        checks.fail(CALL, name, f"integers of shape {values.shape}, like `values`, not empty", f"{x.dtype}{x.shape}")
     if not isinstance(x, Tracer) and np.max(x) >= size:
-        checks.fail(NAME, name, f"below {size}", np.max(x))
+        checks.fail(CALL, name, f"below {size}", np.max(x))
     return x
 
 
