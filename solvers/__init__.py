@@ -15,6 +15,9 @@ Differential equations
     `gp_solve` of a `PDEProblem` on a `Box` with `Dirichlet`, `Neumann`, `Robin`, `Periodic`, `Observe`.
 Curvature
     `EmpiricalFisher` and its inverse, `head_hessian` exactly; `mfac`: natural gradients as an Optax transformation.
+Compression
+    `bit_allocation` and its `pareto_front` by `hawq_sensitivity`: bits a layer. `obs_scores`, `obs_update`: pruning.
+    `hesso` of `parameter_groups`, then `shrink`: whole channels go while an optimiser trains.
 Low rank
     `complete`: a matrix from some of its entries.
     `matrix_sensing` of what a `Measurement` saw: `DenseMeasurements`, `RankOneMeasurements`, `Entries`, `WholeMatrix`.
@@ -122,6 +125,26 @@ FACES: dict[str, tuple[str, ...]] = {
         "EmpiricalFisher",
         "HeadHessian",
         "MFACState",
+    ),
+    "compression": (
+        "bit_allocation",
+        "group_scores",
+        "hawq_sensitivity",
+        "hesso",
+        "obs_scores",
+        "obs_update",
+        "parameter_groups",
+        "pareto_front",
+        "quantise",
+        "shrink",
+        "AllocationStatus",
+        "BitAllocation",
+        "Groups",
+        "HessoState",
+        "ParetoFront",
+        "Quantised",
+        "Surgery",
+        "Units",
     ),
     "statespace": (
         "hinf_distance",

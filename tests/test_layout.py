@@ -27,7 +27,7 @@ HEAVY = ("matplotlib", "scipy.optimize", "scipy.sparse", "sklearn", "optax", "li
 LONGEST = 450
 SUBFOLDERS = {  # from the ground up: a subfolder may import from those before it
     "transport": ("costs", "entropic", "losses"),
-    "linear": ("systems", "learned"),
+    "linear": ("systems", "cycles", "learned"),
     "pde": ("spectral", "gaussian"),
 }
 LARGE, MOST_FILES = 1500, 9
