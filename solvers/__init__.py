@@ -17,6 +17,8 @@ Curvature
     `EmpiricalFisher` and its inverse, `head_hessian` exactly; `mfac`: natural gradients as an Optax transformation.
 Low rank
     `matrix_sensing` of what a `Measurement` saw: `DenseMeasurements`, `RankOneMeasurements`, `Entries`, `WholeMatrix`.
+Inverse problems
+    `admm`, `pgd`, `hqs`: data through `Radon`, `Blur`, `FourierSampling`, ..., a prior by its proximal map.
 Shared
     `Solution`, `Status`, `SolveError`, `print_progress`, `tqdm_progress`.
 """
@@ -117,6 +119,23 @@ FACES: dict[str, tuple[str, ...]] = {
         "EmpiricalFisher",
         "HeadHessian",
         "MFACState",
+    ),
+    "inverse": (
+        "admm",
+        "filtered_back_projection",
+        "hqs",
+        "pgd",
+        "prox_quadratic",
+        "Blur",
+        "Differences",
+        "Downsample",
+        "FourierSampling",
+        "InverseSolution",
+        "InverseStatus",
+        "Mask",
+        "Radon",
+        "TotalVariation",
+        "TotalVariationSolution",
     ),
     "core": (
         "print_progress",
