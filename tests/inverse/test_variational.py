@@ -27,7 +27,7 @@ def cast(*arrays):
     return tuple(jnp.asarray(a, FLOAT) for a in arrays)
 
 
-TOL, NEAR = (1e-10, 1e-8) if DOUBLE else (2e-5, 2e-4)
+TOL, NEAR = (1e-10, 1e-8) if DOUBLE else (2e-4, 3e-3)
 RHO = 3.0
 
 
@@ -105,7 +105,7 @@ def test_total_variation_satisfies_its_conditions(adaptive, rng):
     A = inverse.Radon(jnp.linspace(0, 3, 7, dtype=FLOAT), 12)
     truth = jnp.zeros((12, 12), FLOAT).at[3:8, 4:9].set(1)
     y = A(truth) + 0.1 * jnp.asarray(rng.standard_normal(A.codomain.shape), FLOAT)
-    tol = 1e-6 if DOUBLE else 2e-4
+    tol = 1e-5 if DOUBLE else 3e-4
     solution = inverse.admm(A, y, GroupL1(0.3, axis=0), analysis=inverse.Differences(truth), adaptive=adaptive,
                             tol=tol, max_steps=4000)  # fmt: skip
     assert solution.converged, solution
@@ -244,7 +244,7 @@ def test_total_variation_reconstruction_is_differentiable(rng):
 
     @jax.jit
     def observed(y, weight):
-        return jnp.sum(c * inverse.admm(A, y, GroupL1(weight, axis=0), analysis=inverse.Differences(c), tol=1e-11,
+        return jnp.sum(c * inverse.admm(A, y, GroupL1(weight, axis=0), analysis=inverse.Differences(c), tol=1e-9,
                                         max_steps=20_000).value)  # fmt: skip
 
     by_y, by_weight = jax.jit(jax.grad(observed, (0, 1)))(y, 0.3)

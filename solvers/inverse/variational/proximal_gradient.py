@@ -148,8 +148,8 @@ def pgd(
     Returns
     -------
     InverseSolution
-        ``error = |A'(A x - y) + w| / max(|A'y|, |A'A x|, |w|)`` with w a subgradient of g at x: how far zero is
-        from the subdifferential of the objective. A constraint of g holds exactly.
+        ``error = |A'(A x - y) + w| / max(|A'(A x - y)|, |w|, |A'y| / 100)`` with w a subgradient of g at x: how far
+        zero is from the subdifferential of the objective. A constraint of g holds exactly.
 
     Raises
     ------

@@ -33,7 +33,7 @@ from .statement import (
 UNBALANCED, FACTOR, ADAPTING = 5.0, 2.0, 60
 """Residuals this far apart change the penalty by that factor, in the first so many steps."""
 FORCING = 0.1
-"""The linear solve is this much more exact than the last step's error."""
+"""The linear solve is this much more exact than its start and than the last step's image."""
 
 
 class Setting(eqx.Module):
@@ -74,13 +74,10 @@ def step(s: Statement, back: Array, setting: Setting, c: State) -> State:
     """Solve for the image, apply the proximal map, update the dual (Boyd et al. (3.2)-(3.4), w = penalty times u)."""
     penalty = c.penalty if setting.multipliers else jnp.minimum(c.penalty * setting.growth, setting.last)
     pulled = s.synthesise(combine((penalty, c.z), (-1, c.w)) if setting.multipliers else penalty * c.z)
-    found = cg(
-        split_system(s.operator, s.analysis, penalty),
-        axpy(1, back, pulled),
-        c.x,
-        tol=FORCING * jnp.minimum(c.measure.error, 1) * c.measure.size,
-        max_steps=setting.cg_steps,
-    )
+    system, b = split_system(s.operator, s.analysis, penalty), axpy(1, back, pulled)
+    # Relative to where it starts, too: one that is skipped as good enough stalls the rest.
+    needed = jnp.minimum(c.measure.stationarity * c.measure.size, length(axpy(-1, system(c.x), b)))
+    found = cg(system, b, c.x, tol=FORCING * needed, max_steps=setting.cg_steps)
     analysed = s.analyse(found.x)
     v = axpy(1 / penalty, c.w, analysed) if setting.multipliers else analysed
     z = s.prox(v, 1 / penalty)
@@ -204,8 +201,8 @@ def admm(
     Returns
     -------
     InverseSolution
-        ``error = max(|A'(A x - y) + D'w| / max(|A'y|, |A'A x|, |D'w|), |D x - z| / max(|D x|, |z|))`` with w a
-        subgradient of g at z. Without D, x is z itself, so a constraint of g holds exactly.
+        ``error = max(|A'(A x - y) + D'w| / max(|A'(A x - y)|, |D'w|, |A'y| / 100), |D x - z| / max(|D x|, |z|))`` with
+        w a subgradient of g at z. Without D, x is z itself, so a constraint of g holds exactly.
 
     Raises
     ------
@@ -214,7 +211,7 @@ def admm(
 
     Notes
     -----
-    A step: conjugate gradients on ``A'A + rho D'D`` from the last image, ten times as exact as the last error, one
+    A step: conjugate gradients on ``A'A + rho D'D`` from the last image, to a tenth of its residual there, one
     proximal map, and one more product with A'A for the error, which is that of the original problem: it does not trust
     the linear solve. A' is compared with A on a random pair first; a mismatch ends as `InverseStatus.ADJOINT_MISMATCH`.
     For a denoiser the error is that of the fixed-point equations, which need not belong to a minimum of anything.
@@ -304,7 +301,8 @@ def hqs(
     -------
     InverseSolution
         ``value`` is x; ``z = D x - dual / penalty``, ``dual = penalty (D x - prox(D x))``.
-        ``error = |A'(A x - y) + D' dual| / max(|A'y|, |A'A x|, |D' dual|)``, the gradient of the objective over x.
+        ``error = |A'(A x - y) + D' dual| / max(|A'(A x - y)|, |D' dual|, |A'y| / 100)``: the gradient of the objective
+        over x, relative to its two parts.
 
     Raises
     ------

@@ -16,7 +16,7 @@ from ...core.precision import eps
 from ...core.probes import probe
 from ...core.prox import ProximalFunction
 from ...core.solution import Solution, Status, StatusCode
-from ...core.typing import Array, Float, Int, Scalar
+from ...core.typing import Array, Float, Int
 from ...core.vectors import axpy, inner, norm, scale
 
 
@@ -81,10 +81,16 @@ class Statement(eqx.Module):
         return self.regulariser(self.unit * v, step) / self.unit
 
 
+LEAST = 0.01
+"""Forces count as at least this share of ``A'y``: without a regulariser both vanish at the solution."""
+
+
 class Optimality(NamedTuple):
     """How far a point is from optimal: relative residuals of the two conditions, and the sizes they are relative to.
 
-    ``stationarity = |A'(A x - y) + D'w| / size`` with w a subgradient of g at z, and ``split = |D x - z| / reach``.
+    ``stationarity = |A'(A x - y) + D'w| / size`` with w a subgradient of g at z, and ``split = |D x - z| / reach``. The
+    size is that of the two forces, which cancel at the solution, not of ``A'y``: a weak regulariser moves x by little
+    beside the data, and would otherwise be lost in the tolerance.
     """
 
     stationarity: Array
@@ -100,7 +106,7 @@ class Optimality(NamedTuple):
 def optimality(s: Statement, gradient: Array, back: Array, w: Array, gap: Array, reach: Array) -> Optimality:
     """Return the measure from the gradient at x, ``back = A'y``, the subgradient w, ``|D x - z|`` and its scale."""
     force = s.synthesise(w)
-    size = jnp.maximum(jnp.maximum(length(back), length(axpy(1, gradient, back))), length(force))
+    size = jnp.maximum(jnp.maximum(length(gradient), length(force)), LEAST * length(back))
     unit = jnp.where(size > 0, size, 1)
     wide = jnp.where(reach > 0, reach, 1)
     return Optimality(length(axpy(1, force, gradient)) / unit, gap / wide, unit)
