@@ -1,12 +1,17 @@
 """The documents: every block of ours runs, every family has a page, no sentence breaks off, no link leads nowhere."""
 
+import os
 import re
+import socket
 import subprocess
 import sys
 from pathlib import Path
 
 import jax
+import numpy as np
 import pytest
+
+from solvers import sns_sinkhorn
 
 from .conftest import X64
 
@@ -42,6 +47,33 @@ def test_blocks_run(path):
     finally:
         for name, value in before.items():
             jax.config.update(name, value)
+
+
+@pytest.mark.skipif(not X64, reason="one run is enough")
+def test_several_hosts_as_two_processes_on_one(tmp_path):
+    """The page's own program, with the page's own command, against the same sum in one process."""
+    code = re.search(r'```python title="solve.py"\n(.*?)```', (DOCS / "devices.md").read_text(), re.DOTALL)[1]
+    script = tmp_path / "solve.py"
+    script.write_text(code)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu", "JAX_ENABLE_X64": "0",
+           "XLA_FLAGS": "--xla_force_host_platform_device_count=1"}  # fmt: skip
+    arguments = [sys.executable, str(script), "--coordinator", f"127.0.0.1:{port}", "--processes", "2", "--process"]
+    runs = [
+        subprocess.Popen(
+            [*arguments, str(k)], env=env, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+        for k in range(2)
+    ]
+    printed = [run.communicate(timeout=300) for run in runs]
+    assert [run.returncode for run in runs] == [0, 0], printed
+    costs = np.random.default_rng(7).random((4, 20, 20)).astype(np.float32)
+    alone = sum(float(sns_sinkhorn(c, epsilon=0.2).transport_cost) for c in costs)
+    for k, (out, _) in enumerate(printed):
+        assert f"process {k} of 2, 2 devices: " in out
+        np.testing.assert_allclose(float(out.split()[-1]), alone, atol=2e-4)
 
 
 def test_the_blocks_are_found():
