@@ -21,6 +21,7 @@ Compression
     `bit_allocation` and its `pareto_front` by `hawq_sensitivity`: bits a layer. `obs_scores`, `obs_update`: pruning.
     `hesso` of `parameter_groups`, then `shrink`: whole channels go while an optimiser trains.
 Low rank
+    `complete`: a matrix from some of its entries.
     `matrix_sensing` of what a `Measurement` saw: `DenseMeasurements`, `RankOneMeasurements`, `Entries`, `WholeMatrix`.
 State space
     `DiagonalSSM`, `DiagonalMIMO`: layers for long sequences, made of `hippo` by `perturb_then_diagonalize`.
@@ -107,7 +108,9 @@ FACES: dict[str, tuple[str, ...]] = {
         "Stencil",
     ),
     "lowrank": (
+        "complete",
         "matrix_sensing",
+        "CompletionSolution",
         "DenseMeasurements",
         "Entries",
         "LowRankSolution",

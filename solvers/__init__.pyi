@@ -89,6 +89,7 @@ from .linear import ssor_cg as ssor_cg
 from .linear import young_omega as young_omega
 from .linear import young_prior as young_prior
 from .linear import young_rate as young_rate
+from .lowrank import CompletionSolution as CompletionSolution
 from .lowrank import DenseMeasurements as DenseMeasurements
 from .lowrank import Entries as Entries
 from .lowrank import LowRankSolution as LowRankSolution
@@ -96,6 +97,7 @@ from .lowrank import LowRankStatus as LowRankStatus
 from .lowrank import Measurement as Measurement
 from .lowrank import RankOneMeasurements as RankOneMeasurements
 from .lowrank import WholeMatrix as WholeMatrix
+from .lowrank import complete as complete
 from .lowrank import matrix_sensing as matrix_sensing
 from .pde import Box as Box
 from .pde import Dirichlet as Dirichlet
