@@ -6,6 +6,8 @@ Transport
     `sns_sinkhorn`, `sinkhorn`: entropic optimal transport. `unbalanced_sinkhorn`: masses that differ.
     `transport_exactly`: without entropy, to a certified gap.
     `PointCloud`, `Grid`: costs that are never stored. `sinkhorn_divergence`, `monge_gap`, `fit_transport_map`.
+Inverse problems
+    `admm`, `pgd`, `hqs`: data through `Radon`, `Blur`, `FourierSampling`, ..., a prior by its proximal map.
 Constrained
     `sketched_newton`: minimise subject to equations. `DenseKKT`, `KrylovKKT`, `SketchProject`: its linear algebra.
 Linear
@@ -54,6 +56,23 @@ FACES: dict[str, tuple[str, ...]] = {
         "TransportSolution",
         "TransportStatus",
         "UnbalancedSolution",
+    ),
+    "inverse": (
+        "admm",
+        "filtered_back_projection",
+        "hqs",
+        "pgd",
+        "prox_quadratic",
+        "Blur",
+        "Differences",
+        "Downsample",
+        "FourierSampling",
+        "InverseSolution",
+        "InverseStatus",
+        "Mask",
+        "Radon",
+        "TotalVariation",
+        "TotalVariationSolution",
     ),
     "constrained": (
         "sketched_newton",
