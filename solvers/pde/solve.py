@@ -15,8 +15,8 @@ from ..core.loop import Limits
 from ..core.precision import eps
 from ..core.solution import Status
 from ..core.typing import Progress, Scalar
-from .gaussian.completion import completed
-from .gaussian.exact import completion_for, conditioned_exactly
+from .exact.answer import completion_for, conditioned_exactly
+from .exact.completion import completed
 from .gaussian.posterior import conditioned
 from .gaussian.published import PublishedGPHM, solve_published
 from .problem import Condition, PDEProblem, float_type

@@ -1,6 +1,6 @@
 """The conditioned solve of an exact equation from end to end: completion, prior, most probable solution, the answer."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
@@ -10,7 +10,7 @@ from jax.flatten_util import ravel_pytree
 from jax.scipy.linalg import solve_triangular
 
 from ...core.linalg.kronecker import along, mode_products
-from ...core.loop import Limits
+from ...core.loop import Run
 from ...core.precision import eps, matmul
 from ...core.solution import Status
 from ..between import between
@@ -21,11 +21,12 @@ from ..spectral.axes import Fourier, Legendre
 from ..spectral.newton import Discretisation, singular, solve_spectral
 from ..spectral.spaces import face_values, line
 from ..spectral.start import start
+from ..tracing import Equation
 from .completion import Completion, completed, corners, face_spaces, offsets, stated_faces
-from .face_prior import chosen, magnitude_of, none
+from .face_prior import FacePrior, chosen, magnitude_of, none
 from .reduced import Reduced, attached, factorised, jacobian, responses, solve_reduced
 
-MOST = {1: 1200, 2: 1600, 3: 1800}
+MOST_NOISY = {1: 1200, 2: 1600, 3: 1800}
 """Most nodes that an equation with noise of its own is conditioned on this way: the noise at each is an unknown."""
 RANK = 600
 """Most weights of the open face values."""
@@ -45,7 +46,7 @@ def completion_for(problem: PDEProblem, equation, settings: Settings) -> Complet
     size = 1
     for n in settings.grid:
         size *= n
-    if problem.noise is not None and size * problem.fields > MOST[problem.domain.ndim]:
+    if problem.noise is not None and size * problem.fields > MOST_NOISY[problem.domain.ndim]:
         return None
     found = completed(problem, equation.orders)
     if found is None:
@@ -113,8 +114,8 @@ def conditioned_exactly(problem, completion: Completion, equation, args, dynamic
         model = Reduced(found, [], lifts, jnp.zeros((0, 0), dtype), parts(moving)[3], nugget)
         response = tuple(jnp.zeros((*z.shape, 0), dtype) for z in found.coefficients(y))
         run = eqx.tree_at(lambda r: r.value, run, (y, model.zeros(), strong, response, model.root))
-        asked = args, equation, problem, observed
-        return _answer(model, y, model.zeros(), run, none(dtype), settings, limits, asked)
+        asked = Asked(problem, equation, args, observed, settings.infer, limits.tol)
+        return _answer(model, (y, model.zeros()), run, none(dtype), asked)
 
     identity = jnp.eye(open_count, dtype=dtype)
     first = Reduced(found, spaces, lifts, identity, stated, jnp.ones((), dtype))
@@ -149,11 +150,23 @@ def conditioned_exactly(problem, completion: Completion, equation, args, dynamic
 
     y, p = attached(build, moving, y, p)
     model = Reduced(*live[:3], prior.root, live[3], nugget)
-    return _answer(model, y, p, run, prior, settings, limits, (args, equation, problem, observed))
+    return _answer(model, (y, p), run, prior, Asked(problem, equation, args, observed, settings.infer, limits.tol))
 
 
-def _answer(model: Reduced, y, p, run, prior, settings: Settings, limits: Limits, asked) -> GPSolution:
-    args, equation, problem, observed = asked
+class Asked(NamedTuple):
+    """The statement: problem, equation, the user's `args`, values of the face data, what to infer, the tolerance."""
+
+    problem: PDEProblem
+    equation: Equation
+    args: Any
+    observed: list
+    infer: Any
+    tol: Any
+
+
+def _answer(model: Reduced, point, run: Run, prior: FacePrior, asked: Asked) -> GPSolution:
+    """Judge the solution between the nodes, by its data and by what they leave open, and say how sure it is."""
+    (y, p), problem, equation, args, observed = point, asked.problem, asked.equation, asked.args, asked.observed
     _, _, strong, response, r = run.value
     dtype, fields = r.dtype, len(model.found.lines)
     z = model.coefficients(y, p)
@@ -177,10 +190,10 @@ def _answer(model: Reduced, y, p, run, prior, settings: Settings, limits: Limits
         status = told(status, (jnp.max(jnp.abs(rho)) > OUTLIER) | (surprise > SURPRISE), PDEStatus.CONTRADICTED)
     inverse = solve_triangular(r, jnp.eye(r.shape[0], dtype=dtype))
     spread, found_args = None, args
-    if settings.infer is not None:
+    if asked.infer is not None:
         whitened = unravel(jnp.sqrt(jnp.sum(inverse**2, axis=1)))[2]
         status = told(status, jnp.any(ravel_pytree(whitened)[0] > 0.95), PDEStatus.UNIDENTIFIED)
-        spread, found_args = jax.tree.map(jnp.multiply, settings.infer, whitened), model.args(p)[1]
+        spread, found_args = jax.tree.map(jnp.multiply, asked.infer, whitened), model.args(p)[1]
     count = p[0].size
     if count:
         nodes = jnp.concatenate([_at_nodes(model.found, v, f).reshape(-1, v.shape[-1]) for f, v in enumerate(response)])
@@ -201,7 +214,7 @@ def _answer(model: Reduced, y, p, run, prior, settings: Settings, limits: Limits
     noise = problem.noise, tuple(c.noise for c in problem.conditions if isinstance(c, Condition)), tuple(
         o.noise for o in problem.observations)  # fmt: skip
     return GPSolution(
-        value=z if fields > 1 else z[0], status=status, num_steps=run.num_steps, error=run.error, tol=limits.tol,
+        value=z if fields > 1 else z[0], status=status, num_steps=run.num_steps, error=run.error, tol=asked.tol,
         history=run.history, residual=residual, misfit=misfit, bases=bases,
         posterior=Response(flat, r, response, floor), args=found_args, args_std=spread, log_evidence=evidence,
         prior=None if count == 0 else (prior.kernel,) * problem.domain.ndim, noise=noise,
