@@ -19,6 +19,7 @@ FAMILIES: dict[str, str] = {
     "pde": "a differential equation with three scales, by a spectral Gaussian-process solve",
     "curvature": "a digit classifier: its natural gradient, and the curvature of its loss by pixel",
     "lowrank": "half of a photograph's pixels from the other half",
+    "stochastic": "sensors that learn together by gossip, at rates designed for their links",
     "constrained": "equality constraints: digits told odd from even by weights on a sphere",
 }
 """Name of the module, and what it shows."""

@@ -1,0 +1,68 @@
+"""Contract entries of first-order methods."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import solvers
+
+from .case import Case
+
+NODES, D = 4, 3
+RING = np.array([[0, 1], [1, 2], [2, 3], [3, 0]])
+
+
+def _node_gradient(x, node):
+    return 2 * x + 0.5 * node["bend"] * jnp.tanh(x) - node["target"]
+
+
+def _nodes(rng, n=NODES, d=D):
+    return {"bend": 0.5 + rng.random((n, d)), "target": rng.standard_normal((n, d)), "x0": np.zeros(d)}
+
+
+def _edges(data):
+    n = data["target"].shape[0]
+    return RING if n == NODES else np.array([[0, 1]])
+
+
+def _decentralised(method, **own):
+    def solve(data, **options):
+        nodes = {"bend": data["bend"], "target": data["target"]}
+        options = {**own, **options}
+        curvature = {"mu": 2.0, "smoothness": 4.0, **{k: options.pop(k) for k in ("mu",) if k in options}}
+        gradient = options.pop("gradient", _node_gradient)
+        return method(gradient, data["x0"], nodes, _edges(data), **curvature, **options)
+
+    def user_function(data, count):
+        def gradient(x, node):
+            count()
+            return _node_gradient(x, node)
+
+        return solve(data, gradient=gradient)
+
+    def zero():
+        data = _nodes(np.random.default_rng(23))
+        return {**data, "target": np.zeros((NODES, D))}
+
+    return Case(
+        name=method.__name__,
+        solution=solvers.DecentralisedSolution,
+        make=_nodes,
+        solve=solve,
+        poison="target",
+        warm=lambda data, solution: ({**data, "x0": solution.value}, {}),
+        zero=zero,
+        single=lambda: _nodes(np.random.default_rng(24), 2, 1),
+        failing=lambda data: (data, {"mu": 3.9}, int(solvers.DecentralisedStatus.CURVATURE)),
+        differentiable=("bend", "target"),
+        direction=lambda rng, data: {k: 0.3 * rng.standard_normal((NODES, D)) for k in ("bend", "target")},
+        observe=lambda s: jnp.sum(jnp.sin(s.value)) + s.nodes[1, 0] ** 2,
+        tol={"float64": 1e-8, "float32": 2e-4},
+        exact={"tol": 1e-13, "max_steps": 3000},
+    )
+
+
+CASES = [
+    _decentralised(solvers.dadao, key=jax.random.key(5), every=32),
+    _decentralised(solvers.mudag),
+]
