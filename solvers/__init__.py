@@ -17,6 +17,8 @@ Curvature
     `EmpiricalFisher` and its inverse, `head_hessian` exactly; `mfac`: natural gradients as an Optax transformation.
 Low rank
     `matrix_sensing` of what a `Measurement` saw: `DenseMeasurements`, `RankOneMeasurements`, `Entries`, `WholeMatrix`.
+State space
+    `DiagonalSSM`, `DiagonalMIMO`: layers for long sequences, made of `hippo` by `perturb_then_diagonalize`.
 Shared
     `Solution`, `Status`, `SolveError`, `print_progress`, `tqdm_progress`.
 """
@@ -92,6 +94,24 @@ FACES: dict[str, tuple[str, ...]] = {
         "RankOneMeasurements",
         "WholeMatrix",
     ),
+    "stochastic": (
+        "chi1",
+        "chi2",
+        "dadao",
+        "gossip_rates",
+        "hessian_aided_momentum",
+        "igt_momentum",
+        "mudag",
+        "policy_gradient",
+        "policy_hvp",
+        "rewards_to_go",
+        "storm_momentum",
+        "transported_point",
+        "DecentralisedSolution",
+        "DecentralisedStatus",
+        "RatesSolution",
+        "Trajectory",
+    ),
     "pde": (
         "gp_solve",
         "Box",
@@ -118,23 +138,13 @@ FACES: dict[str, tuple[str, ...]] = {
         "HeadHessian",
         "MFACState",
     ),
-    "stochastic": (
-        "chi1",
-        "chi2",
-        "dadao",
-        "gossip_rates",
-        "hessian_aided_momentum",
-        "igt_momentum",
-        "mudag",
-        "policy_gradient",
-        "policy_hvp",
-        "rewards_to_go",
-        "storm_momentum",
-        "transported_point",
-        "DecentralisedSolution",
-        "DecentralisedStatus",
-        "RatesSolution",
-        "Trajectory",
+    "statespace": (
+        "hinf_distance",
+        "hippo",
+        "perturb_then_diagonalize",
+        "DiagonalMIMO",
+        "DiagonalSSM",
+        "LinearSystem",
     ),
     "core": (
         "print_progress",

@@ -4,6 +4,7 @@ from . import curvature as curvature
 from . import linear as linear
 from . import lowrank as lowrank
 from . import pde as pde
+from . import statespace as statespace
 from . import stochastic as stochastic
 from . import transport as transport
 from .constrained import KKT as KKT
@@ -78,6 +79,12 @@ from .pde import SpectralMixture as SpectralMixture
 from .pde import SquaredExponential as SquaredExponential
 from .pde import StudentMixture as StudentMixture
 from .pde import gp_solve as gp_solve
+from .statespace import DiagonalMIMO as DiagonalMIMO
+from .statespace import DiagonalSSM as DiagonalSSM
+from .statespace import LinearSystem as LinearSystem
+from .statespace import hinf_distance as hinf_distance
+from .statespace import hippo as hippo
+from .statespace import perturb_then_diagonalize as perturb_then_diagonalize
 from .stochastic import DecentralisedSolution as DecentralisedSolution
 from .stochastic import DecentralisedStatus as DecentralisedStatus
 from .stochastic import RatesSolution as RatesSolution

@@ -8,6 +8,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.typing import ArrayLike
 
 from ..core import checks
 from ..core.implicit import UNCONVERGED, attach, distrust, linear_solve
@@ -211,7 +212,7 @@ def dadao(
     gradient: Gradient,
     x0: Float[Array, " d"],
     args: Any,
-    edges: Int[Array, "E 2"],
+    edges: Int[ArrayLike, "E 2"],
     *,
     mu: Scalar,
     smoothness: Scalar,

@@ -12,12 +12,12 @@ from ..core.typing import Array, Int, Scalar
 from ..core.variance_reduction import schedule_at, track, transported, unit
 
 
-def igt_schedule(count: Array) -> Array:
+def igt_schedule(count: Any) -> Any:
     """Return ``(2 / (t + 2))^(4/5)``, the published weight of `igt_momentum`."""
     return (2 / (count + 2)) ** 0.8
 
 
-def hessian_aided_schedule(count: Array) -> Array:
+def hessian_aided_schedule(count: Any) -> Any:
     """Return ``5 / (t + 5)``, the published weight of `hessian_aided_momentum`."""
     return 5 / (count + 5)
 

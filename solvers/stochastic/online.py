@@ -135,9 +135,9 @@ def optimistic_mirror_descent(
 ) -> OptimisticMirrorDescent:
     """Return an online method whose regret adapts to how much the rounds' losses vary.
 
-    ``x_t = argmin step <g_{t-1}, x> + D(x, anchor)``, then ``anchor <- argmin step <g_t, x> + D(x, anchor)``. Over T rounds
-    with losses of mean F_t and deviation sigma, convex: regret ``O(sqrt(sigma^2 T) + sqrt(total change of F))``: constant
-    where nothing varies, ``sqrt(T)`` at worst.
+    ``x_t = argmin step <g_{t-1}, x> + D(x, anchor)``, then ``anchor <- argmin step <g_t, x> + D(x, anchor)``. Over T
+    rounds with losses of mean F_t and deviation sigma, convex: regret ``O(sqrt(sigma^2 T) + sqrt(total change of F))``:
+    constant where nothing varies, ``sqrt(T)`` at worst.
 
     Parameters
     ----------
@@ -166,9 +166,9 @@ def optimistic_mirror_descent(
 
     Notes
     -----
-    Steps: ``D / sqrt(10 D^2 L^2 + 4 G^2 + sum |g_s - g_{s-1}|^2)``, ``2 / (curvature t)``, and one with ``H_1 = (1 + rate
-    G^2 / 2) I, rate = min(1 / (4 G D), curvature) / 2``. They were read in a summary, not in the paper. A round costs O(d),
-    for Newton O(d^3).
+    Steps: ``D / sqrt(10 D^2 L^2 + 4 G^2 + sum |g_s - g_{s-1}|^2)``, ``2 / (curvature t)``, and one with ``H_1 = (1 +
+    rate G^2 / 2) I, rate = min(1 / (4 G D), curvature) / 2``. They were read in a summary, not in the paper. A round
+    costs O(d), for Newton O(d^3).
 
     References
     ----------
@@ -209,8 +209,8 @@ def optimistic_mirror_descent(
 
 
 def _project_in(metric: Array, x: Array, domain: ProximalFunction) -> Array:
-    """Return the point of the ball nearest to x in the metric: ``(H + nu)^-1 H x`` with the nu that shortens it enough."""
-    if not isinstance(domain, L2Ball):
+    """Return the point of the ball nearest to x in the metric: ``(H + nu)^-1 H x`` with the nu that shortens it
+    enough.""" if not isinstance(domain, L2Ball):
         return x
     values, vectors = jnp.linalg.eigh(metric)
     weights = matmul(vectors.T, x) * values

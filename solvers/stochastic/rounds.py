@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.typing import ArrayLike
 
 from ..core import checks
 from ..core.implicit import UNCONVERGED
@@ -43,7 +44,7 @@ def mudag(
     gradient: Gradient,
     x0: Float[Array, " d"],
     args: Any,
-    edges: Int[Array, "E 2"],
+    edges: Int[ArrayLike, "E 2"],
     *,
     mu: Scalar,
     smoothness: Scalar,

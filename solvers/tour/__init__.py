@@ -16,10 +16,11 @@ Say: TypeAlias = Callable[[str], None]
 FAMILIES: dict[str, str] = {
     "linear": "a heat simulation whose relaxation is learned from its own step counts",
     "transport": "optimal transport: the colours of one photograph moved to another",
+    "stochastic": "sensors that learn together by gossip, at rates designed for their links",
     "pde": "a differential equation with three scales, by a spectral Gaussian-process solve",
     "curvature": "a digit classifier: its natural gradient, and the curvature of its loss by pixel",
     "lowrank": "half of a photograph's pixels from the other half",
-    "stochastic": "sensors that learn together by gossip, at rates designed for their links",
+    "statespace": "the past in 32 numbers, made diagonal: the distance that S4D keeps, and a thousandth of it",
     "constrained": "equality constraints: digits told odd from even by weights on a sphere",
 }
 """Name of the module, and what it shows."""
