@@ -303,7 +303,10 @@ def extremes(frame: Frame, share: Array) -> tuple[Array, Array]:
 
 def as_graph(name: str, edges: Any, rates: Any, n: int) -> tuple[Array, Array]:
     """Return edges and rates as arrays, or raise."""
-    array = np.asarray(edges) if not isinstance(edges, jax.core.Tracer) else None
+    try:
+        array = np.asarray(edges)
+    except jax.errors.TracerArrayConversionError:
+        array = None
     if isinstance(n, bool) or not isinstance(n, int) or n < 2:
         checks.fail(name, "n", "an integer of at least 2", n)
     if np.ndim(edges) != 2 or np.shape(edges)[1] != 2 or np.shape(edges)[0] == 0:

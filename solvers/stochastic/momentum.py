@@ -123,7 +123,7 @@ def igt_momentum(
         need("igt_momentum", params)
         still = jax.tree.map(jnp.zeros_like, updates)
         direction = track(state.direction, updates, still, state.momentum, 0)
-        count = optax.safe_increment(state.count)
+        count = jnp.asarray(optax.safe_increment(state.count))
         following = schedule_at(momentum, count).astype(state.momentum.dtype)
         return unit(direction) if normalise else direction, TransportState(direction, params, following, count)
 

@@ -209,8 +209,8 @@ def optimistic_mirror_descent(
 
 
 def _project_in(metric: Array, x: Array, domain: ProximalFunction) -> Array:
-    """Return the point of the ball nearest to x in the metric: ``(H + nu)^-1 H x`` with the nu that shortens it
-    enough.""" if not isinstance(domain, L2Ball):
+    """Return the point of the ball nearest to x in the metric, ``(H + nu)^-1 H x`` with nu as long as needed."""
+    if not isinstance(domain, L2Ball):
         return x
     values, vectors = jnp.linalg.eigh(metric)
     weights = matmul(vectors.T, x) * values
