@@ -17,6 +17,7 @@ FAMILIES: dict[str, str] = {
     "linear": "a heat simulation whose relaxation is learned from its own step counts",
     "transport": "optimal transport: the colours of one photograph moved to another",
     "stochastic": "sensors that learn together by gossip, at rates designed for their links",
+    "bilevel": "64 weight decays of a classifier, tuned by gradients through its training",
     "pde": "a differential equation with three scales, by a spectral Gaussian-process solve",
     "curvature": "a digit classifier: its natural gradient, and the curvature of its loss by pixel",
     "lowrank": "half of a photograph's pixels from the other half",

@@ -62,7 +62,58 @@ def _decentralised(method, **own):
     )
 
 
+N, K = 12, 3
+
+
+def _regression(rng, n=N, k=K):
+    return {"X": rng.standard_normal((n, k)), "y": rng.standard_normal(n), "w0": np.zeros(k)}
+
+
+def _model(w, args):
+    return args["X"] @ w
+
+
+def _logcosh(z, args):
+    return jnp.sum(jnp.logaddexp(z - args["y"], args["y"] - z) + 0.05 * (z - args["y"]) ** 2)
+
+
+def _surrogate(data, **options):
+    model, eta = options.pop("model", _model), options.pop("eta", 0.9)
+    args = {"X": data["X"], "y": data["y"]}
+    return solvers.target_surrogate(model, _logcosh, data["w0"], args, **{"eta": eta, **options})
+
+
+def _traced_surrogate(data, count):
+    def model(w, args):
+        count()
+        return args["X"] @ w
+
+    return _surrogate(data, model=model)
+
+
+SURROGATE = Case(
+    name="target_surrogate",
+    solution=solvers.SurrogateSolution,
+    make=_regression,
+    solve=_surrogate,
+    poison="X",
+    warm=lambda data, solution: ({**data, "w0": solution.value}, {}),
+    zero=lambda: {**_regression(np.random.default_rng(23)), "y": np.zeros(N)},
+    single=lambda: _regression(np.random.default_rng(24), 1, 1),
+    failing=lambda data: (
+        data,
+        {"tol": jnp.asarray(0, data["X"].dtype), "max_steps": 2},
+        int(solvers.Status.MAX_STEPS),
+    ),
+    differentiable=("X", "y"),
+    direction=lambda rng, data: {"X": 0.3 * rng.standard_normal((N, K)), "y": 0.3 * rng.standard_normal(N)},
+    observe=lambda s: jnp.sum(jnp.sin(s.value)),
+    tol={"float64": 1e-6, "float32": 1e-4},
+    exact={"tol": 1e-12},
+)
+
 CASES = [
+    SURROGATE,
     _decentralised(solvers.dadao, key=jax.random.key(5), every=32),
     _decentralised(solvers.mudag),
 ]

@@ -8,7 +8,7 @@ from scipy.linalg import expm
 
 from solvers import DecentralisedStatus, Status, dadao, gossip_rates, mudag
 from solvers.problems.stochastic import barbell, network, ring
-from solvers.stochastic.decentralised import Flow
+from solvers.stochastic.gossip.decentralised import Flow
 
 from ..conftest import FLOAT, needs_x64
 

@@ -10,14 +10,14 @@ import jax.numpy as jnp
 from jax import lax
 from jax.typing import ArrayLike
 
-from ..core import checks
-from ..core.implicit import UNCONVERGED, attach, distrust, linear_solve
-from ..core.krylov.cg import cg
-from ..core.loop import Limits, iterate
-from ..core.precision import eps, matmul
-from ..core.solution import Solution, Status, StatusCode
-from ..core.typing import Array, Float, Int, Progress, Scalar
-from ..core.vectors import norm
+from ...core import checks
+from ...core.implicit import UNCONVERGED, attach, distrust, linear_solve
+from ...core.krylov.cg import cg
+from ...core.loop import Limits, iterate
+from ...core.precision import eps, matmul
+from ...core.solution import Solution, Status, StatusCode
+from ...core.typing import Array, Float, Int, Progress, Scalar
+from ...core.vectors import norm
 from .graph import as_graph, chi1, chi2
 
 Gradient = Callable[[Array, Any], Array]

@@ -9,12 +9,12 @@ import numpy as np
 from jax.flatten_util import ravel_pytree
 from jax.typing import ArrayLike
 
-from ..core import checks
-from ..core.loop import Limits, iterate
-from ..core.precision import eps, matmul
-from ..core.search import backtrack
-from ..core.solution import Solution, Status, StatusCode
-from ..core.typing import Array, Float, Int, Progress, Scalar
+from ...core import checks
+from ...core.loop import Limits, iterate
+from ...core.precision import eps, matmul
+from ...core.search import backtrack
+from ...core.solution import Solution, Status, StatusCode
+from ...core.typing import Array, Float, Int, Progress, Scalar
 
 
 class GraphStatus(StatusCode):

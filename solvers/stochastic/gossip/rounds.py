@@ -8,12 +8,12 @@ import jax.numpy as jnp
 from jax import lax
 from jax.typing import ArrayLike
 
-from ..core import checks
-from ..core.implicit import UNCONVERGED
-from ..core.loop import Limits, iterate
-from ..core.precision import eps, matmul
-from ..core.solution import Status
-from ..core.typing import Array, Float, Int, Progress, Scalar
+from ...core import checks
+from ...core.implicit import UNCONVERGED
+from ...core.loop import Limits, iterate
+from ...core.precision import eps, matmul
+from ...core.solution import Status
+from ...core.typing import Array, Float, Int, Progress, Scalar
 from .decentralised import (
     DecentralisedSolution,
     DecentralisedStatus,
