@@ -30,6 +30,7 @@ SUBFOLDERS = {  # from the ground up: a subfolder may import from those before i
     "linear": ("systems", "cycles", "learned"),
     "stochastic": ("gossip", "online"),
     "pde": ("spectral", "gaussian"),
+    "inverse": ("forward", "variational"),
 }
 LARGE, MOST_FILES = 1500, 9
 MOST_ARGUMENTS = 7

@@ -7,6 +7,7 @@ import numpy as np
 import solvers
 
 from .case import Case
+from .transformation import Transformation
 
 NODES, D = 4, 3
 RING = np.array([[0, 1], [1, 2], [2, 3], [3, 0]])
@@ -116,4 +117,40 @@ CASES = [
     SURROGATE,
     _decentralised(solvers.dadao, key=jax.random.key(5), every=32),
     _decentralised(solvers.mudag),
+]
+
+
+def _hvp(objective, params, key):
+    return {"hvp": lambda x, v: jax.jvp(jax.grad(objective), (x,), (v,))[1]}
+
+
+def _same_sample(objective, params, key):
+    return {"gradient": jax.grad(objective)}
+
+
+TRANSFORMATIONS = [
+    Transformation(
+        name="igt_momentum",
+        make=lambda learning_rate=0.05: solvers.igt_momentum(learning_rate),
+        number=("learning_rate", 0.05),
+    ),
+    Transformation(
+        name="hessian_aided_momentum",
+        make=lambda learning_rate=0.005: solvers.hessian_aided_momentum(learning_rate),
+        number=("learning_rate", 0.005),
+        extra=_hvp,
+    ),
+    Transformation(
+        name="storm_momentum",
+        make=lambda learning_rate=0.005: solvers.storm_momentum(learning_rate),
+        number=("learning_rate", 0.005),
+        extra=_same_sample,
+        descends=0.5,
+        steps=100,
+    ),
+    Transformation(
+        name="optimistic_descent",
+        make=lambda diameter=4.0: solvers.optimistic_descent(diameter, 100.0, 100.0),
+        number=("diameter", 4.0),
+    ),
 ]
