@@ -101,9 +101,11 @@ def newton(problem: Problem, s: State, args: Any, objective: Callable) -> Any:
     tol = 100 * eps(s.value.dtype) * norm(gradient)
     down = cg(bend.mv, jax.tree.map(jnp.negative, gradient), tol=tol, max_steps=problem.inner_steps).x
     slope = inner(gradient, down)
+    # Outputs are known to rounding only; without this the steps end at a gradient of the root of it.
+    noise = 10 * eps(s.value.dtype) * norm(s.slope) * norm(s.z)
     found = backtrack(
         lambda t: objective(axpy(t, down, s.w)),
-        lambda t, after: after <= 1e-4 * t * slope,
+        lambda t, after: after <= 1e-4 * t * slope + noise,
         start=jnp.ones((), s.value.dtype),
     )
     return axpy(jnp.where(found.accepted, found.length, 0), down, s.w)
@@ -168,7 +170,8 @@ def target_surrogate(
     Returns
     -------
     SurrogateSolution
-        ``error = |grad_w loss(model(w))|``, absolute; `loss`, and `num_oracle`, the calls for loss and gradient.
+        `value`, the last point, which has the smallest loss seen; ``error = |grad_w loss(model(w))|`` there, absolute;
+        `loss`, and `num_oracle`, the calls for loss and gradient.
 
     Raises
     ------
@@ -244,8 +247,9 @@ def _solve(problem: Problem, held: _Held, unconverged: str, w0: Any, dynamic: An
 
     def step(s: State) -> State:
         new = ask(descend(problem, s, data), s.eta, s.asked, jnp.zeros((), jnp.int32))
-        slack = 10 * eps(s.value.dtype) * jnp.maximum(jnp.abs(s.value), jnp.abs(new.value))
-        good = new.value <= s.value + slack
+        # Within rounding of the loss the gradient decides: its own rounding is far smaller.
+        noise = eps(s.value.dtype) * jnp.maximum(jnp.abs(s.value), jnp.abs(new.value))
+        good = (new.value <= s.value) | ((new.value <= s.value + 100 * noise) & (new.error <= s.error))
         back = s._replace(eta=s.eta / 2, asked=new.asked, refusals=s.refusals + 1)
         return jax.tree.map(lambda a, b: jnp.where(good | ~jnp.isfinite(s.value), a, b), new, back)
 
@@ -259,7 +263,11 @@ def _solve(problem: Problem, held: _Held, unconverged: str, w0: Any, dynamic: An
         status=lambda s: jnp.where(s.refusals >= 30, SurrogateStatus.REFUSED, Status.RUNNING),
         stall=200,
     )
-    w, value = run.value
+    # The loss never rose, so the last point is the best; unless it is no point at all.
+    last = (run.state.w, run.state.value, run.state.error)
+    w, value, error = jax.tree.map(
+        lambda a, b: jnp.where(jnp.isfinite(run.state.error), a, b), last, (*run.value, run.error)
+    )
     moving, fixed = eqx.partition(args, eqx.is_inexact_array)
 
     def residual(w, moving):
@@ -273,4 +281,4 @@ def _solve(problem: Problem, held: _Held, unconverged: str, w0: Any, dynamic: An
 
     trusted = (run.status == Status.CONVERGED) | (unconverged == "approximate")
     w = distrust(attach(residual, w, moving, solve=solve), trusted)
-    return SurrogateSolution(w, run.status, run.num_steps, run.error, limits.tol, run.history, value, run.state.asked)
+    return SurrogateSolution(w, run.status, run.num_steps, error, limits.tol, run.history, value, run.state.asked)
