@@ -162,6 +162,7 @@ from .stochastic import rho_to_epsilon as rho_to_epsilon
 from .stochastic import storm_momentum as storm_momentum
 from .stochastic import target_surrogate as target_surrogate
 from .stochastic import transported_point as transported_point
+from .transport import BarycenterSolution as BarycenterSolution
 from .transport import DivergenceSolution as DivergenceSolution
 from .transport import ExactSolution as ExactSolution
 from .transport import Grid as Grid
@@ -173,6 +174,7 @@ from .transport import TransportMap as TransportMap
 from .transport import TransportSolution as TransportSolution
 from .transport import TransportStatus as TransportStatus
 from .transport import UnbalancedSolution as UnbalancedSolution
+from .transport import barycenter as barycenter
 from .transport import fit_transport_map as fit_transport_map
 from .transport import monge_gap as monge_gap
 from .transport import sinkhorn as sinkhorn
