@@ -28,12 +28,8 @@ LONGEST = 450
 SUBFOLDERS = {  # from the ground up: a subfolder may import from those before it
     "transport": ("costs", "entropic", "losses"),
     "linear": ("systems", "cycles", "learned"),
-<<<<<<< HEAD
     "stochastic": ("gossip", "online"),
-    "pde": ("spectral", "gaussian"),
-=======
     "pde": ("spectral", "gaussian", "exact"),
->>>>>>> main
     "inverse": ("forward", "variational"),
 }
 LARGE, MOST_FILES = 1500, 9
