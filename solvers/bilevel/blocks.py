@@ -230,7 +230,7 @@ def bsvrb(
     >>> lower = lambda x, y, d: 0.5 * jnp.sum((y - x - d) ** 2)
     >>> upper = lambda x, y, d: 0.5 * jnp.sum(y**2)
     >>> shifts = jnp.array([[1.0], [3.0]])
-    >>> method = bsvrb(upper, lower, lambda i, key: shifts[i], blocks=2, sampled=1, x_step=0.3, y_step=0.9)
+    >>> method = bsvrb(upper, lower, lambda i, key: shifts[i], blocks=2, sampled=2, x_step=0.3, y_step=0.9)
     >>> state = method.init(jnp.zeros(1), jnp.zeros((2, 1)))
     >>> state, _ = method.run(state, jax.random.key(3), 300)
     >>> print(state.x.round(2))

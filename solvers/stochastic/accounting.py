@@ -93,8 +93,8 @@ def rho_to_epsilon(rho: Scalar, delta: Scalar, *, conversion: str = "exact") -> 
     >>> from solvers import rho_to_epsilon
     >>> for how in ("exact", "renyi", "simple"):
     ...     print(how, f"{rho_to_epsilon(0.05, 1e-5, conversion=how):.2f}")
-    exact 1.19
-    renyi 1.27
+    exact 1.20
+    renyi 1.31
     simple 1.57
     """
     name = "rho_to_epsilon"
