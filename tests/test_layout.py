@@ -29,6 +29,7 @@ SUBFOLDERS = {  # from the ground up: a subfolder may import from those before i
     "transport": ("costs", "entropic", "losses"),
     "linear": ("systems", "learned"),
     "pde": ("spectral", "gaussian"),
+    "constrained": ("interior",),
 }
 LARGE, MOST_FILES = 1500, 9
 MOST_ARGUMENTS = 7
