@@ -59,7 +59,7 @@ _SKETCHED_NEWTON = Case(
 
 def _interior_point_data(rng):
     return {
-        "target": rng.standard_normal(4) + np.array([1.5, -1.5, 0.0, 0.0]),
+        "target": rng.standard_normal(4) + np.array([1.5, -1.5, 2.0, 2.0]),
         "rows": np.eye(2, 4) + 0.3 * rng.standard_normal((2, 4)),
         "rhs": 0.5 + 0.1 * rng.standard_normal(2),
         "radius": 0.6 + 0.1 * rng.random(1),

@@ -22,7 +22,7 @@ from ...core.solution import Status
 from ...core.typing import Array
 from .acceptance import Filter, Found, Rules, Trial, barrier, boundary, empty_filter, search, violation
 from .direction import Plan, plan
-from .newton_system import multipliers, newton
+from .newton_system import Direction, multipliers, newton
 from .standard import Iterate, Model, Residual, Standard, Values, gradient, largest
 from .state import ENTER, NEWTON, REFRESH, RESTORE, State, count, gaps_from, select
 
@@ -55,13 +55,20 @@ def measure(problem: Standard, restoring, mu, x, slacks, values: Values) -> Tria
     return Trial(x, slacks, values, jnp.where(restoring & finite, 0, jnp.where(finite, theta, jnp.inf)), phi)
 
 
+def primal_boundary(problem: Standard, w: Iterate, direction: Direction, tau):
+    """Return how far slacks and variables may go."""
+    low, high = problem.gaps(w.x)
+    down, up = jnp.where(problem.below, direction.x, 0), jnp.where(problem.above, -direction.x, 0)
+    return boundary([(w.s, direction.s), (low, down), (high, up)], tau)
+
+
 def look(s: State, problem: Standard, p: Plan, filter: Filter) -> Found:
     """Search along the direction of the plan."""
     w, restoring, mu = s.w, s.mode == RESTORE, p.target.mu
     low, high = problem.gaps(w.x)
 
     def reach(direction):
-        return s.reach * boundary([(w.s, direction.s), (low, direction.x), (high, -direction.x)], p.tau)
+        return s.reach * primal_boundary(problem, w, direction, p.tau)
 
     def evaluate(alpha, direction):
         x = w.x + alpha * direction.x
@@ -92,8 +99,7 @@ def look(s: State, problem: Standard, p: Plan, filter: Filter) -> Found:
 def taken(s: State, problem: Standard, p: Plan, found: Found) -> tuple[Iterate, Array]:
     """Return the iterate after the step that was found, or the whole step where none was, and the length of that."""
     w, d = s.w, found.direction
-    low, high = problem.gaps(w.x)
-    whole = boundary([(w.s, d.s), (low, d.x), (high, -d.x)], p.tau)
+    whole = primal_boundary(problem, w, d, p.tau)
     alpha = jnp.where(found.accepted, found.alpha, jnp.minimum(whole, p.dual))
     dual = jnp.where(found.accepted, p.dual, alpha)
     x = jnp.where(found.accepted, found.trial.x, w.x + alpha * d.x)

@@ -73,7 +73,8 @@ def plan(s: State, problem: Standard, tol) -> Plan:
     v, curvature = when(
         s.suspect, lambda _: bend(problem, system, s.model.C), (jnp.zeros_like(w.x), jnp.zeros((), dtype))
     )
-    leave = (system.shift > 0) & (curvature < 0)
+    flat = eps(dtype) ** 0.5 * jnp.max(jnp.abs(s.model.H), initial=0)
+    leave = s.suspect & (system.shift > 0) & (curvature < -flat)
     direction = select(leave, along(problem, s, v, direction), direction)
     tau = jnp.maximum(TAU, 1 - mu)
     dual = boundary([(w.z, direction.z), (w.zl, direction.zl), (w.zu, direction.zu)], tau)

@@ -108,7 +108,7 @@ class Standard(NamedTuple):
     def residual(self, w: Iterate, values: Values, model: Model) -> Residual:
         """Return the residual of the problem as posed, relative to the mean multiplier where that exceeds 100."""
         sf, sc, sg = self.scale
-        r = gradient(w, model) / sf
+        r = jnp.where(jnp.isfinite(values.f), gradient(w, model) / sf, jnp.nan)
         y, z, zl, zu = (v / sf for v in (w.y * sc, w.z * sg, w.zl, w.zu))
         bounds = jnp.sum(z) + jnp.sum(zl) + jnp.sum(zu)
         dual = mean_size(bounds + jnp.sum(jnp.abs(y)), y.size + z.size + 2 * zl.size)
