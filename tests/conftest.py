@@ -69,3 +69,4 @@ def rng():
 
 
 needs_x64 = pytest.mark.skipif(not X64, reason="needs float64: run with JAX_ENABLE_X64=1")
+whatever_precision = pytest.mark.skipif(not X64, reason="does not depend on precision: checked in the float64 run")

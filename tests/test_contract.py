@@ -15,7 +15,7 @@ from jax.sharding import Mesh, PartitionSpec
 from solvers import SolveError, Status
 
 from .cases import CASES, Case
-from .conftest import FLOAT, needs_x64
+from .conftest import FLOAT, needs_x64, whatever_precision
 
 BENCH = Path(__file__).parents[1] / "bench"
 LANES = 4
@@ -102,6 +102,7 @@ def test_counts_have_not_grown(case, monkeypatch):
     assert bench.program_size(case.solve, data_of(case)) <= 1.2 * stored["equations"]
 
 
+@whatever_precision
 def test_jit_equals_eager(case):
     eager, compiled = case.solve(data_of(case)), jitted(case)(data_of(case))
     close(eager.value, compiled.value, case)
@@ -149,6 +150,7 @@ def test_first_and_second_derivatives(case, mode):
     """Along a feasible direction, against differences of the values, and of the first derivatives."""
     data = data_of(case)
     rng = np.random.default_rng(21)
+    second = case.orders > 1
     direction = cast({k: v for k, v in case.direction(rng, data).items() if k in case.differentiable})
 
     def observed(t):
@@ -156,22 +158,26 @@ def test_first_and_second_derivatives(case, mode):
         return case.observe(case.solve(moved, **case.exact))
 
     def forward(t):
-        return jax.jvp(lambda t: jax.jvp(observed, (t,), (1.0,)), (t,), (1.0,))
+        slope = lambda t: jax.jvp(observed, (t,), (1.0,))  # noqa: E731
+        return jax.jvp(slope, (t,), (1.0,)) if second else (slope(t), (0.0, 0.0))
 
     def reverse(t):
         def slope(t):
             value, first = jax.value_and_grad(observed)(t)
             return first, (value, first)
 
-        second, aux = jax.grad(slope, has_aux=True)(t)
-        return aux, (aux[1], second)
+        if not second:
+            return slope(t)[1], (0.0, 0.0)
+        bend, aux = jax.grad(slope, has_aux=True)(t)
+        return aux, (aux[1], bend)
 
     derivatives = jax.jit(forward if mode == "forward" else reverse)
     h = 1e-4
     (values, slopes), (_, bend) = jax.tree.map(lambda *x: np.array(x), *(derivatives(k * h) for k in (-2, -1, 0, 1, 2))
                                                )  # fmt: skip
-    np.testing.assert_allclose(slopes[2], _difference(values, h), rtol=1e-6, atol=1e-8)
-    np.testing.assert_allclose(bend[2], _difference(slopes, h), rtol=1e-6, atol=1e-7)
+    np.testing.assert_allclose(slopes[2], _difference(values, h), rtol=case.accuracy, atol=1e-8)
+    if second:
+        np.testing.assert_allclose(bend[2], _difference(slopes, h), rtol=case.accuracy, atol=1e-7)
     assert abs(slopes[2]) > 1e-3
 
 
@@ -214,6 +220,7 @@ def test_keeps_the_dtype(case, dtype):
     assert solution.converged, solution
 
 
+@whatever_precision
 def test_new_numbers_do_not_retrace(case):
     solve, traces = limited(case)
     for seed, tol, max_steps in ((20, 1e-3, 50), (22, 1e-2, 60)):
@@ -221,6 +228,7 @@ def test_new_numbers_do_not_retrace(case):
     assert len(traces) == 1
 
 
+@whatever_precision
 def test_user_function_is_traced_at_most_twice(case):
     if case.user_function is None:
         pytest.skip("takes no user function")
@@ -229,12 +237,14 @@ def test_user_function_is_traced_at_most_twice(case):
     assert 1 <= len(calls) <= 2
 
 
+@whatever_precision
 def test_no_callback_unless_asked(case):
     data = data_of(case)
     assert "callback" not in str(jax.make_jaxpr(lambda d: case.solve(d).value)(data))
     assert "callback" in str(jax.make_jaxpr(lambda d: case.solve(d, progress=lambda k, e: None).value)(data))
 
 
+@whatever_precision
 def test_progress_sees_increasing_steps(case):
     seen = []
     solve = jax.jit(lambda data: case.solve(data, progress=lambda step, error: seen.append((step, error))))
@@ -256,6 +266,7 @@ def test_history_records_the_errors(case):
     assert jitted(case)(data_of(case)).history is None
 
 
+@whatever_precision
 def test_solution_is_a_plain_pytree(case):
     solution = jitted(case)(data_of(case))
     host = pickle.loads(pickle.dumps(jax.device_get(solution)))
@@ -265,6 +276,7 @@ def test_solution_is_a_plain_pytree(case):
     close(scanned(case).value, solved_batch(case).value, case)
 
 
+@whatever_precision
 def test_value_exports(case):
     data = data_of(case)
     exported = jax.export.export(jax.jit(lambda d: case.solve(d).value))(data)
@@ -272,6 +284,7 @@ def test_value_exports(case):
     close(reloaded.call(data), jitted(case)(data).value, case)
 
 
+@whatever_precision
 def test_batch_shards_over_devices(case):
     mesh = Mesh(np.array(jax.devices()[:2]), ("batch",))
     spec = PartitionSpec("batch")
@@ -290,6 +303,8 @@ def test_step_limit_is_kept(case, max_steps):
 
 
 def test_solved_input_takes_no_step(case):
+    if case.warm is None:
+        pytest.skip("takes no start")
     data, options = case.warm(data_of(case), jitted(case)(data_of(case)))
     again = jax.jit(lambda d, o: case.solve(d, **o))(data, {**options, "tol": jnp.asarray(case.tol[FLOAT.name], FLOAT)})
     assert again.converged
@@ -312,6 +327,7 @@ def test_failure_says_so(case):
         solution.check()
 
 
+@whatever_precision
 def test_same_data_same_bits(case):
     first, second = (jitted(case)(data_of(case)) for _ in range(2))
     jax.tree.map(np.testing.assert_array_equal, first, second)

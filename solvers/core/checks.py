@@ -60,5 +60,10 @@ def choice(function: str, argument: str, x, allowed: tuple) -> None:
         fail(function, argument, "one of " + ", ".join(repr(a) for a in allowed), repr(x))
 
 
+def known(x) -> bool:
+    """Whether the numbers of an array can be looked at now, that is outside of a trace."""
+    return not isinstance(x, jax.core.Tracer)  # pyright: ignore[reportAttributeAccessIssue]
+
+
 def _is_integral(dtype) -> bool:
     return jnp.issubdtype(dtype, jnp.integer) or jnp.issubdtype(dtype, jnp.bool_)

@@ -16,6 +16,16 @@ def tiny(dtype) -> float:
     return float(jnp.finfo(dtype).tiny)
 
 
+def complex_of(dtype):
+    """Complex dtype whose parts have the real dtype ``dtype``."""
+    return jnp.dtype(jnp.complex128 if dtype == jnp.float64 else jnp.complex64)
+
+
+def real_of(dtype):
+    """Real dtype of the parts of numbers of the dtype ``dtype``."""
+    return jnp.finfo(dtype).dtype
+
+
 def matmul(x, y):
     """``x @ y`` at the inputs' own precision on every backend."""
     return jnp.matmul(x, y, precision=HIGHEST)

@@ -81,13 +81,22 @@ class Solution(eqx.Module):
     @property
     def message(self) -> str:
         """Why the solve stopped and what to try; for a batch, of its worst lane. Host only."""
+        self._on_host("message")
         return self._decode(int(np.ravel(self.status)[self._worst_lane()])).message
 
     def check(self) -> Self:
         """Return the solution, or raise `SolveError` where a lane did not converge. Host only."""
+        self._on_host("check()")
         if not np.all(np.asarray(self.status) == Status.CONVERGED):
             raise SolveError(f"{self}\n{self.message}")
         return self
+
+    def _on_host(self, what: str) -> None:
+        if not _is_concrete(self.status):
+            raise TypeError(
+                f"{type(self).__name__}.{what} looks at numbers, which inside jax.jit, jax.vmap or jax.grad are not "
+                "known yet: call it on the result outside, or branch on the array `.converged` inside"
+            )
 
     @classmethod
     def _decode(cls, code: int) -> StatusCode:
@@ -109,7 +118,7 @@ class Solution(eqx.Module):
 
     def __repr__(self) -> str:
         name = type(self).__name__
-        if not all(isinstance(x, np.ndarray | np.generic) or _is_concrete(x) for x in (self.status, self.error)):
+        if not all(_is_concrete(x) for x in (self.status, self.error)):
             return f"{name}(traced)"
         lane = self._worst_lane()
         error, tol = (_number(np.ravel(x)[min(lane, np.size(x) - 1)]) for x in (self.error, self.tol))

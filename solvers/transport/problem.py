@@ -78,6 +78,9 @@ def check(function: str, cost, a, b, epsilon):
     """Return cost, a, b and epsilon as floating arrays of one dtype and fitting shapes, or raise."""
     if not isinstance(cost, Cost):
         cost = checks.float_array(function, "cost", cost, ndim=2)
+        if a is not None and jnp.ndim(a) == 2 and jnp.shape(a)[1] == cost.shape[1]:
+            got = f"an array {jnp.shape(a)} like points; for two point clouds write `PointCloud(x, y)`"
+            checks.fail(function, "a", "a vector of weights, after one cost", got)
     n, m = cost.shape
     if n == 0 or m == 0:
         checks.fail(function, "cost", "an (n, m) array with n, m >= 1", f"shape {cost.shape}")

@@ -1,15 +1,18 @@
 """The answer to an entropic transport problem: potentials, and all that follows from them."""
 
 from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 
+from ..core.checks import fail, float_array
 from ..core.implicit import distrust, envelope
 from ..core.solution import Solution, Status, StatusCode
 from ..core.typing import Array, Bool, Float, Int
 from .costs.cost import as_cost
+from .costs.pointcloud import PointCloud
 from .plan import Rounding, entropy_term, linear_cost, round_to_marginals
 from .problem import TransportStatus
 
@@ -89,11 +92,20 @@ class TransportSolution(Potentials):
         Potentials of ``cost - shift``; they keep their digits when the cost has a large offset.
     linear_steps : Int[Array, "*batch"]
         Conjugate-gradient steps spent in all Newton systems; zero for `sinkhorn`.
+    cloud : PointCloud or None
+        The points, where the cost was given by them; see `map`.
     """
 
     shift: Float[Array, "*batch"]
     reduced: tuple[Float[Array, "*batch n"], Float[Array, "*batch m"]]
     linear_steps: Int[Array, "*batch"]
+    cloud: PointCloud | None = None
+
+    def between(self, cost: Any) -> Self:
+        """Return the solution with the points of `cost` kept: small clouds are solved by their matrix."""
+        if not isinstance(cost, PointCloud):
+            return self
+        return eqx.tree_at(lambda s: s.cloud, self, cost, is_leaf=lambda x: x is None)
 
     @property
     def marginal_error(self) -> Float[Array, "*batch"]:
@@ -121,6 +133,12 @@ class TransportSolution(Potentials):
         Float[Array, "*batch n"] or Float[Array, "*batch n k"]
             For instance ``sol.apply(y) / sol.a[:, None]``, where the plan sends each point on average.
         """
+        x = jnp.asarray(x)
+        batch, length = jnp.ndim(self.status), (self.a if transpose else self.b).shape[-1]
+        if x.ndim not in (batch + 1, batch + 2) or x.shape[batch] != length:
+            side = "first" if transpose else "second"
+            got = f"{x.shape}; to move new points, see `map`"
+            fail("TransportSolution.apply", "x", f"one entry or row for each of the {length} {side} points", got)
 
         def product(plan, x, cost, a, b, epsilon):
             rounding = Rounding.of(plan, a, b) if rounded else None
@@ -129,12 +147,60 @@ class TransportSolution(Potentials):
             one = plan.times if rounding is None else lambda v: rounding.times(plan, v)
             return one(x) if x.ndim == 1 else jax.vmap(one, 1, 1)(x)
 
-        return self._lanes(lambda plan, data, x: product(plan, x, *data), jnp.asarray(x))
+        return self._lanes(lambda plan, data, x: product(plan, x, *data), x)
 
     def barycentric_map(self, y) -> Float[Array, "*batch n d"]:
         """Return ``sum_j P_ij y_j / sum_j P_ij``: where the plan sends each point on average."""
         mass = self.apply(jnp.ones(y.shape[:-1], y.dtype))
         return self.apply(y) / jnp.where(mass > 0, mass, 1)[..., None]
+
+    def map(self, points, *, transpose: bool = False) -> Float[Array, "*batch k d"]:
+        """Return where the entropic map sends new points: for a problem between the points of a `PointCloud`.
+
+        ``T(x) = sum_j w_j(x) y_j`` with weights ``w_j`` in proportion to ``b_j exp((g_j - c(x, y_j)) / epsilon)`` and
+        sum one, g the potential without the reference weights. At the cloud's own points it is `barycentric_map`; for
+        squared distances it estimates the optimal map [1]_, with a bias of the order of epsilon.
+
+        Parameters
+        ----------
+        points : Float[Array, "*batch k d"]
+            Any points of the first space. Differentiable.
+        transpose : bool
+            From the second cloud to the first instead. Static.
+
+        Returns
+        -------
+        Float[Array, "*batch k d"]
+            In the convex hull of the targets.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If the cost was not given as a `PointCloud`, or the points have another number of coordinates.
+
+        Notes
+        -----
+        Tile by tile, like the cost. Differentiable in the points and in all data of the problem.
+
+        References
+        ----------
+        .. [1] A.-A. Pooladian, J. Niles-Weed, "Entropic estimation of optimal transport maps", 2021: section 3.
+        """
+        name = "TransportSolution.map"
+        if self.cloud is None:
+            fail(
+                name, "cost", "given as `PointCloud(x, y)`, which knows the points", type(self.cost).__name__, TypeError
+            )
+        points = float_array(name, "points", points, dtype=self.cloud.dtype).astype(self.cloud.dtype)
+        if points.ndim != jnp.ndim(self.status) + 2 or points.shape[-1] != self.cloud.x.shape[-1]:
+            fail(name, "points", f"(k, {self.cloud.x.shape[-1]}), after any batch axes", points.shape)
+
+        def one(reduced, shift, cost, weights, epsilon, points):
+            cost = cost.T if transpose else cost
+            return cost.soft_map(points, reduced[0 if transpose else 1], weights > 0, epsilon, shift)
+
+        weights = self.a if transpose else self.b
+        return self._vmapped(one)(self.reduced, self.shift, self.cloud, weights, self.epsilon, points)
 
     @property
     def transport_cost(self) -> Float[Array, "*batch"]:

@@ -182,6 +182,13 @@ class PointCloud(Lazy):
 
         return self.over_rows(rows, u, shared=(v, x, scale))
 
+    def soft_map(self, points, g, columns, epsilon, shift) -> Float[Array, "k d"]:
+        """Return ``sum_j w_ij y_j`` for other points in the place of x: w softmax of ``(g_j - C_ij) / epsilon``."""
+        there = PointCloud(points, self.y, metric=self.metric, tile=self.tile, mesh=self.mesh)
+        v = jnp.where(columns, (g + shift) / epsilon, DEAD)
+        u = -there.logsumexp(g, columns, epsilon, shift)
+        return jax.vmap(lambda target: there.product(u, v, target, 1 / epsilon), 1, 1)(self.y)
+
     def least(self, g=None, columns=None):
         """Return ``min_j C_ij - g_j``."""
         lift = jnp.zeros(self.shape[1], self.dtype) if g is None else g

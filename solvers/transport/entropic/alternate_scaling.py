@@ -140,7 +140,7 @@ def sinkhorn(
     if unbalanced is not None:
         checks.fail(name, "unbalanced", "None: call `unbalanced_sinkhorn(cost, a, b, epsilon=, rho=)`", unbalanced)
     init = check_potentials(name, init, data)
-    return _solve(data, init, Limits(tol, max_steps, history, progress), unconverged)
+    return _solve(data, init, Limits(tol, max_steps, history, progress), unconverged).between(data[0])
 
 
 @partial(jax.jit, static_argnums=3)

@@ -160,7 +160,7 @@ def sns_sinkhorn(
         checks.fail(name, "unbalanced", "None: call `unbalanced_sinkhorn(cost, a, b, epsilon=, rho=)`", unbalanced)
     init = check_potentials(name, init, data)
     limits = Limits(tol, max_steps, history, progress)
-    return _solve(data, init, limits, hessian, bool(anneal), published, unconverged)
+    return _solve(data, init, limits, hessian, bool(anneal), published, unconverged).between(data[0])
 
 
 @partial(jax.jit, static_argnums=(3, 4, 5, 6))
