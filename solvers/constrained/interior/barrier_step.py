@@ -38,7 +38,7 @@ RESTORED = 0.9
 """A restoration ends once the violation has fallen by this factor and the filter agrees."""
 LARGE = 1e3
 """Multipliers start anew at ones where ``mu`` over the distance exceeds this after a restoration."""
-IDLE = 8
+STANDSTILL = 8
 """Steps without effect before the run counts as stagnated."""
 
 
@@ -233,7 +233,7 @@ def step(s: State, problem: Standard, tol) -> State:
     level = restoring & ~restored & (residual.violation > 10 * tol) & stationary(problem, after, values, model, tol)
     solved = (moving | refreshing) & (mode == NEWTON) & (residual.error() <= tol)
     suspect = (level | solved) & (refreshing | (p.system.shift > 0)) & ~settle
-    verdict = jnp.where(idle >= IDLE, Status.STAGNATED, beyond(problem, after, values, residual, tol))
+    verdict = jnp.where(idle >= STANDSTILL, Status.STAGNATED, beyond(problem, after, values, residual, tol))
     verdict = jnp.where(level & ~suspect, Status.INFEASIBLE, verdict)
     hidden = (entering | (restoring & ~restored)) & (verdict != Status.INFEASIBLE)
     return State(

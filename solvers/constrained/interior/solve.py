@@ -24,7 +24,7 @@ from .standard import PUSH, Iterate, Model, Standard, Values, bounded, scales
 from .state import NEWTON
 from .state import start as begin
 
-NAME = "interior_point"
+CALL = "interior_point"
 
 
 class Multipliers(NamedTuple):
@@ -199,16 +199,16 @@ def interior_point(
     """
     leaves, tree = jax.tree.flatten(x0)
     if not leaves:
-        checks.fail(NAME, "x0", "a pytree with at least one array", "none")
-    x0 = jax.tree.unflatten(tree, [checks.float_array(NAME, "x0", leaf) for leaf in leaves])
+        checks.fail(CALL, "x0", "a pytree with at least one array", "none")
+    x0 = jax.tree.unflatten(tree, [checks.float_array(CALL, "x0", leaf) for leaf in leaves])
     dtype = jnp.result_type(*jax.tree.leaves(x0))
     for name, function in (("objective", objective), ("equality", equality), ("inequality", inequality)):
         if not callable(function) and (function is not None or name == "objective"):
-            checks.fail(NAME, name, "a function of (x, args)", type(function).__name__, TypeError)
+            checks.fail(CALL, name, "a function of (x, args)", type(function).__name__, TypeError)
     lower, upper = _bounds(bounds, x0, dtype)
-    tol = checks.number(NAME, "tol", (1e-8 if dtype == jnp.float64 else 1e-3) if tol is None else tol, dtype=dtype)
-    limits = Limits(tol, checks.count(NAME, "max_steps", max_steps), history, progress)
-    checks.choice(NAME, "unconverged", unconverged, UNCONVERGED)
+    tol = checks.number(CALL, "tol", (1e-8 if dtype == jnp.float64 else 1e-3) if tol is None else tol, dtype=dtype)
+    limits = Limits(tol, checks.count(CALL, "max_steps", max_steps), history, progress)
+    checks.choice(CALL, "unconverged", unconverged, UNCONVERGED)
     arrays, static = eqx.partition((objective, equality, inequality, args), eqx.is_array_like)
     return _solve((arrays, lower, upper), x0, multipliers, limits, Static(static), unconverged)
 
@@ -218,18 +218,18 @@ def _bounds(bounds, x0, dtype):
     if bounds is None:
         bounds = (-jnp.inf, jnp.inf)
     if not isinstance(bounds, tuple | list) or len(bounds) != 2:
-        checks.fail(NAME, "bounds", "a pair (lower, upper)", type(bounds).__name__, TypeError)
+        checks.fail(CALL, "bounds", "a pair (lower, upper)", type(bounds).__name__, TypeError)
 
     def flat(side):
         if jax.tree.structure(side) != jax.tree.structure(x0):
             if jax.tree.structure(side).num_leaves != 1:
-                checks.fail(NAME, "bounds", "like `x0` in structure, or single arrays", f"{side}")
+                checks.fail(CALL, "bounds", "like `x0` in structure, or single arrays", f"{side}")
             side = jax.tree.map(lambda _: jax.tree.leaves(side)[0], x0)
 
         def like(bound, x):
-            bound = checks.float_array(NAME, "bounds", bound, dtype=dtype).astype(dtype)
+            bound = checks.float_array(CALL, "bounds", bound, dtype=dtype).astype(dtype)
             if jnp.broadcast_shapes(bound.shape, x.shape) != x.shape:
-                checks.fail(NAME, "bounds", f"broadcast to {x.shape}", f"shape {bound.shape}")
+                checks.fail(CALL, "bounds", f"broadcast to {x.shape}", f"shape {bound.shape}")
             return jnp.broadcast_to(bound, x.shape)
 
         return ravel_pytree(jax.tree.map(like, side, x0))[0]
@@ -239,7 +239,7 @@ def _bounds(bounds, x0, dtype):
         crossed = np.flatnonzero(np.asarray(lower) > np.asarray(upper))
         if crossed.size:
             i = crossed[0]
-            checks.fail(NAME, "bounds", "lower <= upper", f"lower {lower[i]} > upper {upper[i]} in entry {i}")
+            checks.fail(CALL, "bounds", "lower <= upper", f"lower {lower[i]} > upper {upper[i]} in entry {i}")
     return lower, upper
 
 
@@ -345,11 +345,11 @@ def _flat(multipliers, p: int, q: int, start):
     if multipliers is None:
         return None
     if not isinstance(multipliers, tuple) or len(multipliers) != 4:
-        checks.fail(NAME, "multipliers", "a `Multipliers`", type(multipliers).__name__, TypeError)
+        checks.fail(CALL, "multipliers", "a `Multipliers`", type(multipliers).__name__, TypeError)
     parts = [lax.stop_gradient(ravel_pytree(part)[0]).astype(start.dtype) for part in multipliers]
     for name, part, size in zip(Multipliers._fields, parts, (p, q, start.size, start.size), strict=True):
         if part.size != size:
-            checks.fail(NAME, f"multipliers.{name}", f"{size} numbers in all", f"{part.size}")
+            checks.fail(CALL, f"multipliers.{name}", f"{size} numbers in all", f"{part.size}")
     y, *others = parts
     return y, *(jnp.maximum(part, 0) for part in others)
 
@@ -357,12 +357,12 @@ def _flat(multipliers, p: int, q: int, start):
 def _check_outputs(f, *constraints):
     """Return for each constraint how many numbers it has and what makes a pytree of them."""
     if not hasattr(f, "shape") or f.shape != () or not jnp.issubdtype(f.dtype, jnp.floating):
-        checks.fail(NAME, "objective", "a function that returns a real scalar", f"{f}")
+        checks.fail(CALL, "objective", "a function that returns a real scalar", f"{f}")
     found = []
     for name, outputs in zip(("equality", "inequality"), constraints, strict=True):
         for leaf in jax.tree.leaves(outputs):
             if not jnp.issubdtype(leaf.dtype, jnp.floating):
-                checks.fail(NAME, name, "a function that returns real arrays", f"dtype {leaf.dtype}", TypeError)
+                checks.fail(CALL, name, "a function that returns real arrays", f"dtype {leaf.dtype}", TypeError)
         flat, unravel = ravel_pytree(jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), outputs))
         found.append((flat.size, unravel))
     return found
