@@ -5,6 +5,7 @@ far as the seconds go; ``--gpu`` for batches on a device. Solved means that viol
 scaled as IPOPT scales them and computed here from the answer's own multipliers, are at most 1e-8 (or 1e-6).
 """
 
+import functools
 import importlib
 import importlib.util
 import json
@@ -41,11 +42,19 @@ class Bounded(NamedTuple):
     q: int
 
 
+@functools.cache
+def installed() -> pathlib.Path:
+    """Return where sif2jax is, found before stubs of its packages stand in for them."""
+    found = importlib.util.find_spec("sif2jax")
+    if found is None or not found.submodule_search_locations:
+        raise ModuleNotFoundError("pip install sif2jax")
+    return pathlib.Path(found.submodule_search_locations[0])
+
+
 def load(name) -> Bounded:
     """Return a problem of sif2jax without importing all of it."""
     module = PROBLEMS[name][0]
-    found = importlib.util.find_spec("sif2jax")
-    root = pathlib.Path(next(iter(found.submodule_search_locations or ()))) if found else pathlib.Path()
+    root = installed()
     parts = module.split(".")
     for k in range(1, len(parts)):
         package = ".".join(parts[:k])
