@@ -194,8 +194,8 @@ def interior_point(
     ...         bounds=(-jnp.inf, jnp.array([1.0, jnp.inf])),
     ...         args=radius,
     ...     )
-    >>> print(nearest(2.0).value.round(2), jax.jacobian(lambda r: nearest(r).value)(2.0)[1].round(2))
-    [1.   1.73] 1.15
+    >>> print(nearest(2.0).value.round(2), jax.jacobian(lambda r: nearest(r).value)(2.0)[1:].round(2))
+    [1.   1.73] [1.15]
     """
     leaves, tree = jax.tree.flatten(x0)
     if not leaves:
