@@ -36,6 +36,7 @@ __version__ = "0.1.0"
 
 FACES: dict[str, tuple[str, ...]] = {
     "transport": (
+        "barycenter",
         "fit_transport_map",
         "monge_gap",
         "sinkhorn",
@@ -44,6 +45,7 @@ FACES: dict[str, tuple[str, ...]] = {
         "stack_ragged",
         "transport_exactly",
         "unbalanced_sinkhorn",
+        "BarycenterSolution",
         "DivergenceSolution",
         "ExactSolution",
         "Grid",

@@ -124,6 +124,7 @@ from .statespace import LinearSystem as LinearSystem
 from .statespace import hinf_distance as hinf_distance
 from .statespace import hippo as hippo
 from .statespace import perturb_then_diagonalize as perturb_then_diagonalize
+from .transport import BarycenterSolution as BarycenterSolution
 from .transport import DivergenceSolution as DivergenceSolution
 from .transport import ExactSolution as ExactSolution
 from .transport import Grid as Grid
@@ -135,6 +136,7 @@ from .transport import TransportMap as TransportMap
 from .transport import TransportSolution as TransportSolution
 from .transport import TransportStatus as TransportStatus
 from .transport import UnbalancedSolution as UnbalancedSolution
+from .transport import barycenter as barycenter
 from .transport import fit_transport_map as fit_transport_map
 from .transport import monge_gap as monge_gap
 from .transport import sinkhorn as sinkhorn
