@@ -9,7 +9,8 @@ Transport
 Inverse problems
     `admm`, `pgd`, `hqs`: data through `Radon`, `Blur`, `FourierSampling`, ..., a prior by its proximal map.
 Constrained
-    `sketched_newton`: minimise subject to equations. `DenseKKT`, `KrylovKKT`, `SketchProject`: its linear algebra.
+    `interior_point`: minimise subject to equations, inequalities and bounds.
+    `sketched_newton`: subject to equations. `DenseKKT`, `KrylovKKT`, `SketchProject`: its linear algebra.
 Linear
     `sor`, `ssor`, `ssor_cg`, `chebyshev_cg`, `flexible_cg`, `multigrid_cg` on `Stencil`, `SparseRows`, `MatrixFree`.
     `solve_sequence`, `learned_sor`: many related systems, the setting learned by `TsallisINF`, `ChebCB`, ...
@@ -75,11 +76,14 @@ FACES: dict[str, tuple[str, ...]] = {
         "TotalVariationSolution",
     ),
     "constrained": (
+        "interior_point",
         "sketched_newton",
         "DenseKKT",
         "DiagonalPreconditioner",
+        "InteriorSolution",
         "KKT",
         "KrylovKKT",
+        "Multipliers",
         "NewtonSolution",
         "NystromPreconditioner",
         "SketchProject",

@@ -40,10 +40,13 @@ from .compression import shrink as shrink
 from .constrained import KKT as KKT
 from .constrained import DenseKKT as DenseKKT
 from .constrained import DiagonalPreconditioner as DiagonalPreconditioner
+from .constrained import InteriorSolution as InteriorSolution
 from .constrained import KrylovKKT as KrylovKKT
+from .constrained import Multipliers as Multipliers
 from .constrained import NewtonSolution as NewtonSolution
 from .constrained import NystromPreconditioner as NystromPreconditioner
 from .constrained import SketchProject as SketchProject
+from .constrained import interior_point as interior_point
 from .constrained import sketched_newton as sketched_newton
 from .core import ChebCB as ChebCB
 from .core import ContextBins as ContextBins
