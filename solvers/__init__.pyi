@@ -2,6 +2,7 @@ from . import compression as compression
 from . import constrained as constrained
 from . import core as core
 from . import curvature as curvature
+from . import inverse as inverse
 from . import linear as linear
 from . import lowrank as lowrank
 from . import pde as pde
@@ -71,6 +72,21 @@ from .curvature import sgd_stability as sgd_stability
 from .curvature import slq_heavy_ball as slq_heavy_ball
 from .curvature import spectral_density as spectral_density
 from .curvature import trace as trace
+from .inverse import Blur as Blur
+from .inverse import Differences as Differences
+from .inverse import Downsample as Downsample
+from .inverse import FourierSampling as FourierSampling
+from .inverse import InverseSolution as InverseSolution
+from .inverse import InverseStatus as InverseStatus
+from .inverse import Mask as Mask
+from .inverse import Radon as Radon
+from .inverse import TotalVariation as TotalVariation
+from .inverse import TotalVariationSolution as TotalVariationSolution
+from .inverse import admm as admm
+from .inverse import filtered_back_projection as filtered_back_projection
+from .inverse import hqs as hqs
+from .inverse import pgd as pgd
+from .inverse import prox_quadratic as prox_quadratic
 from .linear import Arms as Arms
 from .linear import CGSolution as CGSolution
 from .linear import HagemanYoung as HagemanYoung
@@ -94,6 +110,7 @@ from .linear import ssor_cg as ssor_cg
 from .linear import young_omega as young_omega
 from .linear import young_prior as young_prior
 from .linear import young_rate as young_rate
+from .lowrank import CompletionSolution as CompletionSolution
 from .lowrank import DenseMeasurements as DenseMeasurements
 from .lowrank import Entries as Entries
 from .lowrank import LowRankSolution as LowRankSolution
@@ -101,6 +118,7 @@ from .lowrank import LowRankStatus as LowRankStatus
 from .lowrank import Measurement as Measurement
 from .lowrank import RankOneMeasurements as RankOneMeasurements
 from .lowrank import WholeMatrix as WholeMatrix
+from .lowrank import complete as complete
 from .lowrank import matrix_sensing as matrix_sensing
 from .pde import Box as Box
 from .pde import Dirichlet as Dirichlet
@@ -124,6 +142,7 @@ from .statespace import LinearSystem as LinearSystem
 from .statespace import hinf_distance as hinf_distance
 from .statespace import hippo as hippo
 from .statespace import perturb_then_diagonalize as perturb_then_diagonalize
+from .transport import BarycenterSolution as BarycenterSolution
 from .transport import DivergenceSolution as DivergenceSolution
 from .transport import ExactSolution as ExactSolution
 from .transport import Grid as Grid
@@ -135,6 +154,7 @@ from .transport import TransportMap as TransportMap
 from .transport import TransportSolution as TransportSolution
 from .transport import TransportStatus as TransportStatus
 from .transport import UnbalancedSolution as UnbalancedSolution
+from .transport import barycenter as barycenter
 from .transport import fit_transport_map as fit_transport_map
 from .transport import monge_gap as monge_gap
 from .transport import sinkhorn as sinkhorn

@@ -27,8 +27,9 @@ HEAVY = ("matplotlib", "scipy.optimize", "scipy.sparse", "sklearn", "optax", "li
 LONGEST = 450
 SUBFOLDERS = {  # from the ground up: a subfolder may import from those before it
     "transport": ("costs", "entropic", "losses"),
-    "linear": ("systems", "learned"),
-    "pde": ("spectral", "gaussian"),
+    "linear": ("systems", "cycles", "learned"),
+    "pde": ("spectral", "gaussian", "exact"),
+    "inverse": ("forward", "variational"),
 }
 LARGE, MOST_FILES = 1500, 9
 MOST_ARGUMENTS = 7
