@@ -17,7 +17,8 @@ Linear
 Differential equations
     `gp_solve` of a `PDEProblem` on a `Box` with `Dirichlet`, `Neumann`, `Robin`, `Periodic`, `Observe`.
 Curvature
-    `EmpiricalFisher` and its inverse, `head_hessian` exactly; `mfac`: natural gradients as an Optax transformation.
+    `hessian`, `gauss_newton`, `EmpiricalFisher`, `head_hessian`: operators. `trace`, `blockwise_trace`: with errors.
+    `spectral_density`, `extreme_eigenpairs`, `sgd_stability`. `mfac`, `adahessian`, `slq_heavy_ball` for Optax.
 Compression
     `bit_allocation` and its `pareto_front` by `hawq_sensitivity`: bits a layer. `obs_scores`, `obs_update`: pruning.
     `hesso` of `parameter_groups`, then `shrink`: whole channels go while an optimiser trains.
@@ -187,12 +188,33 @@ FACES: dict[str, tuple[str, ...]] = {
         "StudentMixture",
     ),
     "curvature": (
+        "adahessian",
+        "batch_hessian_outlier",
+        "blockwise_trace",
+        "extreme_eigenpairs",
+        "gauss_newton",
         "head_hessian",
+        "hessian",
+        "hessian_alignment",
         "mfac",
+        "scale_by_adahessian",
         "scale_by_mfac",
+        "scale_learning_rate",
+        "sgd_stability",
+        "slq_heavy_ball",
+        "spectral_density",
+        "trace",
+        "AdaHessianState",
+        "Alignment",
+        "BlockFisher",
+        "EigenSolution",
         "EmpiricalFisher",
+        "Estimate",
         "HeadHessian",
+        "HeavyBallState",
         "MFACState",
+        "SGDStability",
+        "SpectralDensity",
     ),
     "compression": (
         "bit_allocation",

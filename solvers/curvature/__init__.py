@@ -1,8 +1,31 @@
-"""Curvature of a training loss: the empirical Fisher matrix and its inverse, the Hessian of a linear head, M-FAC."""
+"""Curvature of a training loss: operators, traces, spectra, Fisher matrices, and the optimisers built on them."""
 
 from ..core.empirical_fisher import EmpiricalFisher as EmpiricalFisher
+from ..core.operators import gauss_newton as gauss_newton
+from ..core.operators import hessian as hessian
+from .alignment import Alignment as Alignment
+from .alignment import hessian_alignment as hessian_alignment
+from .estimate import Estimate as Estimate
+from .fisher import BlockFisher as BlockFisher
+from .fisher import fisher as fisher
 from .head import HeadHessian as HeadHessian
 from .head import head_hessian as head_hessian
+from .hessian_steps import AdaHessianState as AdaHessianState
+from .hessian_steps import HeavyBallState as HeavyBallState
+from .hessian_steps import adahessian as adahessian
+from .hessian_steps import scale_by_adahessian as scale_by_adahessian
+from .hessian_steps import slq_heavy_ball as slq_heavy_ball
+from .spectrum import EigenSolution as EigenSolution
+from .spectrum import SpectralDensity as SpectralDensity
+from .spectrum import extreme_eigenpairs as extreme_eigenpairs
+from .spectrum import spectral_density as spectral_density
+from .stability import SGDStability as SGDStability
+from .stability import batch_hessian_outlier as batch_hessian_outlier
+from .stability import scale_learning_rate as scale_learning_rate
+from .stability import sgd_stability as sgd_stability
+from .traces import blockwise_trace as blockwise_trace
+from .traces import diagonal as diagonal
+from .traces import trace as trace
 from .window import MFACState as MFACState
 from .window import mfac as mfac
 from .window import scale_by_mfac as scale_by_mfac
