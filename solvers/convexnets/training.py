@@ -81,7 +81,7 @@ def train_relu(
         Derivatives of a solve that did not converge: ``"nan"``, or ``"approximate"``, those of the equations at the
         point returned. Static.
     tol : scalar, optional
-        Traced; 1e-6 in float64, 1e-3 in float32.
+        Traced; 1e-6 in float64, 5e-3 in float32.
     max_steps : int
         Traced.
     history : bool or int
@@ -106,14 +106,15 @@ def train_relu(
     -----
     A step is Mehrotra's, with Nesterov and Todd's scaling of the neurons' lengths: the blocks are eliminated one by
     one, O(p n d^2), and an n x n matrix is formed in O(p d n^2) and factorised. Memory 2 p d n numbers. It starts
-    inside all cones, at multiples of the gates. Examples and targets are scaled by powers of two, so their size does not matter.
+    inside all cones, at multiples of the gates. Examples and targets are scaled by powers of two, so their size does
+    not matter.
 
     Both bounds hold whatever the iterates are: the upper one is a network's own objective, the lower one scales the
     multipliers until they are feasible.
 
     Derivatives: of `objective`, by the envelope theorem, and of functions of the network's outputs, those of a point of
-    the central path at a complementarity of the root of the rounding error; in X, y and beta, forward and reverse, to
-    second order; of the squared loss only, NaN for the hinge. Neurons have derivatives of their own only where they are
+    the central path at a complementarity of the root of the rounding error; in X, y and beta, forward and reverse, of
+    first order; of the squared loss only, NaN for the hinge. Neurons have derivatives of their own only where they are
     unique. Patterns are constant.
 
     References
@@ -136,7 +137,7 @@ def train_relu(
         checks.fail(NAME, "problem", "a ConvexReLU", type(problem).__name__, TypeError)
     checks.choice(NAME, "unconverged", unconverged, UNCONVERGED)
     dtype = problem.X.dtype
-    tol = checks.number(NAME, "tol", (1e-6 if dtype == jnp.float64 else 1e-3) if tol is None else tol, dtype=dtype)
+    tol = checks.number(NAME, "tol", (1e-6 if dtype == jnp.float64 else 5e-3) if tol is None else tol, dtype=dtype)
     return _solve(problem, x0, Limits(tol, checks.count(NAME, "max_steps", max_steps), history, progress), unconverged)
 
 

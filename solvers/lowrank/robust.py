@@ -21,6 +21,8 @@ from .start import gain, spectral
 
 WIDE = 4.0
 """Measurements count while their residual is below this multiple of the share's largest one."""
+NARROWING = 0.9
+"""The bound falls no faster than this a step, so that rows which converge late are not taken for outliers."""
 
 
 class RobustSolution(LowRankSolution):
@@ -48,10 +50,11 @@ class Rule(eqx.Module):
 
 
 class State(NamedTuple):
-    """Factors, residual ``A(X) - y``, and steps made."""
+    """Factors, residual ``A(X) - y``, the bound below which it is trusted, and steps made."""
 
     factors: Factors
     residual: Array
+    bound: Array
     steps: Array
 
 
@@ -71,7 +74,7 @@ def subgradient(operator: Measurement, weights: Array, factors: Factors, symmetr
 
 def polyak(operator: Measurement, rule: Rule, s: State) -> Factors:
     """Return the step of Polyak's length on the l1 loss of the trusted measurements, whose least value is zero."""
-    kept = jnp.abs(s.residual) <= WIDE * quantile(rule.share, s.residual)
+    kept = jnp.abs(s.residual) <= s.bound
     trusted = jnp.where(kept, s.residual, 0)
     g = subgradient(operator, jnp.sign(trusted), s.factors, rule.symmetric)
     level = jnp.sqrt(inner(trusted, trusted) / jnp.maximum(jnp.sum(kept.astype(trusted.dtype)), 1)) / rule.gain
@@ -102,7 +105,9 @@ def step(operator: Measurement, y: Array, rule: Rule, s: State) -> State:
     """Move both factors and measure again."""
     move = (polyak if rule.kind == "polyak" else geometric)(operator, rule, s)
     factors = Factors(s.factors.left + move.left, s.factors.right + move.right)
-    return State(factors, operator.product(*factors) - y, s.steps + 1)
+    residual = operator.product(*factors) - y
+    bound = jnp.maximum(WIDE * quantile(rule.share, residual), NARROWING * s.bound)
+    return State(factors, residual, bound, s.steps + 1)
 
 
 def robust_recovery(
@@ -140,7 +145,7 @@ def robust_recovery(
         k, static. It may exceed the true rank, if the good measurements are many enough for rank k.
     step_rule : str
         ``"polyak"``: the subgradient of the measurements trusted so far, those within four times the `share`'s largest
-        residual, scaled by ``(G'G + damping)^-1``, with Polyak's length for a least value of zero; converges linearly.
+        residual, a bound that falls by a tenth a step at most, scaled by ``(G'G + damping)^-1``, with Polyak's length for a least value of zero; converges linearly.
         ``"geometric"``: as published, the plain subgradient of all with lengths ``step decay^t``. Static.
     symmetric : bool
         Look for positive semidefinite X = U U'. Static.
@@ -182,8 +187,8 @@ def robust_recovery(
     Notes
     -----
     Convergence is a claim about the share: that X is the matrix sought needs so many measurements that no other matrix
-    of that rank meets as many. With a share of entries given by `Entries`, zeros among them included, ask for more than
-    one matrix of lower rank could explain.
+    of that rank meets as many. Entries say something of their own row and column only: ask for the share that is good,
+    as near as it is known, or some rows may still be wrong when half of the data is met.
 
     Cost of a step: two products with A, two adjoints and a sort. y is scaled by a power of four, so its size does not
     matter. Derivatives: of ``matrix`` and functions of it, in y and the arrays of the operator, those of the fit to the
@@ -247,9 +252,10 @@ def _solve(operator, y, rank, rule: Rule, start, limits: Limits, unconverged) ->
     level = quantile(rule.share, data)
     level = jnp.where(level > 0, level, 1)
     poisoned = 0 * jnp.sum(jnp.where(jnp.isfinite(data), 0, data))  # a NaN sorts behind every quantile
+    residual = frozen.product(*factors) - data
     run = iterate(
         partial(step, frozen, data, rule),
-        State(factors, frozen.product(*factors) - data, jnp.zeros((), jnp.int32)),
+        State(factors, residual, WIDE * quantile(rule.share, residual), jnp.zeros((), jnp.int32)),
         limits,
         value=lambda s: s.factors,
         error=lambda s: quantile(rule.share, s.residual) / level + poisoned,

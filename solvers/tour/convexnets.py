@@ -48,9 +48,8 @@ def run(plots: Path, say) -> list[Record]:
     )  # fmt: skip
     for line in record.lines():
         say(line)
-    say(
-        f"objective between {float(sol.lower_bound):.6f} and {float(sol.objective):.6f}; {accuracy:.1%} of new digits right"
-    )
+    say(f"objective between {float(sol.lower_bound):.6f} and {float(sol.objective):.6f}")
+    say(f"{accuracy:.1%} of new digits right")
     return [record]
 
 

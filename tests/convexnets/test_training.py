@@ -171,7 +171,7 @@ def test_outputs_have_derivatives(rng):
 
     def observe(t):
         sol = train_relu(moved(t), tol=1e-8)
-        return sol.objective, jnp.sum(jnp.sin(jax.vmap(sol.to_network())(p.X[:5])))
+        return sol.objective, jnp.sum(jnp.sin(jax.vmap(sol.to_network())(p.X[:5] + 0.1)))
 
     value = jax.jit(observe)
     slopes = jax.jit(lambda t: jax.jvp(observe, (t,), (1.0,)))(0.0)[1]

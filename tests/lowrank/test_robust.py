@@ -59,21 +59,17 @@ def test_all_outliers_one_way_up():
 
 def test_the_published_steps_are_taken():
     """Against the formula in NumPy, from the same start."""
-    operator, y, _X, _ = instance(0.2)
-    U = 0.3 * np.random.default_rng(8).standard_normal((DIM, RANK))
+    operator, y, X, _ = instance(0.2)
+    values, vectors = np.linalg.eigh(X)
+    U = 0.7 * vectors[:, -RANK:] * np.sqrt(values[-RANK:])
     start = (jnp.asarray(U, FLOAT), jnp.asarray(U, FLOAT))
-    options = {"step_rule": "geometric", "symmetric": True, "x0": start, "tol": 0.0}
+    sol = robust_recovery(operator, y, RANK, step_rule="geometric", symmetric=True, x0=start, max_steps=1, tol=0.0)
     A, b = np.asarray(operator.matrices, float), np.asarray(y, float)
     D = np.einsum("m,mij->ij", np.sign(np.einsum("mij,ij->m", A, U @ U.T) - b), A) / COUNT
-    moved = {n: np.asarray(robust_recovery(operator, y, RANK, max_steps=n, history=4, **options).history)
-             for n in (1,)}  # fmt: skip
-    # The length is in units of the gain of a measurement, which is about one for Gaussian ones.
-    best = min(
-        abs(np.sort(np.abs(np.einsum("mij,ij->m", A, V @ V.T) - b))[COUNT // 2 - 1] / np.sort(np.abs(b))[COUNT // 2 - 1]
-            - moved[1][1])
-        for c in np.linspace(0.1, 0.5, 401) for V in [U - c * (D + D.T) / 2 @ U]
-    )  # fmt: skip
-    assert best < 1e-3
+    move, want = U - np.asarray(sol.left, float), (D + D.T) / 2 @ U
+    length = np.sum(move * want) / np.sum(want * want)
+    assert 0.2 < length < 0.3  # 0.25 over the gain of a measurement, about one
+    np.testing.assert_allclose(move, length * want, atol=1e-5)
 
 
 def test_geometric_steps_recover_too():
@@ -104,7 +100,8 @@ def test_a_picture_with_spoilt_pixels():
     X = rng.standard_normal((40, 2)) @ rng.standard_normal((2, 35))
     rows, cols = np.nonzero(rng.random(X.shape) < 0.7)
     y = X[rows, cols] + 20 * rng.standard_normal(rows.size) * (rng.random(rows.size) < 0.2)
-    sol = robust_recovery(Entries(jnp.asarray(rows), jnp.asarray(cols), X.shape), jnp.asarray(y, FLOAT), 2)
+    operator = Entries(jnp.asarray(rows), jnp.asarray(cols), X.shape)
+    sol = robust_recovery(operator, jnp.asarray(y, FLOAT), 2, share=0.7)
     assert sol.converged
     assert relative(sol.matrix, X) < 1e-3
 
