@@ -218,7 +218,7 @@ def advance(data: Data, p: Point) -> Point:
         df = data.y * data.blocks.fit(straight.u)
         cones = data.blocks.slack(straight.u) * straight.z if data.blocks.cone else zero
         bent = (cones, straight.alpha * (straight.excess + df), -straight.alpha * straight.excess)
-        bent = tuple(free**2 * x for x in bent)
+        bent = (free**2 * bent[0], free**2 * bent[1], free**2 * bent[2])
     move = direction(mu, bent)
     length = longest(data, p, move, pairs)
     return Point(*(x + length * dx for x, dx in zip(p, move, strict=True)))

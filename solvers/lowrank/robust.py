@@ -145,7 +145,8 @@ def robust_recovery(
         k, static. It may exceed the true rank, if the good measurements are many enough for rank k.
     step_rule : str
         ``"polyak"``: the subgradient of the measurements trusted so far, those within four times the `share`'s largest
-        residual, a bound that falls by a tenth a step at most, scaled by ``(G'G + damping)^-1``, with Polyak's length for a least value of zero; converges linearly.
+        residual, a bound that falls by a tenth a step at most, scaled by ``(G'G + damping)^-1``, with Polyak's length
+        for a least value of zero; converges linearly.
         ``"geometric"``: as published, the plain subgradient of all with lengths ``step decay^t``. Static.
     symmetric : bool
         Look for positive semidefinite X = U U'. Static.

@@ -61,7 +61,9 @@ def descent(X, y, best: float) -> Peer:
 
     begin = time.perf_counter()
     # Its objective is the mean of ours, with the same decay on weights; biases are in X.
-    peer = MLPRegressor((2 * PATTERNS,), solver="lbfgs", alpha=BETA, max_iter=500, random_state=3, tol=1e-9)
+    peer = MLPRegressor(
+        hidden_layer_sizes=(2 * PATTERNS,), solver="lbfgs", alpha=BETA, max_iter=500, random_state=3, tol=1e-9
+    )
     peer.fit(X[:TRAIN], y[:TRAIN])
     seconds = time.perf_counter() - begin
     decay = sum(np.sum(w**2) for w in peer.coefs_) / 2
