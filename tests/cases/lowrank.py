@@ -70,7 +70,7 @@ CASES = [
         zero=lambda: {**_zero(), "clean": np.zeros(())},
         single=lambda: _sensing_data(np.random.default_rng(24), (1, 1, 1, 1)),
         failing=lambda data: (
-            {**data, "noise": jnp.cos(7.0 * jnp.arange(M) ** 2).astype(data["noise"].dtype)},
+            {**data, "noise": jnp.asarray(np.cos(7.0 * np.arange(M) ** 2), data["noise"].dtype)},
             {},
             int(solvers.Status.STAGNATED),
         ),
