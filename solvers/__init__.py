@@ -6,6 +6,8 @@ Transport
     `sns_sinkhorn`, `sinkhorn`: entropic optimal transport. `unbalanced_sinkhorn`: masses that differ.
     `transport_exactly`: without entropy, to a certified gap.
     `PointCloud`, `Grid`: costs that are never stored. `sinkhorn_divergence`, `monge_gap`, `fit_transport_map`.
+Inverse problems
+    `admm`, `pgd`, `hqs`: data through `Radon`, `Blur`, `FourierSampling`, ..., a prior by its proximal map.
 Constrained
     `sketched_newton`: minimise subject to equations. `DenseKKT`, `KrylovKKT`, `SketchProject`: its linear algebra.
 Linear
@@ -35,6 +37,7 @@ __version__ = "0.1.0"
 
 FACES: dict[str, tuple[str, ...]] = {
     "transport": (
+        "barycenter",
         "fit_transport_map",
         "monge_gap",
         "sinkhorn",
@@ -43,6 +46,7 @@ FACES: dict[str, tuple[str, ...]] = {
         "stack_ragged",
         "transport_exactly",
         "unbalanced_sinkhorn",
+        "BarycenterSolution",
         "DivergenceSolution",
         "ExactSolution",
         "Grid",
@@ -54,6 +58,23 @@ FACES: dict[str, tuple[str, ...]] = {
         "TransportSolution",
         "TransportStatus",
         "UnbalancedSolution",
+    ),
+    "inverse": (
+        "admm",
+        "filtered_back_projection",
+        "hqs",
+        "pgd",
+        "prox_quadratic",
+        "Blur",
+        "Differences",
+        "Downsample",
+        "FourierSampling",
+        "InverseSolution",
+        "InverseStatus",
+        "Mask",
+        "Radon",
+        "TotalVariation",
+        "TotalVariationSolution",
     ),
     "constrained": (
         "sketched_newton",

@@ -3,6 +3,7 @@ from . import constrained as constrained
 from . import convexnets as convexnets
 from . import core as core
 from . import curvature as curvature
+from . import inverse as inverse
 from . import linear as linear
 from . import lowrank as lowrank
 from . import pde as pde
@@ -55,6 +56,21 @@ from .curvature import MFACState as MFACState
 from .curvature import head_hessian as head_hessian
 from .curvature import mfac as mfac
 from .curvature import scale_by_mfac as scale_by_mfac
+from .inverse import Blur as Blur
+from .inverse import Differences as Differences
+from .inverse import Downsample as Downsample
+from .inverse import FourierSampling as FourierSampling
+from .inverse import InverseSolution as InverseSolution
+from .inverse import InverseStatus as InverseStatus
+from .inverse import Mask as Mask
+from .inverse import Radon as Radon
+from .inverse import TotalVariation as TotalVariation
+from .inverse import TotalVariationSolution as TotalVariationSolution
+from .inverse import admm as admm
+from .inverse import filtered_back_projection as filtered_back_projection
+from .inverse import hqs as hqs
+from .inverse import pgd as pgd
+from .inverse import prox_quadratic as prox_quadratic
 from .linear import Arms as Arms
 from .linear import CGSolution as CGSolution
 from .linear import HagemanYoung as HagemanYoung
@@ -112,6 +128,7 @@ from .statespace import LinearSystem as LinearSystem
 from .statespace import hinf_distance as hinf_distance
 from .statespace import hippo as hippo
 from .statespace import perturb_then_diagonalize as perturb_then_diagonalize
+from .transport import BarycenterSolution as BarycenterSolution
 from .transport import DivergenceSolution as DivergenceSolution
 from .transport import ExactSolution as ExactSolution
 from .transport import Grid as Grid
@@ -123,6 +140,7 @@ from .transport import TransportMap as TransportMap
 from .transport import TransportSolution as TransportSolution
 from .transport import TransportStatus as TransportStatus
 from .transport import UnbalancedSolution as UnbalancedSolution
+from .transport import barycenter as barycenter
 from .transport import fit_transport_map as fit_transport_map
 from .transport import monge_gap as monge_gap
 from .transport import sinkhorn as sinkhorn

@@ -15,6 +15,7 @@ Say: TypeAlias = Callable[[str], None]
 
 FAMILIES: dict[str, str] = {
     "linear": "a heat simulation whose relaxation is learned from its own step counts",
+    "inverse": "a tomogram from few views: by total variation, and by the classical filter",
     "transport": "optimal transport: the colours of one photograph moved to another",
     "pde": "a differential equation with three scales, by a spectral Gaussian-process solve",
     "curvature": "a digit classifier: its natural gradient, and the curvature of its loss by pixel",
