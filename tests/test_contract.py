@@ -150,6 +150,7 @@ def test_first_and_second_derivatives(case, mode):
     """Along a feasible direction, against differences of the values, and of the first derivatives."""
     data = data_of(case)
     rng = np.random.default_rng(21)
+    second = case.orders > 1
     direction = cast({k: v for k, v in case.direction(rng, data).items() if k in case.differentiable})
 
     def observed(t):
@@ -157,22 +158,26 @@ def test_first_and_second_derivatives(case, mode):
         return case.observe(case.solve(moved, **case.exact))
 
     def forward(t):
-        return jax.jvp(lambda t: jax.jvp(observed, (t,), (1.0,)), (t,), (1.0,))
+        slope = lambda t: jax.jvp(observed, (t,), (1.0,))  # noqa: E731
+        return jax.jvp(slope, (t,), (1.0,)) if second else (slope(t), (0.0, 0.0))
 
     def reverse(t):
         def slope(t):
             value, first = jax.value_and_grad(observed)(t)
             return first, (value, first)
 
-        second, aux = jax.grad(slope, has_aux=True)(t)
-        return aux, (aux[1], second)
+        if not second:
+            return slope(t)[1], (0.0, 0.0)
+        bend, aux = jax.grad(slope, has_aux=True)(t)
+        return aux, (aux[1], bend)
 
     derivatives = jax.jit(forward if mode == "forward" else reverse)
     h = 1e-4
     (values, slopes), (_, bend) = jax.tree.map(lambda *x: np.array(x), *(derivatives(k * h) for k in (-2, -1, 0, 1, 2))
                                                )  # fmt: skip
-    np.testing.assert_allclose(slopes[2], _difference(values, h), rtol=1e-6, atol=1e-8)
-    np.testing.assert_allclose(bend[2], _difference(slopes, h), rtol=1e-6, atol=1e-7)
+    np.testing.assert_allclose(slopes[2], _difference(values, h), rtol=case.accuracy, atol=1e-8)
+    if second:
+        np.testing.assert_allclose(bend[2], _difference(slopes, h), rtol=case.accuracy, atol=1e-7)
     assert abs(slopes[2]) > 1e-3
 
 
@@ -298,6 +303,8 @@ def test_step_limit_is_kept(case, max_steps):
 
 
 def test_solved_input_takes_no_step(case):
+    if case.warm is None:
+        pytest.skip("takes no start")
     data, options = case.warm(data_of(case), jitted(case)(data_of(case)))
     again = jax.jit(lambda d, o: case.solve(d, **o))(data, {**options, "tol": jnp.asarray(case.tol[FLOAT.name], FLOAT)})
     assert again.converged

@@ -13,6 +13,7 @@ from .learned.sequence import SequenceSolution as SequenceSolution
 from .learned.sequence import learned_sor as learned_sor
 from .learned.sequence import solve_sequence as solve_sequence
 from .multigrid import MultigridSolution as MultigridSolution
+from .multigrid import coarsening_plan as coarsening_plan
 from .multigrid import multigrid_cg as multigrid_cg
 from .relaxation import SORSolution as SORSolution
 from .relaxation import SSORSolution as SSORSolution

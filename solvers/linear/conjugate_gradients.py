@@ -9,7 +9,8 @@ import jax.numpy as jnp
 
 from ..core import checks
 from ..core.typing import Array, Float, Progress, Scalar
-from .pcg import chebyshev, conjugate
+from .cycles.smoothing import chebyshev
+from .pcg import conjugate
 from .relaxation import relaxation
 from .solution import LinearSolution, Method, Options, known, solve
 from .systems.system import System

@@ -1,32 +1,22 @@
-"""Conjugate gradients preconditioned by a geometric multigrid cycle, for stencils.
+"""Krylov methods preconditioned by a multigrid cycle."""
 
-Transfers and Galerkin products are written here, not taken from solvax: its transfers (0.34) are dense matrices, one an
-axis, with Dirichlet axes of odd length only, and its solvers' step limits are static. Here a grid has any size, memory
-is a few vectors, coarse operators are stencils again, and limits are traced.
-"""
-
-import itertools
-import math
-from collections.abc import Callable
 from typing import Any, ClassVar
 
 import equinox as eqx
-import jax
 import jax.numpy as jnp
-from jax import lax
 
 from ..core import checks
-from ..core.precision import matmul
 from ..core.typing import Array, Float, Progress, Scalar
-from .pcg import chebyshev, conjugate
-from .solution import LinearSolution, Method, Options, solve
-from .systems.stencil import Phases, Stencil
-from .systems.system import repeat, settle
+from .cycles.coarsening import Plan, coarsest_size, full_plan, invert, plan, strengths
+from .cycles.cycle import cycle
+from .cycles.grids import hierarchy
+from .cycles.smoothing import chebyshev_smoother, gauss_seidel
+from .pcg import conjugate
+from .solution import LinearSolution, Method, Options, known, solve
+from .systems.stencil import Stencil
 
-FEW_COLOURS = 4
-"""Sweeps over more colours than this are loops over them."""
-COARSEST = 16
-"""At most this many unknowns are solved for directly."""
+LARGEST = 1024
+"""A coarsest grid of more points would cost more than it saves."""
 
 
 class MultigridSolution(LinearSolution):
@@ -40,172 +30,76 @@ class MultigridCG(Method):
     smoother: str = eqx.field(static=True)
     sweeps_each: int = eqx.field(static=True)
     cycle: str = eqx.field(static=True)
+    plan: Plan | None = eqx.field(static=True, default=None)
     sweeps: ClassVar[bool] = False
 
     def run(self, system: Any, b: Any, start: Any, controls: Any):
         """Build the hierarchy for this system and precondition with one cycle over it."""
-        levels = hierarchy(system, b.shape)
-        smoothers = [self.smooth(*level) for level in levels[:-1]]
-        coarse, shape = levels[-1]
-        size = math.prod(shape)
-        identity = jnp.eye(size, dtype=b.dtype).reshape((size, *shape))
-        inverse = invert(jnp.reshape(jax.vmap(coarse.mv)(identity), (size, size)))
+        return conjugate(system, b, start, self.preconditioner(system, b.shape), controls)
 
-        def cycle(k, r):
-            if k == len(smoothers):
-                return jnp.reshape(matmul(inverse, jnp.ravel(r)), r.shape)
-            before, after = smoothers[k]
-            stencil, shape = levels[k]
-            target = levels[k + 1][1]
-            z = settle(before(r))
-            for _ in range(2 if self.cycle == "W" and 0 < k < len(smoothers) - 1 else 1):
-                coarse = settle(restrict(settle(r - stencil.mv(z)), target))
-                z = settle(z + prolong(cycle(k + 1, coarse), shape))
-            return settle(after(z, r))
-
-        return conjugate(system, b, start, lambda r: cycle(0, r), controls)
-
-    def smooth(self, stencil, shape):
-        """Return the smoother from zero, and its adjoint from a given point."""
+    def preconditioner(self, system: Any, shape: tuple[int, ...]):
+        """Return one cycle over the hierarchy of this system."""
+        levels, coarsest = hierarchy(system, shape, self.plan)
         if self.smoother == "chebyshev":
-            # Scaled by absolute row sums, the largest eigenvalue is at most one: no bound to be found on any level.
-            inverse = 1 / jnp.sum(jnp.abs(stencil.coefficients), 0)
-            one = jnp.ones((), inverse.dtype)
-            polynomial = chebyshev(stencil.mv, inverse, one / self.ratio, one, self.sweeps_each)
-            return polynomial, lambda z, r: z + polynomial(settle(r - stencil.mv(z)))
-        phases = Phases(stencil, shape)
-        if len(phases.colours) > FEW_COLOURS:
-            one_by_one = by_colours(stencil, shape)
-
-            def repeated(z, r, reverse):
-                return repeat(lambda z: one_by_one(z, r, reverse), z, self.sweeps_each)
-
-            return lambda r: repeated(jnp.zeros_like(r), r, False), lambda z, r: repeated(z, r, True)
-        sweep = phases.sweeper(jnp.ones((), stencil.coefficients.dtype))
-
-        def relax(z, r, reverse):
-            z, r = phases.pack(z), phases.pack(r)
-            for _ in range(self.sweeps_each):
-                z = sweep(z, r, reverse=reverse)
-            return phases.unpack(z)
-
-        return lambda r: relax(jnp.zeros_like(r), r, False), lambda z, r: relax(z, r, True)
+            smoothers = [chebyshev_smoother(x.mv, x.scaling(), self.ratio, self.sweeps_each) for x in levels]
+        else:
+            smoothers = [gauss_seidel(x.stencil, x.shape, self.sweeps_each) for x in levels]
+        return cycle(levels, smoothers, invert(coarsest), twice=self.cycle == "W")
 
 
-def by_colours(stencil: Stencil, shape: tuple[int, ...]) -> Callable:
-    """Return a multicolour sweep that takes a whole product a colour: slower to run than `Phases`, a loop to compile.
+def coarsening_plan(A: Stencil, shape: tuple[int, ...]) -> Plan:
+    """Return which axes multigrid halves at each level for this stencil on a grid of `shape`: strong couplings first.
 
-    Written out, the 8 classes of a 27-point stencil take minutes to compile; below the finest level they cost little.
+    Looks at the numbers of `A`, so call it outside of ``jit``; the result is static and serves all stencils like it.
+
+    Examples
+    --------
+    >>> import jax.numpy as jnp
+    >>> from solvers import Stencil
+    >>> from solvers.linear import coarsening_plan
+    >>> A = Stencil(jnp.array([202.0, -100.0, -100.0, -1.0, -1.0]), [(0, 0), (1, 0), (-1, 0), (0, 1), (0, -1)])
+    >>> print(coarsening_plan(A, (63, 63)))
+    ((0,), (0,), (0, 1), (0, 1))
     """
-    parities = [lax.broadcasted_iota(jnp.int32, shape, axis) % 2 for axis in range(len(shape))]
-    colour = sum(p * 2**k for k, p in enumerate(reversed(parities)))  # the order of `Phases.parities`
-    last, gain = 2 ** len(shape) - 1, 1 / stencil.diagonal()
-
-    def sweep(z, r, reverse):
-        def one(k, z):
-            here = colour == (last - k if reverse else k)
-            return jnp.where(here, z + gain * (r - stencil.mv(z)), z)
-
-        return lax.fori_loop(jnp.zeros((), jnp.int32), last + 1, one, z)
-
-    return sweep
+    if not isinstance(A, Stencil):
+        checks.fail("coarsening_plan", "A", "a Stencil", type(A).__name__, TypeError)
+    if not known(A.coefficients):
+        checks.fail("coarsening_plan", "A", "a stencil whose numbers are known: call it outside of jit", "a traced one")
+    return plan(strengths(A), tuple(shape), A.periodic)
 
 
-def hierarchy(stencil: Stencil, shape: tuple[int, ...]) -> list[tuple[Stencil, tuple[int, ...]]]:
-    """Return ``(stencil, grid)`` from the finest level to the coarsest, by Galerkin products ``P' A P``.
-
-    Every axis of more than three points is halved; coarse point j is fine point ``2 j + 1``, whatever the size.
-    """
-    levels, dims = [(stencil, shape)], len(shape)
-    offsets = list(itertools.product((-1, 0, 1), repeat=dims))
-    while math.prod(shape) > COARSEST and max(shape) > 3:
-        given = dict(zip(stencil.offsets, stencil.coefficients, strict=True))
-        zero = jnp.zeros((), stencil.coefficients.dtype)
-        rows = jnp.stack([jnp.broadcast_to(given.get(o, zero), shape) for o in offsets])
-        rows = rows.reshape((3,) * dims + shape)
-        for axis, n in enumerate(shape):
-            if n > 3:
-                rows = _halve(rows, axis)
-        shape = rows.shape[dims:]
-        stencil = Stencil(rows.reshape(len(offsets), *shape), offsets)
-        levels.append((stencil, shape))
-    return levels
-
-
-def _halve(rows: Array, axis: int) -> Array:
-    """Return the rows of ``P' A P`` with P linear interpolation along one axis.
-
-    Rows come as an array over offsets and grid, (3, ..., 3, *grid). Coarse row j collects fine rows ``2 j + 1 + d``
-    with weight ``1 - |d| / 2``. Such a row's entry at offset o belongs to fine column ``2 j + 1 + s``, s = d + o, which
-    interpolates from the coarse columns ``j + k`` with weight ``1 - |s - 2 k| / 2``.
-    """
-    along = rows.ndim // 2 + axis
-    column = lax.broadcasted_iota(jnp.int32, rows.shape, along) + lax.broadcasted_iota(jnp.int32, rows.shape, axis) - 1
-    rows = jnp.where((column >= 0) & (column < rows.shape[along]), rows, 0)
-    fine = {d: (1 - abs(d) / 2) * _every_other(rows, along, 1 + d, rows.shape[along] // 2) for d in (-1, 0, 1)}
-
-    def collect(k):
-        pairs = [(d, o, 1 - abs(d + o - 2 * k) / 2) for d in (-1, 0, 1) for o in (-1, 0, 1)]
-        return sum(w * lax.index_in_dim(fine[d], o + 1, axis) for d, o, w in pairs if w > 0)
-
-    return jnp.concatenate([collect(k) for k in (-1, 0, 1)], axis)
-
-
-def invert(matrix: Array) -> Array:
-    """Return the inverse of a small symmetric positive definite matrix by Gauss and Jordan's sweeps, without pivoting.
-
-    A call of LAPACK costs more than a whole cycle here, and far more on a busy machine. A sweep is one kernel.
-    """
-    index = jnp.arange(matrix.shape[0], dtype=jnp.int32)
-    largest = jnp.max(jnp.abs(matrix))
-    unit = jnp.exp2(-jnp.floor(jnp.log2(jnp.where(largest > 0, largest, 1))))  # a product of two entries may overflow
-    matrix = matrix * unit
-
-    def sweep(k, m):
-        row, column = lax.dynamic_slice_in_dim(m, k, 1, 0), lax.dynamic_slice_in_dim(m, k, 1, 1)
-        pivot, below, beside = row[0, k], index[:, None] == k, index[None, :] == k
-        others = jnp.where(beside, -column / pivot, m - column * row / pivot)
-        return jnp.where(below, jnp.where(beside, 1, row) / pivot, others)
-
-    inverse = lax.fori_loop(0, matrix.shape[0], sweep, matrix, unroll=4)
-    return unit * (inverse + inverse.T) / 2
-
-
-def restrict(r: Array, shape: tuple[int, ...]) -> Array:
-    """Return ``P' r``."""
-    for axis, n in enumerate(shape):
-        if n != r.shape[axis]:
-            left, centre, right = (_every_other(r, axis, k, n) for k in (0, 1, 2))
-            r = centre + (left + right) / 2
-    return r
-
-
-def prolong(z: Array, shape: tuple[int, ...]) -> Array:
-    """Return ``P z``, linear interpolation to a grid of `shape`."""
-    for axis, n in enumerate(shape):
-        if n != (m := z.shape[axis]):
-            ends = [(0, 0)] * z.ndim
-            ends[axis] = (1, 1)
-            outside = jnp.pad(z, ends)
-            between = (lax.slice_in_dim(outside, 0, m + 1, 1, axis) + lax.slice_in_dim(outside, 1, m + 2, 1, axis)) / 2
-            # fine point 2 j + 1 is coarse point j, fine point 2 j is between two; stacked as in `Phases.unpack`
-            pairs = jnp.stack([between, lax.slice_in_dim(outside, 1, m + 2, 1, axis)], axis + 1)
-            z = lax.slice_in_dim(pairs.reshape([*z.shape[:axis], 2 * m + 2, *z.shape[axis + 1 :]]), 0, n, 1, axis)
-    return z
-
-
-def _every_other(x: Array, axis: int, start: int, count: int) -> Array:
-    """Return `count` entries of x along an axis, from `start` in steps of two, zero beyond the end."""
-    short = max(0, start + 2 * count - 1 - x.shape[axis])
-    if short:
-        x = jnp.pad(x, [(0, short if a == axis else 0) for a in range(x.ndim)])
-    return lax.slice_in_dim(x, start, start + 2 * count - 1, 2, axis)
+def settings(name: str, A: Any, b: Any, coarsening: Any, *rest: Any) -> tuple:
+    """Return the fields of `MultigridCG` from the arguments of a public function, checked."""
+    smoother, degree, ratio, cycle = rest
+    checks.choice(name, "smoother", smoother, ("chebyshev", "red-black"))
+    checks.choice(name, "cycle", cycle, ("V", "W"))
+    if not isinstance(degree, int) or degree < 1:
+        checks.fail(name, "degree", "a positive Python integer", degree)
+    if not isinstance(A, Stencil):
+        checks.fail(name, "A", "a Stencil", type(A).__name__, TypeError)
+    shape, dims = jnp.shape(b), len(A.periodic)
+    if len(shape) != dims:
+        checks.fail(name, "b", f"an array over a {dims}-D grid, like the stencil", f"shape {shape}")
+    if not isinstance(coarsening, str):
+        chosen = tuple(tuple(int(a) for a in axes) for axes in coarsening)
+        if any(len(set(axes)) != len(axes) or not axes or not set(axes) <= set(range(dims)) for axes in chosen):
+            checks.fail(name, "coarsening", f"for each level distinct axes of {dims}", coarsening)
+    else:
+        checks.choice(name, "coarsening", coarsening, ("auto", "full"))
+        seen = coarsening == "auto" and known(A.coefficients)
+        chosen = coarsening_plan(A, shape) if seen else full_plan(shape, A.periodic)
+    if (left := coarsest_size(shape, chosen)) > LARGEST:
+        checks.fail(
+            name, "b", f"a grid that halves down to {LARGEST} points (periodic axes while even)", f"{left} left"
+        )
+    return checks.number(name, "ratio", ratio, positive=True), smoother, degree, cycle, chosen
 
 
 def multigrid_cg(
     A: Stencil,
     b: Float[Array, "*grid"],
     *,
+    coarsening: str | Plan = "auto",
     smoother: str = "chebyshev",
     degree: int = 2,
     ratio: Scalar = 4.0,
@@ -220,17 +114,23 @@ def multigrid_cg(
 ) -> MultigridSolution:
     """Solve ``A x = b`` on a grid, A symmetric positive definite, by conjugate gradients with geometric multigrid.
 
-    The fastest of the family for one hard elliptic system: a handful of steps whatever the grid. For rows dominated by
-    their diagonal `sor` or `chebyshev_cg` need about as few and cheaper steps; for constant coefficients on a box a
-    fast sine transform, and for a matrix that never changes a stored factorisation, beat it.
+    The fastest of the family for one hard elliptic system: a handful of steps whatever the grid, the anisotropy along
+    its axes and the jumps of its coefficients. For rows dominated by their diagonal `sor` or `chebyshev_cg` need about
+    as few and cheaper steps; for constant coefficients on a box a fast sine transform, and for a matrix that never
+    changes a stored factorisation, beat it. For unsymmetric systems take `multigrid_gmres`.
 
     Parameters
     ----------
     A : Stencil
-        Symmetric positive definite, constant or varying coefficients, one to three dimensions, any grid size. Traced,
+        Symmetric positive definite, or semidefinite (a Neumann or periodic problem, b in its range); constant or
+        varying coefficients, one to three dimensions, any grid size, but even along periodic axes. Traced,
         differentiable.
     b : Float[Array, "*grid"]
         Traced, differentiable. Several at once: ``jax.vmap`` over b.
+    coarsening : "auto", "full", or tuple of tuples of int
+        Which axes each coarser level halves. ``"full"``: all of them. ``"auto"``: the strongly coupled ones first where
+        the coefficients are known when the program is built, all of them where they are traced; inside ``jit`` pass
+        ``coarsening_plan(A, shape)``, found outside. Static.
     smoother : str
         ``"chebyshev"``, or ``"red-black"`` (Gauss-Seidel; by parity classes if the stencil has diagonal neighbours).
     degree : int
@@ -239,7 +139,7 @@ def multigrid_cg(
         The Chebyshev smoother works on eigenvalues of R^-1 A in ``[1 / ratio, 1]``, where R are the absolute row sums.
         Traced; no derivative.
     cycle : str
-        ``"V"`` or ``"W"``.
+        ``"V"`` or ``"W"``, which helps where coefficients jump by many orders of magnitude.
     x0, tol, max_steps, every, unconverged, history, progress : optional
         As for `sor`. A step is one cycle and one product.
 
@@ -251,18 +151,25 @@ def multigrid_cg(
     Raises
     ------
     ValueError, TypeError
-        As `sor`; an unknown `smoother` or `cycle`, a system other than a stencil.
+        As `sor`; an unknown `coarsening`, `smoother` or `cycle`, a system other than a stencil, a large grid that
+        cannot be halved because a periodic axis is odd.
 
     Notes
     -----
-    Coarse operators are Galerkin products with linear interpolation, exact for varying coefficients and computed axis
-    by axis at the cost of a few products; the coarsest, of at most 16 unknowns, is inverted. A cycle costs about
-    ``4 (degree + 1)`` products, set-up included in every solve. Strong anisotropy or jumps in the coefficients slow it
-    down, as point smoothers do. Memory: about 15 vectors. Stopping and derivatives as for `ssor_cg`.
+    Coarse operators are Galerkin products, computed axis by axis at the cost of a few products; the coarsest, of at
+    most 64 unknowns, is inverted. Constant coefficients are interpolated linearly, varying ones by the operator itself,
+    each row summed over the other axes, which keeps fluxes continuous across jumps and constants at walls without flux.
+    A cycle costs about ``4 (degree + 1)`` products, twice that if axes are halved one at a time; set-up is included in
+    every solve. Strong couplings that are not along axes (rotated anisotropy), that change direction from place to
+    place, or jumps from point to point slow it down. Memory: about 15 vectors. Stopping and derivatives as for
+    `ssor_cg`.
 
     References
     ----------
-    U. Trottenberg, C. Oosterlee, A. Schueller, Multigrid, Academic Press 2001, sections 2.4 and 7.7.
+    U. Trottenberg, C. Oosterlee, A. Schueller, Multigrid, Academic Press 2001, sections 2.4, 5.1 and 7.7.
+    J. E. Dendy, Black box multigrid, J. Comput. Phys. 48 (1982) 366-386.
+    S. Schaffer, A semicoarsening multigrid method for elliptic PDEs with highly discontinuous and anisotropic
+    coefficients, SIAM J. Sci. Comput. 20 (1998) 228-242.
 
     Examples
     --------
@@ -272,12 +179,6 @@ def multigrid_cg(
     True
     """
     name = "multigrid_cg"
-    checks.choice(name, "smoother", smoother, ("chebyshev", "red-black"))
-    checks.choice(name, "cycle", cycle, ("V", "W"))
-    if not isinstance(degree, int) or degree < 1:
-        checks.fail(name, "degree", "a positive Python integer", degree)
-    if not isinstance(A, Stencil):
-        checks.fail(name, "A", "a Stencil", type(A).__name__, TypeError)
-    method = MultigridCG(checks.number(name, "ratio", ratio, positive=True), smoother, degree, cycle)
+    method = MultigridCG(*settings(name, A, b, coarsening, smoother, degree, ratio, cycle))
     options = Options(x0, tol, max_steps, every, unconverged, history, progress)
     return solve(name, MultigridSolution, method, A, b, options)

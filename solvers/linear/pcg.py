@@ -1,4 +1,4 @@
-"""The conjugate gradient iteration and its Chebyshev preconditioner, on vectors in any layout."""
+"""The conjugate gradient iteration on vectors in any layout."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -15,7 +15,7 @@ from ..core.typing import Array
 from ..core.vectors import axpy, inner
 from .solution import LinearStatus, measure
 from .stopping import Controls, Rules, drive
-from .systems.system import Layout, repeat, settle
+from .systems.system import Layout
 
 STALL = 500
 """Steps without a new smallest residual after which conjugate gradients stop: they may plateau for long."""
@@ -134,32 +134,3 @@ def _ratio(a, b):
 def _join(past, new, steps):
     index = jnp.arange(past.shape[0], dtype=jnp.int32) - steps
     return jnp.where((index > 0) | (steps == 0), new[jnp.maximum(index, 0)], past)
-
-
-def chebyshev(mv: Callable[[Any], Any], inverse: Any, low, high, degree) -> Callable[[Any], Any]:
-    """Return ``r -> z``, `degree` steps of Chebyshev's method for ``A z = r`` from zero.
-
-    The method is tuned to eigenvalues of ``inverse A`` in [low, high], where ``mv`` is the product with A; degree 1 is
-    Jacobi's method if `inverse` is that of the diagonal. ``low == high`` is ordinary.
-    """
-    centre, half = (high + low) / 2, (high - low) / 2
-
-    def scaled(r):
-        return jax.tree.map(jnp.multiply, r, inverse)
-
-    def body(carry):
-        z, r, d, rho = carry
-        r = settle(jax.tree.map(jnp.subtract, r, mv(settle(d))))
-        below = 2 * centre - rho * half
-        rho_next = half / below
-        d = jax.tree.map(lambda u, v: rho_next * rho * u + 2 / below * v, d, scaled(r))
-        return jax.tree.map(jnp.add, z, d), r, d, rho_next
-
-    def apply(r):
-        d = jax.tree.map(lambda u: (1 / centre) * u, scaled(r))
-        start = (d, r, d, half / centre)
-        if isinstance(degree, int):
-            return repeat(body, start, degree - 1)[0]
-        return lax.fori_loop(1, degree, lambda _, carry: body(carry), start)[0]
-
-    return apply

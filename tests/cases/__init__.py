@@ -17,3 +17,10 @@ def collect(kind: str) -> list:
 
 
 CASES: list[Case] = collect("CASES")
+
+WITHOUT_ENTRY = {
+    "fit_transport_map": "trains a network by a fixed schedule: tests/transport/test_scale.py",
+    "solve_sequence": "returns one solution a system, with a learner's state: tests/linear/test_sequence.py",
+    "learned_sor": "is `solve_sequence` with a learner and arms chosen: tests/linear/test_sequence.py",
+}
+"""Public calls that iterate and have no entry here, why, and where they are tested instead."""

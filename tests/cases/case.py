@@ -28,7 +28,8 @@ class Case:
     poison : str
         Name of the entry into which a NaN is put.
     warm : callable
-        ``warm(data, solution)``: data and options from which the solution must be recognised in 0 steps.
+        ``warm(data, solution)``: data and options from which the solution must be recognised in 0 steps; None for a
+        call that has no start to give.
     zero, single : callable
         ``() -> data``: all-zero data that has an answer, and a problem with one unknown.
     failing : callable
@@ -43,6 +44,10 @@ class Case:
         Tolerance by dtype name used in comparisons; the error must come below it.
     exact : dict
         Options of a solve accurate enough to be differentiated numerically.
+    orders : int
+        How many orders of derivatives are promised: 2, or 1 where the solution is piecewise linear.
+    accuracy : float
+        Relative accuracy of slopes against differences of values.
     user_function : callable or None
         ``user_function(data, count)``: solve with a user function that calls ``count()`` whenever it is traced.
     """
@@ -52,7 +57,7 @@ class Case:
     make: Callable[[np.random.Generator], Data]
     solve: Callable[..., Solution]
     poison: str
-    warm: Callable[[Data, Solution], tuple[Data, dict]]
+    warm: Callable[[Data, Solution], tuple[Data, dict]] | None
     zero: Callable[[], Data]
     single: Callable[[], Data]
     failing: Callable[[Data], tuple[Data, dict, int]]
@@ -61,4 +66,6 @@ class Case:
     observe: Callable[[Solution], Any]
     tol: dict = field(default_factory=lambda: {"float64": 1e-9, "float32": 1e-4})
     exact: dict = field(default_factory=lambda: {"tol": 1e-13})
+    orders: int = 2
+    accuracy: float = 1e-6
     user_function: Callable[[Data, Callable[[], None]], Any] | None = None

@@ -121,7 +121,64 @@ def _unbalanced() -> Case:
     )
 
 
+_EXACT = Case(
+    name="transport_exactly",
+    solution=solvers.ExactSolution,
+    make=lambda rng: {k: v for k, v in _transport_data(rng).items() if k != "epsilon"},
+    solve=lambda data, **options: solvers.transport_exactly(data["cost"], data.get("a"), data.get("b"), **options),
+    poison="cost",
+    warm=None,
+    zero=lambda: {"cost": np.zeros((6, 7)), "a": np.full(6, 1 / 6), "b": np.full(7, 1 / 7)},
+    single=lambda: {"cost": np.full((1, 1), 3.0)},
+    failing=lambda data: ({**data, "a": 2 * data["a"]}, {}, int(solvers.TransportStatus.UNEQUAL_MASSES)),
+    differentiable=("cost", "a", "b"),
+    direction=lambda rng, data: {
+        "cost": 0.1 * rng.standard_normal((6, 7)),
+        "a": _zero_sum(rng, 6),
+        "b": _zero_sum(rng, 7),
+    },
+    observe=lambda s: 100 * s.transport_cost,
+    tol={"float64": 1e-6, "float32": 5e-3},
+    exact={"tol": 1e-8},
+    orders=1,
+    accuracy=1e-4,
+)
+
+
+def _gap(data, **options):
+    return solvers.monge_gap(data["x"], data["mapped"], data.get("a"), epsilon=data["epsilon"], **options)
+
+
+_MONGE_GAP = Case(
+    name="monge_gap",
+    solution=solvers.MongeGapSolution,
+    make=lambda rng: {
+        "x": rng.random((5, 2)),
+        "mapped": rng.random((5, 2)),
+        "a": _divergence_data(rng)["a"],
+        "epsilon": np.asarray(0.1),
+    },
+    solve=_gap,
+    poison="x",
+    warm=None,
+    zero=lambda: {
+        "x": np.zeros((5, 2)), "mapped": np.zeros((5, 2)), "a": np.full(5, 1 / 5), "epsilon": np.asarray(0.1)
+    },
+    single=lambda: {"x": np.ones((1, 2)), "mapped": np.zeros((1, 2)), "epsilon": np.asarray(0.1)},
+    failing=lambda data: ({**data, "a": -data["a"]}, {}, int(solvers.TransportStatus.NEGATIVE_WEIGHTS)),
+    differentiable=("x", "mapped", "a", "epsilon"),
+    direction=lambda rng, data: {
+        "x": 0.1 * rng.standard_normal((5, 2)),
+        "mapped": 0.1 * rng.standard_normal((5, 2)),
+        "a": _zero_sum(rng, 5),
+        "epsilon": np.asarray(0.01),
+    },
+    observe=lambda s: s.value,
+)  # fmt: skip
+
 CASES = [
+    _EXACT,
+    _MONGE_GAP,
     _unbalanced(),
     _transport("sinkhorn"),
     _transport("sns_sinkhorn"),

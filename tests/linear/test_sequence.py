@@ -212,3 +212,17 @@ def test_a_bound_above_one_is_enough():
 def test_bad_input_raises(call, error, says):
     with pytest.raises(error, match=says):
         call(dict(learner=Cycle(), arms=FEW, key=KEY))
+
+
+def test_by_default_learning_costs_little():
+    """Total sweeps over 100 shifted Laplacians, the first ones included, against every fixed arm's on the same."""
+    shifts, rhs = shifted_laplacians(np.random.default_rng(8), 100, spread="low", n=8)
+    shifts, rhs = jnp.asarray(shifts, DTYPE), jnp.asarray(rhs, DTYPE)
+    arms, tol = Arms.sor(16), 1e-5
+    make = lambda c: Stencil.laplacian(2, shift=c)  # noqa: E731
+    fixed = jax.jit(
+        jax.vmap(lambda w: jax.vmap(lambda c, b: sor(make(c), b, omega=w, tol=tol).num_steps)(shifts, rhs).sum())
+    )(arms.omega.astype(DTYPE))
+    learned = solve_sequence(jax.vmap(make)(shifts), rhs, arms=arms, key=jax.random.key(5), warm_start=False, tol=tol)
+    assert bool(learned.converged.all())
+    assert int(learned.num_steps.sum()) <= 1.3 * int(fixed.min())  # Tsallis-INF: 1.6 and more

@@ -24,7 +24,7 @@ from solvers import (
     sor,
     ssor_cg,
 )
-from solvers.linear.multigrid import by_colours, prolong
+from solvers.linear.cycles.smoothing import by_colours
 from solvers.linear.systems.stencil import Phases
 
 from ..conftest import FLOAT, X64, needs_x64
@@ -154,18 +154,6 @@ def test_coefficients_made_in_the_program_that_uses_them():
     swept = jax.jit(jax.value_and_grad(lambda t: jnp.sum(jnp.sin(sor(matrix(t), b, omega=1.4, tol=1e-13).value))))
     for found, exact in zip(swept(0.0), jax.value_and_grad(dense)(0.0), strict=True):
         np.testing.assert_allclose(found, exact, rtol=1e-9)
-
-
-@pytest.mark.parametrize(("coarse", "fine"), [((3,), (7,)), ((3,), (6,)), ((2, 3), (5, 6)), ((1, 2), (3, 2))])
-def test_interpolation_is_linear(coarse, fine):
-    """Against NumPy's interpolation axis by axis, zero one coarse point beyond either end."""
-    z = np.random.default_rng(32).standard_normal(coarse)
-    expected = z
-    for axis, (m, n) in enumerate(zip(coarse, fine, strict=True)):
-        if m != n:
-            line = lambda v, m=m, n=n: np.interp(np.arange(n), 2 * np.arange(-1, m + 1) + 1, np.pad(v, 1))  # noqa: E731
-            expected = np.apply_along_axis(line, axis, expected)
-    np.testing.assert_allclose(prolong(jnp.asarray(z, FLOAT), fine), expected, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("bounds", [(1.0, 1.0), (2.0, 1.0), (np.nan, 1.0), (0.0, np.nan)])

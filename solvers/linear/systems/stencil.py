@@ -20,6 +20,9 @@ Offset = tuple[int, ...]
 class Stencil(System, Layout):
     """A matrix on a regular grid: ``(A u)(i) = sum_k coefficients[k] u(i + offsets[k])``, with u = 0 outside.
 
+    Zero outside is a Dirichlet boundary. For one without flux let no coefficient point outside and the others of its
+    row add up as they should; axes in `periodic` wrap round.
+
     Parameters
     ----------
     coefficients : Float[Array, "k"] or Float[Array, "k *grid"]
@@ -27,6 +30,8 @@ class Stencil(System, Layout):
         are ignored.
     offsets : sequence of tuples of int
         Distinct, entries in {-1, 0, 1}, one to three of them, the zero offset included. Static.
+    periodic : bool or sequence of bool
+        Which axes wrap round, all or each. Sweeps and multigrid want an even number of points there. Static.
 
     Notes
     -----
@@ -45,9 +50,10 @@ class Stencil(System, Layout):
 
     coefficients: Array
     offsets: tuple[Offset, ...] = eqx.field(static=True)
+    periodic: tuple[bool, ...] = eqx.field(static=True)
     relaxable = True
 
-    def __init__(self, coefficients, offsets: Sequence[Sequence[int]]):
+    def __init__(self, coefficients, offsets: Sequence[Sequence[int]], *, periodic: bool | Sequence[bool] = False):
         self.offsets = tuple(tuple(int(k) for k in o) for o in offsets)
         self.coefficients = float_array("Stencil", "coefficients", coefficients)
         dims = {len(o) for o in self.offsets}
@@ -58,15 +64,22 @@ class Stencil(System, Layout):
         if self.coefficients.ndim not in (1, 1 + dims.pop()) or len(self.coefficients) != len(self.offsets):
             expected = f"({len(self.offsets)},) or ({len(self.offsets)}, *grid)"
             fail("Stencil", "coefficients", expected, self.coefficients.shape)
+        each = (periodic,) * len(self._centre) if isinstance(periodic, bool) else tuple(map(bool, periodic))
+        if len(each) != len(self._centre):
+            fail("Stencil", "periodic", f"one bool, or one for each of {len(self._centre)} axes", periodic)
+        self.periodic = each
 
     @classmethod
-    def laplacian(cls, ndim: int = 2, *, scale: Scalar = 1.0, shift: Scalar = 0.0) -> "Stencil":
+    def laplacian(
+        cls, ndim: int = 2, *, scale: Scalar = 1.0, shift: Scalar = 0.0, periodic: bool | Sequence[bool] = False
+    ) -> "Stencil":
         """Return ``shift I + scale (2 ndim I - sum of the 2 ndim neighbours)``."""
         scale = float_array("Stencil.laplacian", "scale", scale)
         shift = float_array("Stencil.laplacian", "shift", shift, dtype=scale.dtype)
         dtype = jnp.result_type(scale, shift)
         scale, shift = scale.astype(dtype), shift.astype(dtype)
-        return cls(jnp.stack([shift + 2 * ndim * scale] + [-scale] * (2 * ndim)), _star(ndim))
+        coefficients = jnp.stack([shift + 2 * ndim * scale] + [-scale] * (2 * ndim))
+        return cls(coefficients, _star(ndim), periodic=periodic)
 
     @classmethod
     def diffusion(cls, conductivity, *, scale=1.0, shift=1.0) -> "Stencil":
@@ -97,9 +110,9 @@ class Stencil(System, Layout):
         """The transpose: offsets change sign and varying coefficients move with them."""
         flipped = tuple(tuple(-k for k in o) for o in self.offsets)
         if self.coefficients.ndim == 1:
-            return Stencil(self.coefficients, flipped)
-        moved = [shift(c, tuple(-k for k in o), c.shape) for c, o in zip(self.coefficients, self.offsets, strict=True)]
-        return Stencil(jnp.stack(moved), flipped)
+            return Stencil(self.coefficients, flipped, periodic=self.periodic)
+        moved = [shift(c, o, c.shape, self.periodic) for c, o in zip(self.coefficients, flipped, strict=True)]
+        return Stencil(jnp.stack(moved), flipped, periodic=self.periodic)
 
     def check(self, function, b):
         """Raise unless b is an array over the stencil's grid."""
@@ -109,13 +122,20 @@ class Stencil(System, Layout):
         if grid and grid != b.shape:
             fail(function, "A", f"a stencil with coefficients over the grid {b.shape} of `b`", f"one over {grid}")
 
+    def even(self, function: str, shape: Sequence[int]) -> None:
+        """Raise unless periodic axes have an even number of points, as two colours need."""
+        odd = [n for n, wraps in zip(shape, self.periodic, strict=True) if wraps and n % 2]
+        if odd:
+            fail(function, "b", "an even number of points along periodic axes", f"shape {tuple(shape)}")
+
     def layout(self, shape, *, sweeps):
         """Return the polyphase layout for sweeps, the plain grid otherwise."""
         return Phases(self, shape) if sweeps else self
 
-    def mv(self, x):
+    def mv(self, x) -> Array:
         """Return A x."""
-        return sum(c * shift(x, o, x.shape) for c, o in zip(self.coefficients, self.offsets, strict=True))
+        pairs = zip(self.coefficients, self.offsets, strict=True)
+        return jnp.asarray(sum(c * shift(x, o, x.shape, self.periodic) for c, o in pairs))
 
     def diagonal(self):
         """Return the centre coefficient, a scalar when constant."""
@@ -132,7 +152,9 @@ class Stencil(System, Layout):
         entries, row, column = [], [], []
         for k, o in enumerate(self.offsets):
             target = index + np.reshape(o, (-1,) + (1,) * len(shape))
-            inside = np.all((target >= 0) & (target < np.reshape(shape, (-1,) + (1,) * len(shape))), axis=0)
+            sizes, wraps = (np.reshape(t, (-1,) + (1,) * len(shape)) for t in (shape, self.periodic))
+            target = np.where(wraps, target % sizes, target)
+            inside = np.all((target >= 0) & (target < sizes), axis=0)
             row.append(np.asarray(np.ravel_multi_index(tuple(index), shape))[inside])
             column.append(np.ravel_multi_index(tuple(t[inside] for t in target), shape))
             entries.append(k * inside.size + np.flatnonzero(inside))
@@ -154,9 +176,11 @@ class Phases(Layout):
     masks: tuple[Array | None, ...]
     offsets: tuple[Offset, ...] = eqx.field(static=True)
     shape: tuple[int, ...] = eqx.field(static=True)
+    periodic: tuple[bool, ...] = eqx.field(static=True)
 
     def __init__(self, stencil: Stencil, shape: tuple[int, ...]):
-        self.offsets, self.shape = stencil.offsets, shape
+        stencil.even("Stencil", shape)
+        self.offsets, self.shape, self.periodic = stencil.offsets, shape, stencil.periodic
         self.masks = tuple(self._mask(p, stencil.coefficients.dtype) for p in self.parities)
         if stencil.coefficients.ndim == 1:
             self.coefficients = tuple((c,) * len(self.parities) for c in stencil.coefficients)
@@ -217,7 +241,9 @@ class Phases(Layout):
             if any(o):
                 there = [p + s for p, s in zip(parities[k], o, strict=True)]
                 source = tuple(t % 2 for t in there)
-                total += c[k] * shift(y[parities.index(source)], tuple(t // 2 for t in there), y[k].shape)
+                total += c[k] * shift(
+                    y[parities.index(source)], tuple(t // 2 for t in there), y[k].shape, self.periodic
+                )
         return total
 
     def mv(self, y):
@@ -243,8 +269,12 @@ class Phases(Layout):
         return sweep
 
 
-def shift(x: Array, offset: Sequence[int], shape: Sequence[int]) -> Array:
-    """Return the array of `shape` with ``x[i + offset]`` at i, zero where that is outside."""
+def shift(x: Array, offset: Sequence[int], shape: Sequence[int], periodic: Sequence[bool] = ()) -> Array:
+    """Return the array of `shape` with ``x[i + offset]`` at i; zero where that is outside, but periodic axes wrap."""
+    for axis, wraps in enumerate(periodic):
+        if wraps and offset[axis]:
+            x = jnp.roll(x, -offset[axis], axis)
+            offset = tuple(0 if a == axis else o for a, o in enumerate(offset))
     ends = [(-o, n - m + o, 0) for o, n, m in zip(offset, shape, x.shape, strict=True)]
     return lax.pad(x, jnp.zeros((), x.dtype), ends) if any(map(any, ends)) else x
 

@@ -1,0 +1,1 @@
+"""Multigrid cycles: coarsening of grids and of sparse matrices, smoothers, transfers."""

@@ -1,0 +1,55 @@
+"""The cycle itself: what a level is, and how a residual goes down through the levels and its correction comes up."""
+
+from abc import abstractmethod
+from collections.abc import Callable, Sequence
+
+import equinox as eqx
+
+from ...core.precision import matmul
+from ...core.typing import Array
+from ..systems.system import settle
+from .smoothing import Smoother
+
+
+class Level(eqx.Module):
+    """A level above the coarsest: its matrix, and the way to the next one."""
+
+    @abstractmethod
+    def mv(self, z: Array) -> Array:
+        """Return A z."""
+
+    @abstractmethod
+    def scaling(self) -> Array:
+        """Return the inverse absolute row sums: scaled by them, the largest eigenvalue is at most one."""
+
+    @abstractmethod
+    def restrict(self, r: Array) -> Array:
+        """Return ``P' r``."""
+
+    @abstractmethod
+    def prolong(self, z: Array) -> Array:
+        """Return ``P z``."""
+
+
+def cycle(
+    levels: Sequence[Level], smoothers: Sequence[Smoother], inverse: Array, *, twice: bool
+) -> Callable[[Array], Array]:
+    """Return ``r -> z``, one cycle for ``A z = r`` from zero: symmetric if the levels are.
+
+    The coarsest level is one product with `inverse`. With `twice`, the W-cycle, levels between the first and the last
+    are visited twice.
+    """
+
+    def descend(k: int, r: Array) -> Array:
+        if k == len(levels):
+            return matmul(inverse, r.ravel()).reshape(r.shape)
+        level, smoother = levels[k], smoothers[k]
+        z, left = smoother.before(r)
+        d = level.prolong(descend(k + 1, settle(level.restrict(settle(left)))))
+        if twice and 0 < k < len(levels) - 1:
+            d = settle(d)
+            z, left = z + d, settle(left - level.mv(d))
+            d = level.prolong(descend(k + 1, settle(level.restrict(left))))
+        return settle(smoother.after(z, d, left))
+
+    return lambda r: descend(0, r)
