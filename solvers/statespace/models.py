@@ -1,5 +1,6 @@
 """Linear Gaussian models: filtering, smoothing and sampling, one step after another or in parallel, in either form."""
 
+from math import log, pi
 from typing import Any, ClassVar, Self
 
 import equinox as eqx
@@ -294,7 +295,7 @@ def beliefs_of(name: str, steps: Steps, seen, how, only_filter: bool) -> Beliefs
         after, log_density, pivot = filtered.after, filtered.steps.log_density, filtered.steps.definite
         belief = after if only_filter else smooth_steps(steps, filtered, length)[0]
         precise = _precise(filtered.ahead, after) & _precise(after, belief)
-    log_likelihood = jnp.sum(log_density) - 0.5 * np.log(2 * np.pi) * jnp.sum(seen.astype(steps.b.dtype))
+    log_likelihood = jnp.sum(log_density) - 0.5 * log(2 * pi) * jnp.sum(seen.astype(steps.b.dtype))
     status = _verdict(given, proper, (after, belief), pivot, log_likelihood)
     status = jnp.where((status == 0) & ~precise, int(GaussianStatus.IMPRECISE), status).astype(jnp.int32)
     return Beliefs(belief.mean, belief.cov, log_likelihood, status)
