@@ -38,6 +38,7 @@ __version__ = "0.1.0"
 
 FACES: dict[str, tuple[str, ...]] = {
     "transport": (
+        "barycenter",
         "fit_transport_map",
         "monge_gap",
         "sinkhorn",
@@ -46,6 +47,7 @@ FACES: dict[str, tuple[str, ...]] = {
         "stack_ragged",
         "transport_exactly",
         "unbalanced_sinkhorn",
+        "BarycenterSolution",
         "DivergenceSolution",
         "ExactSolution",
         "Grid",

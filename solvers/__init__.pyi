@@ -134,6 +134,7 @@ from .tensor import gaunt_convolution as gaunt_convolution
 from .tensor import gaunt_power as gaunt_power
 from .tensor import gaunt_product as gaunt_product
 from .tensor import spherical_harmonics as spherical_harmonics
+from .transport import BarycenterSolution as BarycenterSolution
 from .transport import DivergenceSolution as DivergenceSolution
 from .transport import ExactSolution as ExactSolution
 from .transport import Grid as Grid
@@ -145,6 +146,7 @@ from .transport import TransportMap as TransportMap
 from .transport import TransportSolution as TransportSolution
 from .transport import TransportStatus as TransportStatus
 from .transport import UnbalancedSolution as UnbalancedSolution
+from .transport import barycenter as barycenter
 from .transport import fit_transport_map as fit_transport_map
 from .transport import monge_gap as monge_gap
 from .transport import sinkhorn as sinkhorn
