@@ -204,6 +204,9 @@ def test_single_precision_needs_the_square_root_form():
     plain, rooted = run(np.float32, "covariance"), run(np.float32, "square_root")
     assert plain.status == GaussianStatus.INDEFINITE
     assert rooted.converged
+    t = jnp.linspace(0, 1, 20).astype(jnp.float32)
+    single = regress(KERNELS["product"], t, jnp.sin(t), jnp.asarray(0.1, jnp.float32))
+    assert {x.dtype for x in (single.mean, single.variance, single.log_likelihood)} == {jnp.dtype(jnp.float32)}
     assert np.all(np.diagonal(np.asarray(rooted.covariance), axis1=1, axis2=2) > 0)
     if X64:
         assert run(np.float64, "covariance").status == GaussianStatus.IMPRECISE

@@ -63,7 +63,7 @@ class MaternStates(StateSpaceKernel):
         n, s = self.order, self.rate * d
         i = np.arange(n)
         lag = i[:, None] - i[None, :]
-        factorials = np.array([float(factorial(k)) for k in range(n)])
+        factorials = [float(factorial(k)) for k in range(n)]
         powers = [jnp.exp(-s)]
         for _ in range(n - 1):
             powers.append(powers[-1] * s)
