@@ -27,6 +27,9 @@ Low rank
     `matrix_sensing` of what a `Measurement` saw: `DenseMeasurements`, `RankOneMeasurements`, `Entries`, `WholeMatrix`.
 State space
     `DiagonalSSM`, `DiagonalMIMO`: layers for long sequences, made of `hippo` by `perturb_then_diagonalize`.
+    `kalman_filter`, `kalman_smoother` of a `LinearGaussian`; `gp_regression` in linear time.
+Tensors
+    `gaunt_product`, `gaunt_power`, `gaunt_convolution`: products on the sphere, with `spherical_harmonics`.
 Convex networks
     `train_relu` of a `ConvexReLU`: two-layer ReLU networks, trained to a certificate.
 Shared
@@ -247,12 +250,26 @@ FACES: dict[str, tuple[str, ...]] = {
         "Units",
     ),
     "statespace": (
+        "gp_regression",
         "hinf_distance",
         "hippo",
+        "kalman_filter",
+        "kalman_smoother",
         "perturb_then_diagonalize",
+        "to_sde",
+        "Beliefs",
         "DiagonalMIMO",
         "DiagonalSSM",
+        "GPBeliefs",
+        "GaussianStatus",
+        "LinearGaussian",
         "LinearSystem",
+    ),
+    "tensor": (
+        "gaunt_convolution",
+        "gaunt_power",
+        "gaunt_product",
+        "spherical_harmonics",
     ),
     "core": (
         "print_progress",

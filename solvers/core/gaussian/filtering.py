@@ -1,0 +1,264 @@
+"""Filtering and smoothing of linear Gaussian models in covariance form, sequential or in blocks side by side."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from ..precision import HIGHEST
+from ..typing import Array
+
+
+class Steps(NamedTuple):
+    """``x_t = A_t x_(t-1) + b_t + q_t`` and what was seen of ``H_t x_t``, one entry a step.
+
+    The first step is the prior: ``A_0 = 0``, b its mean and Q its covariance.
+
+    Attributes
+    ----------
+    A, b, Q : [Array, "T n n"], [Array, "T n"], [Array, "T n n"]
+        Transition, drift and covariance of the noise.
+    H : [Array, "T p n"]
+        Rows of what is not seen are zero.
+    y, R : [Array, "T p"], [Array, "T p p"]
+        Observations and the covariance of their noise; or, where `information`, ``R^-1 y`` and ``R^-1``, which may be
+        singular.
+    """
+
+    A: Array
+    b: Array
+    Q: Array
+    H: Array
+    y: Array
+    R: Array
+
+
+class Belief(NamedTuple):
+    """A Gaussian: mean and covariance, of any leading axes."""
+
+    mean: Array
+    cov: Array
+
+
+class Adjoint(NamedTuple):
+    """What the future says of a state: the smoothed one is ``mean + cov r``, of covariance ``cov - cov N cov``."""
+
+    r: Array
+    N: Array
+
+
+class Summary(NamedTuple):
+    """What a block does: from a start x its end has mean ``G x + mean`` and covariance cov; it says ``said`` of x."""
+
+    end: Belief
+    G: Array
+    said: Adjoint
+
+
+class Update(NamedTuple):
+    """An observation's part of one step: ``F = I - K H``, ``u = H' S^-1 v``, ``W = H' S^-1 H``; v, S the innovation."""
+
+    F: Array
+    u: Array
+    W: Array
+    log_density: Array
+    definite: Array
+
+
+def mm(x, y):
+    """Return ``x @ y`` of small matrices, as products and sums that fuse with what is around them."""
+    if max(x.shape[-2:] + y.shape[-1:]) <= SMALL:
+        return jnp.sum(x[..., :, :, None] * y[..., None, :, :], -2)
+    return jnp.matmul(x, y, precision=HIGHEST)
+
+
+def mv(A, x):
+    """Return ``A @ x`` of a small matrix and a vector."""
+    return mm(A, x[..., None])[..., 0]
+
+
+def t(A):
+    """Return the transpose of matrices in the last two axes."""
+    return jnp.swapaxes(A, -1, -2)
+
+
+SMALL = 4
+
+
+def predict(belief: Belief, s: Steps) -> Belief:
+    """Return the belief after a transition."""
+    return Belief(mv(s.A, belief.mean) + s.b, mm(mm(s.A, belief.cov), t(s.A)) + s.Q)
+
+
+def gains(ahead: Belief, s: Steps, information: bool):
+    """Return ``H P``, ``S^-1``, ``S^-1 v`` and what the density needs, for the belief before an observation."""
+    HP = mm(s.H, ahead.cov)
+    V, seen = mm(HP, t(s.H)), mv(s.H, ahead.mean)
+    if information:
+        # S^-1 = (I + R^-1 V)^-1 R^-1 where R^-1 may be singular
+        eye = jnp.broadcast_to(jnp.eye(V.shape[-1], dtype=V.dtype), V.shape)
+        right = jnp.concatenate([s.R, (s.y - mv(s.R, seen))[..., None]], -1)
+        solved = jnp.linalg.solve(eye + mm(s.R, V), right)
+        return HP, solved[..., :-1], solved[..., -1], jnp.zeros_like(V[..., 0, 0]), V[..., 0, 0]
+    v, S = s.y - seen, V + s.R
+    if S.shape[-1] == 1:
+        inverse = 1 / S
+        half_log, pivot = 0.5 * jnp.log(S[..., 0, 0]), S[..., 0, 0]
+    else:
+        L = jnp.linalg.cholesky(S)
+        eye = jnp.broadcast_to(jnp.eye(S.shape[-1], dtype=S.dtype), S.shape)
+        root = jax.scipy.linalg.solve_triangular(L, eye, lower=True)
+        inverse = mm(t(root), root)
+        pivots = jnp.diagonal(L, axis1=-2, axis2=-1)
+        half_log, pivot = jnp.sum(jnp.log(pivots), -1), jnp.min(pivots, -1)
+    w = mv(inverse, v)
+    return HP, inverse, w, -0.5 * jnp.sum(v * w, -1) - half_log, pivot
+
+
+def condition(ahead: Belief, s: Steps, information: bool) -> Belief:
+    """Return the belief after the observation."""
+    HP, inverse, w, _, _ = gains(ahead, s, information)
+    cov = ahead.cov - mm(t(HP), mm(inverse, HP))
+    return Belief(ahead.mean + mv(t(HP), w), 0.5 * (cov + t(cov)))
+
+
+def update(ahead: Belief, s: Steps, information: bool) -> Update:
+    """Return what a step's observation does, from the belief before it."""
+    HP, inverse, w, log_density, pivot = gains(ahead, s, information)
+    HS = mm(t(s.H), inverse)
+    eye = jnp.eye(s.A.shape[-1], dtype=s.A.dtype)
+    return Update(
+        eye.reshape((1,) * (HS.ndim - 2) + eye.shape) - t(mm(HS, HP)), mv(t(s.H), w), mm(HS, s.H), log_density, pivot
+    )
+
+
+def advance(belief: Belief, s: Steps, information: bool) -> Belief:
+    """Return the belief one step later."""
+    return condition(predict(belief, s), s, information)
+
+
+def summarise(carry: Summary, s: Steps, information: bool) -> Summary:
+    """Append a step to a block."""
+    ahead = predict(carry.end, s)
+    up = update(ahead, s, information)
+    P = mm(s.A, carry.G)
+    said = Adjoint(carry.said.r + mv(t(P), up.u), carry.said.N + mm(mm(t(P), up.W), P))
+    return Summary(condition(ahead, s, information), mm(up.F, P), said)
+
+
+def through(start: Belief, block: Summary) -> Belief:
+    """Return the belief at a block's end from the one before it."""
+    n = start.mean.shape[-1]
+    eye = jnp.eye(n, dtype=start.mean.dtype)
+    both = jnp.concatenate([start.cov, (start.mean + mv(start.cov, block.said.r))[..., None]], -1)
+    solved = jnp.linalg.solve(eye + mm(start.cov, block.said.N), both)
+    cov = mm(mm(block.G, solved[..., :-1]), t(block.G)) + block.end.cov
+    return Belief(mv(block.G, solved[..., -1]) + block.end.mean, 0.5 * (cov + t(cov)))
+
+
+def step_back(after: Adjoint, s: tuple[Array, Update]) -> tuple[Adjoint, Adjoint]:
+    """Return the adjoint before a transition, and the one after it and before its observation."""
+    A, up = s
+    N = up.W + mm(mm(t(up.F), after.N), up.F)
+    here = Adjoint(up.u + mv(t(up.F), after.r), 0.5 * (N + t(N)))
+    return Adjoint(mv(t(A), here.r), mm(mm(t(A), here.N), A)), here
+
+
+def nothing(like: Belief) -> Adjoint:
+    """Return the adjoint of no future."""
+    return Adjoint(jnp.zeros_like(like.mean), jnp.zeros_like(like.cov))
+
+
+class Filtered(NamedTuple):
+    """Beliefs before and after each observation, what each step did, and blocks where there were some."""
+
+    ahead: Belief
+    after: Belief
+    steps: Update
+    blocks: Summary | None
+
+
+def filter_steps(steps: Steps, block: int, information: bool = False) -> Filtered:
+    """Return beliefs after each step; `block` is the length of blocks side by side, or 0 for one step after another."""
+    T, n = steps.b.shape
+    zero = Belief(jnp.zeros(n, steps.b.dtype), jnp.zeros((n, n), steps.b.dtype))
+
+    def forward(start, s):
+        return lax.scan(lambda c, s: ((new := advance(c, s, information)), new), start, s)[1]
+
+    if not block:
+        after, blocks = forward(zero, steps), None
+    else:
+        cut = in_blocks(steps, block)
+        lanes = cut.b.shape[0]
+        many = jax.tree.map(lambda x: jnp.zeros((lanes, *x.shape), x.dtype), zero)
+        eye = jnp.broadcast_to(jnp.eye(n, dtype=steps.b.dtype), (lanes, n, n))
+
+        def summaries(start):
+            first = Summary(start, eye, nothing(start))
+            along = jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), cut)
+            return lax.scan(lambda c, s: ((new := summarise(c, s, information)), new.end), first, along)
+
+        whole = summaries(many)[0]
+        ends = lax.scan(lambda c, b: (through(c, b), c), zero, whole)[1]
+        blocks, inside = summaries(ends)
+        after = jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1).reshape(-1, *x.shape[2:])[:T], inside)
+    before = jax.tree.map(lambda z, x: jnp.concatenate([z[None], x[:-1]]), zero, after)
+    ahead = predict(before, steps)
+    return Filtered(ahead, after, update(ahead, steps, information), blocks)
+
+
+def smooth_steps(steps: Steps, found: Filtered, block: int) -> tuple[Belief, Adjoint]:
+    """Return smoothed beliefs, and adjoints before each observation."""
+    T = steps.b.shape[0]
+    zero = nothing(Belief(steps.b[0], steps.Q[0]))
+
+    def backward(end, s):
+        return lax.scan(step_back, end, s, reverse=True)[1]
+
+    blocks = found.blocks
+    if blocks is None:
+        here = backward(zero, (steps.A, found.steps))
+    else:
+
+        def across(after, b):
+            before = Adjoint(b.said.r + mv(t(b.G), after.r), b.said.N + mm(mm(t(b.G), after.N), b.G))
+            return before, after
+
+        ends = lax.scan(across, zero, blocks, reverse=True)[1]
+        cut = in_blocks((steps.A, found.steps), block)
+        along = jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), cut)
+        inside = backward(ends, along)
+        here = jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1).reshape(-1, *x.shape[2:])[:T], inside)
+    A = steps.A[1:]
+    r = jnp.concatenate([mv(t(A), here.r[1:]), zero.r[None]])
+    N = jnp.concatenate([mm(mm(t(A), here.N[1:]), A), zero.N[None]])
+    m, P = found.after
+    cov = P - mm(mm(P, N), P)
+    return Belief(m + mv(P, r), 0.5 * (cov + t(cov))), here
+
+
+def in_blocks(steps: Any, block: int) -> Any:
+    """Cut the time axis into blocks, the last one filled with steps that change nothing."""
+    T = jax.tree.leaves(steps)[0].shape[0]
+    extra = -T % block
+
+    def fill(x, still):
+        tail = jnp.broadcast_to(still, (extra, *x.shape[1:])).astype(x.dtype)
+        return jnp.concatenate([x, tail]).reshape(-1, block, *x.shape[1:])
+
+    def eye(x):
+        return jnp.eye(x.shape[-1], dtype=x.dtype)
+
+    if isinstance(steps, Steps):
+        zeros = [fill(x, jnp.zeros(x.shape[1:], x.dtype)) for x in steps]
+        return Steps(*zeros)._replace(A=fill(steps.A, eye(steps.A)), R=fill(steps.R, eye(steps.R)))
+    A, up = steps
+    zeros = [fill(x, jnp.zeros(x.shape[1:], x.dtype)) for x in up]
+    return fill(A, eye(A)), Update(*zeros)._replace(F=fill(up.F, eye(up.F)))
+
+
+def default_block(T: int) -> int:
+    """Return the length of blocks that makes the fewest dependent steps, ``3 b + 2 T / b``."""
+    return max(2, round((2 * T / 3) ** 0.5))
