@@ -31,6 +31,7 @@ from .curvature import MFACState as MFACState
 from .curvature import head_hessian as head_hessian
 from .curvature import mfac as mfac
 from .curvature import scale_by_mfac as scale_by_mfac
+from .linear import AMG as AMG
 from .linear import Arms as Arms
 from .linear import CGSolution as CGSolution
 from .linear import HagemanYoung as HagemanYoung
@@ -47,6 +48,7 @@ from .linear import chebyshev_cg as chebyshev_cg
 from .linear import flexible_cg as flexible_cg
 from .linear import learned_sor as learned_sor
 from .linear import multigrid_cg as multigrid_cg
+from .linear import multigrid_gmres as multigrid_gmres
 from .linear import solve_sequence as solve_sequence
 from .linear import sor as sor
 from .linear import ssor as ssor
