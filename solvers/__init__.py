@@ -6,6 +6,8 @@ Transport
     `sns_sinkhorn`, `sinkhorn`: entropic optimal transport. `unbalanced_sinkhorn`: masses that differ.
     `transport_exactly`: without entropy, to a certified gap.
     `PointCloud`, `Grid`: costs that are never stored. `sinkhorn_divergence`, `monge_gap`, `fit_transport_map`.
+Inverse problems
+    `admm`, `pgd`, `hqs`: data through `Radon`, `Blur`, `FourierSampling`, ..., a prior by its proximal map.
 Constrained
     `sketched_newton`: minimise subject to equations. `DenseKKT`, `KrylovKKT`, `SketchProject`: its linear algebra.
 Linear
@@ -16,7 +18,11 @@ Differential equations
     `gp_solve` of a `PDEProblem` on a `Box` with `Dirichlet`, `Neumann`, `Robin`, `Periodic`, `Observe`.
 Curvature
     `EmpiricalFisher` and its inverse, `head_hessian` exactly; `mfac`: natural gradients as an Optax transformation.
+Compression
+    `bit_allocation` and its `pareto_front` by `hawq_sensitivity`: bits a layer. `obs_scores`, `obs_update`: pruning.
+    `hesso` of `parameter_groups`, then `shrink`: whole channels go while an optimiser trains.
 Low rank
+    `complete`: a matrix from some of its entries.
     `matrix_sensing` of what a `Measurement` saw: `DenseMeasurements`, `RankOneMeasurements`, `Entries`, `WholeMatrix`.
 State space
     `DiagonalSSM`, `DiagonalMIMO`: layers for long sequences, made of `hippo` by `perturb_then_diagonalize`.
@@ -30,6 +36,7 @@ __version__ = "0.1.0"
 
 FACES: dict[str, tuple[str, ...]] = {
     "transport": (
+        "barycenter",
         "fit_transport_map",
         "monge_gap",
         "sinkhorn",
@@ -38,6 +45,7 @@ FACES: dict[str, tuple[str, ...]] = {
         "stack_ragged",
         "transport_exactly",
         "unbalanced_sinkhorn",
+        "BarycenterSolution",
         "DivergenceSolution",
         "ExactSolution",
         "Grid",
@@ -49,6 +57,23 @@ FACES: dict[str, tuple[str, ...]] = {
         "TransportSolution",
         "TransportStatus",
         "UnbalancedSolution",
+    ),
+    "inverse": (
+        "admm",
+        "filtered_back_projection",
+        "hqs",
+        "pgd",
+        "prox_quadratic",
+        "Blur",
+        "Differences",
+        "Downsample",
+        "FourierSampling",
+        "InverseSolution",
+        "InverseStatus",
+        "Mask",
+        "Radon",
+        "TotalVariation",
+        "TotalVariationSolution",
     ),
     "constrained": (
         "sketched_newton",
@@ -88,7 +113,9 @@ FACES: dict[str, tuple[str, ...]] = {
         "Stencil",
     ),
     "lowrank": (
+        "complete",
         "matrix_sensing",
+        "CompletionSolution",
         "DenseMeasurements",
         "Entries",
         "LowRankSolution",
@@ -122,6 +149,26 @@ FACES: dict[str, tuple[str, ...]] = {
         "EmpiricalFisher",
         "HeadHessian",
         "MFACState",
+    ),
+    "compression": (
+        "bit_allocation",
+        "group_scores",
+        "hawq_sensitivity",
+        "hesso",
+        "obs_scores",
+        "obs_update",
+        "parameter_groups",
+        "pareto_front",
+        "quantise",
+        "shrink",
+        "AllocationStatus",
+        "BitAllocation",
+        "Groups",
+        "HessoState",
+        "ParetoFront",
+        "Quantised",
+        "Surgery",
+        "Units",
     ),
     "statespace": (
         "hinf_distance",

@@ -1,6 +1,6 @@
 """Curvature of a training loss: the empirical Fisher matrix and its inverse, the Hessian of a linear head, M-FAC."""
 
-from .empirical_fisher import EmpiricalFisher as EmpiricalFisher
+from ..core.empirical_fisher import EmpiricalFisher as EmpiricalFisher
 from .head import HeadHessian as HeadHessian
 from .head import head_hessian as head_hessian
 from .window import MFACState as MFACState

@@ -5,12 +5,14 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from jax.scipy.linalg import cho_solve
+from jax.scipy.linalg import solve_triangular
 
 from ..core import checks
+from ..core.empirical_fisher import against, combined
+from ..core.linalg.sliding import slide
+from ..core.loop import when
 from ..core.precision import eps
 from ..core.typing import Array, Float, Int, Scalar
-from .empirical_fisher import against, combined
 
 
 class MFACState(NamedTuple):
@@ -19,15 +21,21 @@ class MFACState(NamedTuple):
     Attributes
     ----------
     grads : PyTree of Float[Array, "num_grads ..."]
-        The last gradients, a ring.
+        The last gradients, a ring: the newest is in row ``(count - 1) mod num_grads``.
     gram : Float[Array, "num_grads num_grads"]
-        Their inner products.
+        Their inner products, the oldest first; rows of zeros come before the first gradient.
+    factor : Float[Array, "num_grads num_grads"]
+        Lower Cholesky factor of ``gram + shift I``.
+    shift : Float[Array, ""]
+        Damping times the number of gradients, or the floor that rounding sets.
     count : Int[Array, ""]
         How many were seen.
     """
 
     grads: Any
     gram: Float[Array, "m m"]
+    factor: Float[Array, "m m"]
+    shift: Float[Array, ""]
     count: Int[Array, ""]
 
 
@@ -56,17 +64,21 @@ def scale_by_mfac(num_grads: int = 512, damping: Scalar = 1e-5) -> optax.Gradien
 
     Notes
     -----
-    The present gradient is a row of the window, so that ``F^-1 g = G^T (damping I + G G^T / k)^-1 e`` exactly: one
-    row of the Gram matrix, one Cholesky factor and one combination of the window a step, O(d m + m^3), with no
-    division by `damping`, by which the usual form of Woodbury's identity loses digits. What is lost here grows as
-    ``eps max_i |g_i|^2 / (k damping)`` and only where gradients of the window repeat each other; to bound it,
-    ``k damping`` is raised to ``max_i |g_i|^2`` times the larger of ``sqrt(eps)`` and ``4 num_grads eps`` where it is
-    smaller.
+    The present gradient is a row of the window, so that ``F^-1 g = G^T (damping I + G G^T / k)^-1 e`` exactly, with no
+    division by `damping`, by which the usual form of Woodbury's identity loses digits. A step is one row of the Gram
+    matrix and one combination of the window, O(d m), and a slide of its Cholesky factor, O(m^2): dropping the oldest
+    gradient is a rank-one *update* of the rest (`core.linalg.sliding`), so nothing cancels, rounding leaves the window
+    with its gradient and no refactorisation is needed. The matrix is factored anew, O(m^3), while the window fills and
+    when the shift ``k damping`` changes.
+
+    What is lost here grows as ``eps max_i |g_i|^2 / (k damping)`` and only where gradients of the window repeat each
+    other; to bound it, ``k damping`` is raised to ``max_i |g_i|^2``, rounded up to a power of two, times the larger of
+    ``sqrt(eps)`` and ``4 num_grads eps`` where it is smaller.
 
     The paper divides by the length of the window from the first step on, here by the number of gradients in it: until
     the window is full the paper's damping counts for more and its steps are longer. The Gram matrix is in float32 at
-    least; for gradients whose squared norm overflows it the updates are NaN, and ``optax.apply_if_finite`` skips such
-    steps.
+    least; for gradients whose squared norm overflows it the updates are NaN for as long as they are in the window, and
+    ``optax.apply_if_finite`` skips such steps.
 
     References
     ----------
@@ -85,7 +97,8 @@ def scale_by_mfac(num_grads: int = 512, damping: Scalar = 1e-5) -> optax.Gradien
             checks.fail("mfac", "params", "real floating arrays", [str(p.dtype) for p in leaves], TypeError)
         dtype = max([p.dtype for p in leaves] + [jnp.dtype(jnp.float32)], key=lambda d: d.itemsize)
         window = jax.tree.map(lambda p: jnp.zeros((num_grads, *p.shape), p.dtype), params)
-        return MFACState(window, jnp.zeros((num_grads, num_grads), dtype), jnp.zeros((), jnp.int32))
+        square, one = jnp.zeros((num_grads, num_grads), dtype), jnp.ones((), dtype)
+        return MFACState(window, square, jnp.eye(num_grads, dtype=dtype), one, jnp.zeros((), jnp.int32))
 
     def update(updates, state, params=None):
         del params
@@ -93,20 +106,30 @@ def scale_by_mfac(num_grads: int = 512, damping: Scalar = 1e-5) -> optax.Gradien
         slot = state.count % num_grads
         window = jax.tree.map(lambda w, g: w.at[slot].set(g.astype(w.dtype)), state.grads, updates)
         wide = jax.tree.map(lambda w: w.astype(dtype), window)
-        row = against(wide, jax.tree.map(lambda w: w[slot], wide))
-        gram = state.gram.at[slot].set(row).at[:, slot].set(row)
+        row = jnp.roll(against(wide, jax.tree.map(lambda w: w[slot], wide)), -(slot + 1))
+        gram = jnp.pad(state.gram[1:, 1:], ((0, 1), (0, 1))).at[-1].set(row).at[:, -1].set(row)
         seen = jnp.minimum(state.count + 1, num_grads).astype(dtype)
-        largest = jnp.max(jnp.diagonal(gram))
-        # All of it over the largest squared norm; a window of zeros has the answer zero.
-        unit = jnp.where(largest > 0, largest, 1)
-        floor = max(4 * num_grads * eps(dtype), eps(dtype) ** 0.5)
-        shift = jnp.maximum(seen * jnp.asarray(damping, dtype) / unit, floor)
-        factor = jnp.linalg.cholesky(gram / unit + jnp.diag(jnp.full(num_grads, shift)))
-        c = cho_solve((factor, True), jax.nn.one_hot(slot, num_grads, dtype=dtype)) * (seen / unit)
+        shift = _shift(seen * jnp.asarray(damping, dtype), gram)
+        slid = slide(state.factor, row.at[-1].add(shift), shift)
+        anew = (shift != state.shift) | ~jnp.all(jnp.isfinite(slid[-1]))
+        factor = when(anew, lambda _: jnp.linalg.cholesky(gram + jnp.diag(jnp.full(num_grads, shift))), slid)
+        # (L L^T)^-1 e = L^-T e / L_mm for the last unit vector e.
+        newest = jax.nn.one_hot(num_grads - 1, num_grads, dtype=dtype) * (seen / factor[-1, -1])
+        c = jnp.roll(solve_triangular(factor, newest, lower=True, trans="T"), slot + 1)
         step = jax.tree.map(lambda u, g: u.astype(g.dtype), combined(wide, c), updates)
-        return step, MFACState(window, gram, jnp.asarray(optax.safe_increment(state.count)))
+        return step, MFACState(window, gram, factor, shift, jnp.asarray(optax.safe_increment(state.count)))
 
     return optax.GradientTransformation(init, update)
+
+
+def _shift(wanted: Float[Array, ""], gram: Float[Array, "m m"]) -> Float[Array, ""]:
+    """Return `wanted`, raised to what rounding needs; in powers of two, so that it rarely changes. A zero Gram: one."""
+    dtype = gram.dtype
+    largest = jnp.max(jnp.diagonal(gram))
+    floor = max(4 * gram.shape[0] * eps(dtype), eps(dtype) ** 0.5)
+    _, exponent = jnp.frexp(largest)
+    raised = jnp.maximum(wanted, floor * jnp.ldexp(jnp.ones((), dtype), exponent))
+    return jnp.where(largest > 0, raised, jnp.maximum(wanted, 1))
 
 
 def mfac(

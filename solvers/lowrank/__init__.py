@@ -1,5 +1,7 @@
 """Low-rank matrices from linear measurements, with outliers, or from some of their entries."""
 
+from .completion import CompletionSolution as CompletionSolution
+from .completion import complete as complete
 from .operators import DenseMeasurements as DenseMeasurements
 from .operators import Entries as Entries
 from .operators import Measurement as Measurement

@@ -74,9 +74,15 @@ def whiten(g: Array, other: Array, setting: Setting, residual: Array) -> Array:
 
 
 def exact_length(r0: Array, r1: Array, r2: Array) -> Array:
-    """Return a minimiser t > 0 of ``|r0 + t r1 + t^2 r2|^2``, by bisection on t / (1 + t)."""
-    slope, square = inner(r0, r1), inner(r1, r1)
-    cubic = jnp.stack([slope, square + 2 * inner(r0, r2), 3 * inner(r1, r2), 2 * inner(r2, r2)])
+    """Return a minimiser t > 0 of ``|r0 + t r1 + t^2 r2|^2``."""
+    pairs = ((r0, r1), (r1, r1), (r0, r2), (r1, r2), (r2, r2))
+    return minimiser(jnp.stack([inner(x, y) for x, y in pairs]))
+
+
+def minimiser(products: Array) -> Array:
+    """Return t > 0 from the products ``r0 r1, r1 r1, r0 r2, r1 r2, r2 r2``, by bisection on t / (1 + t)."""
+    slope, square = products[0], products[1]
+    cubic = jnp.stack([slope, square + 2 * products[2], 3 * products[3], 2 * products[4]])
     unit = jnp.where(square > 0, -slope / jnp.where(square > 0, square, 1), 0)
 
     def derivative(t):
@@ -88,7 +94,7 @@ def exact_length(r0: Array, r1: Array, r2: Array) -> Array:
         falling = derivative(unit * middle / (1 - middle)) < 0
         return jnp.where(falling, middle, low), jnp.where(falling, high, middle)
 
-    zero = jnp.zeros((), r0.dtype)
+    zero = jnp.zeros((), products.dtype)
     low, high = lax.fori_loop(0, HALVINGS, halve, (zero, zero + 1 - 1e-3))
     middle = (low + high) / 2
     return unit * middle / (1 - middle)

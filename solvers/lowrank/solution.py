@@ -71,6 +71,9 @@ def balanced(factors: Factors) -> tuple[Factors, Array]:
     pad = factors.left.shape[1] - s.shape[0]
     root = jnp.sqrt(s)[None, :]
     left, right = matmul(q, u) * root, matmul(p, vt.T) * root
+    top = jnp.take_along_axis(left, jnp.argmax(jnp.abs(left), axis=0)[None, :], axis=0)
+    sign = jnp.where(top < 0, -1, 1).astype(left.dtype)  # which of two is the same on every machine
+    left, right = left * sign, right * sign
     finite = jnp.all(jnp.isfinite(left)) & jnp.all(jnp.isfinite(right))
     left, right = (jnp.pad(x, ((0, 0), (0, pad))) for x in (left, right))
     left, right = jnp.where(finite, left, factors.left), jnp.where(finite, right, factors.right)
@@ -86,14 +89,21 @@ def exponent_of(b: Array) -> tuple[Array, Array]:
 
 
 def differentiable(
-    objective: Callable[[Any, Any], Array], point: Any, data: Any, trusted: Array, weight: Array, *, rigid: bool = False
+    objective: Callable[[Any, Any], Array],
+    point: Any,
+    data: Any,
+    trusted: Array,
+    weight: Array,
+    *,
+    rigid: bool = False,
+    columns: int | None = None,
 ) -> Any:
     """Return the minimiser `point` of ``objective(point, data)`` with its derivatives in `data`, NaN unless `trusted`.
 
     `point` is `Factors`, or one factor of a symmetric matrix. The Hessian is singular along the changes of basis that
-    leave the objective as it is, all or, where `rigid`, the rotations; the gradient never points there. A multiple
-    `weight` of the projection on them makes it definite without changing the solution, so that the matrix, if not its
-    factors, has the derivative it should, to any order.
+    leave the objective as it is, all or, where `rigid`, the rotations, of the first `columns`; the gradient never
+    points there. A multiple `weight` of the projection on them makes it definite without changing the solution, so
+    that the matrix, if not its factors, has the derivative it should, to any order.
     """
     moving, fixed = eqx.partition(data, eqx.is_inexact_array)
     point = lax.stop_gradient(point)
@@ -103,9 +113,12 @@ def differentiable(
 
     def turn(x):
         if isinstance(point, Factors):
-            c = matmul(point.left.T, x.left) - matmul(x.right.T, point.right)
+            (f, g), (d, e) = ((x[:, :columns] for x in pair) for pair in (point, x))
+            c = matmul(f.T, d) - matmul(e.T, g)
             c = (c - c.T) / 2 if rigid else c
-            return Factors(weight * matmul(point.left, c), -weight * matmul(point.right, c.T))
+            turned = Factors(weight * matmul(f, c), -weight * matmul(g, c.T))
+            rest = 0 if columns is None else point.left.shape[1] - columns
+            return Factors(*(jnp.pad(x, ((0, 0), (0, rest))) for x in turned))
         c = matmul(point.T, x)
         return weight * matmul(point, c - c.T) / 2
 

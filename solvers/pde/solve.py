@@ -10,20 +10,23 @@ import numpy as np
 from ..core.checks import choice, count, fail, number
 from ..core.gaussian.kernels import per_dimension
 from ..core.implicit import UNCONVERGED, distrust
-from ..core.linalg.kronecker import along, mode_product
+from ..core.linalg.kronecker import along
 from ..core.loop import Limits
 from ..core.precision import eps
 from ..core.solution import Status
 from ..core.typing import Progress, Scalar
+from .exact.answer import completion_for, conditioned_exactly
+from .exact.completion import completed
 from .gaussian.posterior import conditioned
 from .gaussian.published import PublishedGPHM, solve_published
 from .problem import Condition, PDEProblem, float_type
 from .settings import Settings
 from .solution import GPSolution, PDEStatus
 from .spectral.axes import Fourier, Legendre
-from .spectral.newton import Discretisation, fine_points, solve_spectral
-from .spectral.resolution import is_conditioned, refined
+from .spectral.newton import Discretisation, fine_points, singular, solve_spectral
+from .spectral.resolution import Task, is_conditioned, refined
 from .spectral.spaces import face_values, line
+from .spectral.start import start
 from .tracing import trace
 
 
@@ -200,8 +203,12 @@ def gp_solve(
         if grid is None:
             fail("gp_solve", "grid", "given for the published method", None)
     if grid is None:
-        forced = prior is not None or basis == "kernel" or infer is not None or learn is not None
-        return refined(problem, args, solve, guess, dtype, forced)
+        whole = prior is not None or basis == "kernel" or learn is not None
+
+        def exactly(orders) -> bool:
+            return not whole and completed(problem, orders) is not None
+
+        return refined(problem, args, guess, Task(solve, whole or infer is not None, exactly, dtype))
     return solve(tuple(int(n) if isinstance(n, int | np.integer) else jnp.asarray(n, dtype) for n in grid), guess)
 
 
@@ -219,11 +226,15 @@ def _solve(problem: PDEProblem, args: Any, settings: Settings) -> GPSolution:
     if settings.published is not None:
         return solve_published(problem, pointwise, dynamic, args, settings)
     fine = None
-    if ndim == 1 and not problem.periodic[0]:
+    if ndim == 1 and not problem.periodic[0] and settings.infer is None:
         lower, upper = (jnp.asarray(b, dtype) for b in problem.domain.bounds[0])
         fine = fine_points(Legendre(lower, upper, 1, 0))
     equation = trace(pointwise, problem.domain.names, fields, x, dynamic, fine)
     if settings.conditions or is_conditioned(problem, equation.orders):
+        completion = completion_for(problem, equation, settings)
+        if completion is not None:
+            exact = conditioned_exactly(problem, completion, equation, args, dynamic, settings)
+            return _distrusted(exact, settings)
         return _distrusted(conditioned(problem, equation, args, dynamic, x, settings), settings)
     limits = settings.within(jnp.asarray(50 * eps(dtype), dtype))
     tol, guess = limits.tol, settings.guess
@@ -238,11 +249,12 @@ def _solve(problem: PDEProblem, args: Any, settings: Settings) -> GPSolution:
         ]
         return Discretisation(equation, lines, values, dynamic)
 
-    start = None if guess is None else (lambda found: _start(found, guess, args))
-    found, y, run, strong = solve_spectral(build, moving, start, limits)
+    begin = None if guess is None else (lambda found: start(found, guess, args))
+    found, y, run, strong = solve_spectral(build, moving, begin, limits)
     z = found.coefficients(y)
     unresolved = (run.status == Status.CONVERGED) & (strong > 10 * jnp.sqrt(tol))
-    status = jnp.where(unresolved, int(PDEStatus.UNRESOLVED), run.status).astype(jnp.int32)
+    status = jnp.where(unresolved, int(PDEStatus.UNRESOLVED), run.status)
+    status = jnp.where(singular(found, y, run), int(PDEStatus.SINGULAR), status).astype(jnp.int32)
     return _distrusted(GPSolution(
         value=z if fields > 1 else z[0], status=status, num_steps=run.num_steps, error=run.error, tol=tol,
         history=run.history, residual=strong, misfit=found.misfit,
@@ -262,34 +274,6 @@ def _distrusted(solution: GPSolution, settings: Settings) -> GPSolution:
     return eqx.tree_at(
         lambda s: (s.value, s.posterior, s.args), solution, (value, posterior, args), is_leaf=lambda x: x is None
     )
-
-
-def _start(found: Discretisation, guess, args):
-    """Turn a guess, a function or an earlier solution, into free coefficients."""
-    shapes = [offset.shape for offset in found.offsets]
-    if isinstance(guess, GPSolution) and [z.shape for z in guess._tensors()] == shapes:
-        tensors = guess._tensors()
-    else:
-        if isinstance(guess, GPSolution):
-            vectors = tuple(c.reshape(-1) for c in found.x)
-            values = [guess.mean(vectors, field=k) for k in range(len(found.lines))]
-        else:
-            values = guess(found.x, args)
-            values = values if len(found.lines) > 1 else (values,)
-        shape = jnp.broadcast_shapes(*(c.shape for c in found.x))
-        tensors = []
-        for lines, v in zip(found.lines, values, strict=True):
-            t = jnp.broadcast_to(jnp.asarray(v, found.x[0].dtype), shape)
-            for d, ln in enumerate(lines):
-                t = ln.interpolate(t, d)
-            tensors.append(t)
-    free = []
-    for z, offset, lines in zip(tensors, found.offsets, found.lines, strict=True):
-        t = z - offset
-        for d, ln in enumerate(lines):
-            t = mode_product(jnp.linalg.solve(ln.null.T @ ln.null, ln.null.T), t, d)
-        free.append(t)
-    return tuple(free)
 
 
 def _payload(residual, args):

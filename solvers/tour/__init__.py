@@ -15,9 +15,11 @@ Say: TypeAlias = Callable[[str], None]
 
 FAMILIES: dict[str, str] = {
     "linear": "a heat simulation whose relaxation is learned from its own step counts",
+    "inverse": "a tomogram from few views: by total variation, and by the classical filter",
     "transport": "optimal transport: the colours of one photograph moved to another",
     "pde": "a differential equation with three scales, by a spectral Gaussian-process solve",
     "curvature": "a digit classifier: its natural gradient, and the curvature of its loss by pixel",
+    "compression": "bits for the layers of a ResNet18 under a budget of memory, proved best",
     "lowrank": "half of a photograph's pixels from the other half",
     "statespace": "the past in 32 numbers, made diagonal: the distance that S4D keeps, and a thousandth of it",
     "constrained": "equality constraints: digits told odd from even by weights on a sphere",

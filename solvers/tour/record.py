@@ -144,6 +144,13 @@ def timed(function: Callable[..., Any], *args: Any, watch: Stopwatch | None = No
     return Timed(output, middle - begin, end - middle)
 
 
+def clocked(call: Callable[[], Any]) -> tuple[Any, float]:
+    """Return what a call on the host returned, and its seconds."""
+    begin = time.perf_counter()
+    output = call()
+    return output, time.perf_counter() - begin
+
+
 def installed(module: str) -> bool:
     """Whether ``import module`` would find something."""
     return importlib.util.find_spec(module) is not None

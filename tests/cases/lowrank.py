@@ -33,7 +33,42 @@ def _zero():
     return {**data, "left": np.zeros((N, K)), "right": np.zeros((P, K))}
 
 
+ROWS, COLS = np.nonzero((np.arange(9)[:, None] * 5 + np.arange(8) * 3) % 7 < 5)
+
+
+def _ratings(rng):
+    X = rng.standard_normal((9, 2)) @ rng.standard_normal((2, 8))
+    return {"values": X[ROWS, COLS] + 0.1 * rng.standard_normal(ROWS.size), "ridge": np.asarray(0.4)}
+
+
+def _complete(data, **options):
+    one = data["values"].shape == (1,)
+    rows, cols, shape = (ROWS[:1] * 0, ROWS[:1] * 0, (1, 1)) if one else (ROWS, COLS, (9, 8))
+    return solvers.complete(
+        rows, cols, data["values"], shape, 1 if one else 2, ridge=data["ridge"], **{"max_steps": 1500, **options}
+    )
+
+
 CASES = [
+    Case(
+        name="complete",
+        solution=solvers.CompletionSolution,
+        make=_ratings,
+        solve=_complete,
+        poison="values",
+        warm=lambda data, solution: (data, {"x0": solution.value}),
+        zero=lambda: {"values": np.zeros(ROWS.size), "ridge": np.asarray(0.4)},
+        single=lambda: {"values": np.full(1, 3.0), "ridge": np.asarray(0.4)},
+        failing=lambda data: (
+            data,
+            {"x0": (jnp.zeros((9, 2), data["values"].dtype), jnp.zeros((8, 2), data["values"].dtype))},
+            int(solvers.LowRankStatus.STATIONARY),
+        ),
+        differentiable=("values", "ridge"),
+        direction=lambda rng, data: {"values": 0.3 * rng.standard_normal(ROWS.size), "ridge": np.asarray(0.1)},
+        observe=lambda s: jnp.sum(jnp.sin(s.matrix)) + s.matrix[0, 1] ** 2,
+        tol={"float64": 1e-9, "float32": 2e-5},
+    ),
     Case(
         name="matrix_sensing",
         solution=solvers.LowRankSolution,

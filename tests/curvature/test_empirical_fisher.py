@@ -143,3 +143,42 @@ def test_momentum_is_a_moving_average():
     plain, _ = one.update(jnp.asarray(g[0]), one.init(params))
     slow, _ = averaged.update(jnp.asarray(g[0]), averaged.init(params))
     close(np.asarray(slow), 0.25 * np.asarray(plain))
+
+
+def test_a_long_run_equals_dense_solves_while_scales_and_damping_move():
+    """Slides of the factor over 200 steps, the norm of gradients falling three decades: factored anew only seldom."""
+    rng = np.random.default_rng(8)
+    g = rng.standard_normal((200, D)) * np.geomspace(30, 0.03, 200)[:, None]
+    transform = scale_by_mfac(20, 1e-2)
+    step = jax.jit(transform.update)
+    state = transform.init(tree(g[0]))
+    for t in range(200):
+        before = state
+        update, state = step(tree(g[t]), state)
+        if t > 180:
+            close(flat(update), np.linalg.solve(dense(g[max(0, t - 19) : t + 1], 1e-2), g[t]), 10 * TOL)
+            assert state.shift == before.shift
+
+
+def test_the_full_window_slides_its_factor():
+    """A factor that is not that of the Gram matrix shows in the next step: it was not made anew."""
+    g, _ = data(m=6)
+    transform = scale_by_mfac(4, 0.5)
+    state = transform.init(jnp.zeros(D))
+    for row in g[:5]:
+        _, state = transform.update(jnp.asarray(row), state)
+    wrong = state._replace(factor=2 * state.factor)
+    right, after = transform.update(jnp.asarray(g[5]), state)
+    other, _ = transform.update(jnp.asarray(g[5]), wrong)
+    assert after.shift == state.shift
+    assert np.linalg.norm(right - other) > 1e-2 * np.linalg.norm(right)
+
+
+def test_a_nan_leaves_with_its_gradient():
+    g, _ = data(m=8)
+    transform = scale_by_mfac(4, 0.1)
+    state = transform.init(jnp.zeros(D))
+    for t, row in enumerate(g):
+        step, state = transform.update(jnp.asarray(row if t != 2 else np.nan * row), state)
+        assert bool(jnp.all(jnp.isfinite(step))) == (t not in range(2, 6))
+    close(np.asarray(step), np.linalg.solve(dense(g[4:], 0.1), g[7]))

@@ -11,6 +11,7 @@ from ...core.checks import fail
 from ...core.gaussian.kernels import SpectralMixture, per_dimension
 from ...core.precision import eps
 from ...core.solution import Status
+from ..between import between
 from ..problem import Face, Observe, side
 from ..settings import Settings
 from ..solution import GPSolution, PDEStatus
@@ -81,7 +82,7 @@ def conditioned(problem, equation, args, dynamic, x, settings: Settings) -> GPSo
     if noisy:
         apart = (status == Status.CONVERGED) & (jnp.max(jnp.stack(noisy)) > 12)
         status = jnp.where(apart, int(PDEStatus.CONTRADICTED), status)
-    judged = rows.between((weights, found))
+    judged = between(equation, bases, z, rows.args(found), data.problem.noise)
     if judged is not None:
         residual, excess = judged
         status = jnp.where((status == Status.CONVERGED) & (excess > HOLDS), int(PDEStatus.UNRESOLVED), status)

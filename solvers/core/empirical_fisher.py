@@ -9,10 +9,10 @@ import jax
 import jax.numpy as jnp
 from jax.scipy.linalg import cho_solve, solve_triangular
 
-from ..core import checks
-from ..core.precision import eps, matmul
-from ..core.typing import Array, Bool, Float, Scalar
-from ..core.vectors import combine, scale
+from . import checks
+from .precision import eps, matmul
+from .typing import Array, Bool, Float, Scalar
+from .vectors import combine, scale
 
 
 def rows(tree: Any) -> list[Array]:

@@ -1,0 +1,1 @@
+"""Forward operators, all linear, with exact adjoints."""

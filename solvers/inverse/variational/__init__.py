@@ -1,0 +1,1 @@
+"""Variational solvers: a quadratic data term plus anything with a proximal map."""
