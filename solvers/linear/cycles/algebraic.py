@@ -15,7 +15,7 @@ from ..systems.system import Layout, System
 from .cycle import Level
 from .sparse import Sums, times_matrix, times_vector
 
-COARSEST = 200
+FEW_UNKNOWNS = 200
 """Levels of at most this many unknowns are solved for directly."""
 KINDS = ("smoothed_aggregation", "ruge_stuben", "rootnode")
 
@@ -142,7 +142,7 @@ class AMG(System):
             self.values, fine, self.slots = _host(matrix)
         else:
             self.values, fine, self.slots = _host(matrix)
-            solver = _constructor(kind)(fine, **{"max_coarse": COARSEST, **options})
+            solver = _constructor(kind)(fine, **{"max_coarse": FEW_UNKNOWNS, **options})
         self.symmetric = bool(abs(fine - fine.T).max() <= 1e-12 * abs(fine).max())
         self.product = times_vector(fine)
         self.transposed_product = self.product if self.symmetric else times_vector(fine, transposed=True)

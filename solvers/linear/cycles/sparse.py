@@ -11,7 +11,7 @@ from ...core.typing import Array, Int
 
 SPREAD = 1.5
 """Rows of one table differ in length by at most this factor."""
-UNROLLED = 32
+WRITTEN_OUT = 32
 """Tables of at most this many entries a row are summed in one expression, wider ones in a loop over pieces."""
 PIECE = 8
 
@@ -49,7 +49,7 @@ class Sums(eqx.Module):
         for k in np.unique(kind):
             mine = np.flatnonzero(kind == k)
             width = max(int(counts[mine].max()), 1)
-            width = width if width <= UNROLLED else -(-width // PIECE) * PIECE
+            width = width if width <= WRITTEN_OUT else -(-width // PIECE) * PIECE
             at = starts[mine] + np.arange(width)[:, None]
             inside = np.arange(width)[:, None] < counts[mine]
             at = np.where(inside, at, 0)
@@ -82,7 +82,7 @@ def summed(entries: Array, table: Array, b: Array) -> Array:
 
     width, rows = table.shape
     total = jnp.zeros(rows, jnp.result_type(entries, b))
-    if width <= UNROLLED:
+    if width <= WRITTEN_OUT:
         return piece(total, entries, table)
     pieces = tuple(x.reshape(-1, PIECE, rows) for x in (entries, table))
     return lax.scan(lambda total, x: (piece(total, *x), None), total, pieces)[0]
