@@ -12,7 +12,8 @@ Constrained
     `interior_point`: minimise subject to equations, inequalities and bounds.
     `sketched_newton`: subject to equations. `DenseKKT`, `KrylovKKT`, `SketchProject`: its linear algebra.
 Linear
-    `sor`, `ssor`, `ssor_cg`, `chebyshev_cg`, `flexible_cg`, `multigrid_cg` on `Stencil`, `SparseRows`, `MatrixFree`.
+    `sor`, `ssor`, `ssor_cg`, `chebyshev_cg`, `flexible_cg`, `multigrid_cg`, `multigrid_gmres` on `Stencil`,
+    `SparseRows`, `MatrixFree`, `AMG`.
     `solve_sequence`, `learned_sor`: many related systems, the setting learned by `TsallisINF`, `ChebCB`, ...
 Differential equations
     `gp_solve` of a `PDEProblem` on a `Box` with `Dirichlet`, `Neumann`, `Robin`, `Periodic`, `Observe`.
@@ -99,6 +100,7 @@ FACES: dict[str, tuple[str, ...]] = {
         "flexible_cg",
         "learned_sor",
         "multigrid_cg",
+        "multigrid_gmres",
         "solve_sequence",
         "sor",
         "ssor",
@@ -106,6 +108,7 @@ FACES: dict[str, tuple[str, ...]] = {
         "young_omega",
         "young_prior",
         "young_rate",
+        "AMG",
         "Arms",
         "CGSolution",
         "HagemanYoung",

@@ -107,6 +107,7 @@ from .inverse import filtered_back_projection as filtered_back_projection
 from .inverse import hqs as hqs
 from .inverse import pgd as pgd
 from .inverse import prox_quadratic as prox_quadratic
+from .linear import AMG as AMG
 from .linear import Arms as Arms
 from .linear import CGSolution as CGSolution
 from .linear import HagemanYoung as HagemanYoung
@@ -123,6 +124,7 @@ from .linear import chebyshev_cg as chebyshev_cg
 from .linear import flexible_cg as flexible_cg
 from .linear import learned_sor as learned_sor
 from .linear import multigrid_cg as multigrid_cg
+from .linear import multigrid_gmres as multigrid_gmres
 from .linear import solve_sequence as solve_sequence
 from .linear import sor as sor
 from .linear import ssor as ssor
