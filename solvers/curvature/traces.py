@@ -298,7 +298,7 @@ def _sampled(flat: Flat, key: Array, goal: Goal, rank: int, reduce: Callable[[Ar
         count, mean = m.count + BATCH, jnp.mean(new, axis=0)
         step = mean - m.mean
         share = (m.count / count).astype(new.dtype)
-        squares = m.squares + jnp.sum((new - mean) ** 2, axis=0) + step**2 * share * BATCH
+        squares = m.squares + jnp.sum((new - mean[None]) ** 2, axis=0) + step**2 * share * BATCH
         after = _Moments(
             count, m.mean + step * (BATCH / count).astype(new.dtype), squares, m.products + BATCH, m.reached
         )
