@@ -80,9 +80,7 @@ from .curvature import adahessian as adahessian
 from .curvature import batch_hessian_outlier as batch_hessian_outlier
 from .curvature import blockwise_trace as blockwise_trace
 from .curvature import extreme_eigenpairs as extreme_eigenpairs
-from .curvature import gauss_newton as gauss_newton
 from .curvature import head_hessian as head_hessian
-from .curvature import hessian as hessian
 from .curvature import hessian_alignment as hessian_alignment
 from .curvature import mfac as mfac
 from .curvature import scale_by_adahessian as scale_by_adahessian

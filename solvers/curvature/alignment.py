@@ -12,7 +12,7 @@ from ..core.probes import probe
 from ..core.typing import Array, Float, Int, Scalar
 from .head import HeadHessian, head_hessian
 
-METHODS = ("exact", "diagonal", "gradient_product", "hutchinson")
+PENALTIES = ("exact", "diagonal", "gradient_product", "hutchinson")
 
 
 class Alignment(NamedTuple):
@@ -88,7 +88,7 @@ def hessian_alignment(
     0.6931 0.0 0.0
     """
     name = "hessian_alignment"
-    checks.choice(name, "method", method, METHODS)
+    checks.choice(name, "method", method, PENALTIES)
     if not domains:
         checks.fail(name, "domains", "at least one", len(domains))
     if key is None and method == "hutchinson":

@@ -1,12 +1,16 @@
-"""What an estimator returns: a value with its standard error and an interval."""
+"""What estimators take and return: an operator on flat vectors, a goal, a value with its standard error."""
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+from jax.flatten_util import ravel_pytree
 from jax.scipy.special import ndtri
 
+from ..core import checks
+from ..core.operators import LinearOperator, MatrixOperator
 from ..core.typing import Array, Bool, Float, Int, Scalar
 
 
@@ -53,3 +57,43 @@ def student_quantile(p: Array, degrees: Array) -> Array:
     )
     inverse = 1 / jnp.maximum(degrees, 1)
     return z + sum(term * inverse ** (k + 1) for k, term in enumerate(terms))
+
+
+class Goal(NamedTuple):
+    """When to stop: at ``standard_error <= max(atol, rtol |value|)``, or after `most` products (static)."""
+
+    atol: Any
+    rtol: Any
+    most: int
+
+    def reached(self, value: Array, error: Array) -> Array:
+        """Whether every entry is good enough."""
+        return jnp.all(error <= jnp.maximum(jnp.asarray(self.atol, error.dtype),
+                                            jnp.asarray(self.rtol, error.dtype) * jnp.abs(value)))  # fmt: skip
+
+
+class Flat(NamedTuple):
+    """A symmetric operator on vectors of length `size`: rows in, rows out."""
+
+    rows: Callable[[Array], Array]
+    size: int
+    dtype: Any
+    unravel: Callable[[Array], Any]
+
+
+def flattened(name: str, operator: Any) -> Flat:
+    """Return the operator, or a square matrix, as one on stacks of flat vectors, all in one product."""
+    if not isinstance(operator, LinearOperator):
+        matrix = checks.float_array(name, "operator", operator, ndim=2)
+        if matrix.shape[0] != matrix.shape[1]:
+            checks.fail(name, "operator", "square", matrix.shape)
+        operator = MatrixOperator(matrix)
+    leaves = jax.tree.leaves(operator.domain)
+    if len({leaf.dtype for leaf in leaves}) != 1 or not all(jnp.issubdtype(x.dtype, jnp.floating) for x in leaves):
+        checks.fail(name, "operator", "on real arrays of one dtype", [str(x.dtype) for x in leaves], TypeError)
+    zero = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), operator.domain)
+    flat, unravel = ravel_pytree(zero)
+    if flat.size == 0:
+        checks.fail(name, "operator", "on at least one number", flat.size)
+    rows = jax.vmap(lambda x: ravel_pytree(operator.mv(unravel(x)))[0])
+    return Flat(rows, flat.size, flat.dtype, unravel)

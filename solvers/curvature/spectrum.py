@@ -14,8 +14,7 @@ from ..core.precision import eps, matmul
 from ..core.probes import probes
 from ..core.solution import Solution, Status
 from ..core.typing import Array, Float, Progress, Scalar
-from .estimate import Estimate
-from .traces import Flat, flattened
+from .estimate import Estimate, Flat, flattened
 
 
 class SpectralDensity(eqx.Module):

@@ -7,59 +7,17 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.flatten_util import ravel_pytree
 from jax.scipy.linalg import cho_solve, solve_triangular
 
 from ..core import checks
 from ..core.loop import when
-from ..core.operators import LinearOperator, MatrixOperator
 from ..core.precision import dot, eps, matmul
 from ..core.probes import probes
 from ..core.typing import Array, Float, Scalar
-from .estimate import Estimate
+from .estimate import Estimate, Flat, Goal, flattened
 
 METHODS = ("hutchinson", "hutch++", "xtrace", "xnystrace")
 BATCH = 8
-
-
-class Goal(NamedTuple):
-    """When to stop: at ``standard_error <= max(atol, rtol |value|)``, or after `most` products (static)."""
-
-    atol: Any
-    rtol: Any
-    most: int
-
-    def reached(self, value: Array, error: Array) -> Array:
-        """Whether every entry is good enough."""
-        return jnp.all(error <= jnp.maximum(jnp.asarray(self.atol, error.dtype),
-                                            jnp.asarray(self.rtol, error.dtype) * jnp.abs(value)))  # fmt: skip
-
-
-class Flat(NamedTuple):
-    """A symmetric operator on vectors of length `size`: rows in, rows out."""
-
-    rows: Callable[[Array], Array]
-    size: int
-    dtype: Any
-    unravel: Callable[[Array], Any]
-
-
-def flattened(name: str, operator: Any) -> Flat:
-    """Return the operator, or a square matrix, as one on stacks of flat vectors, all in one product."""
-    if not isinstance(operator, LinearOperator):
-        matrix = checks.float_array(name, "operator", operator, ndim=2)
-        if matrix.shape[0] != matrix.shape[1]:
-            checks.fail(name, "operator", "square", matrix.shape)
-        operator = MatrixOperator(matrix)
-    leaves = jax.tree.leaves(operator.domain)
-    if len({leaf.dtype for leaf in leaves}) != 1 or not all(jnp.issubdtype(x.dtype, jnp.floating) for x in leaves):
-        checks.fail(name, "operator", "on real arrays of one dtype", [str(x.dtype) for x in leaves], TypeError)
-    zero = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), operator.domain)
-    flat, unravel = ravel_pytree(zero)
-    if flat.size == 0:
-        checks.fail(name, "operator", "on at least one number", flat.size)
-    rows = jax.vmap(lambda x: ravel_pytree(operator.mv(unravel(x)))[0])
-    return Flat(rows, flat.size, flat.dtype, unravel)
 
 
 def trace(
@@ -215,7 +173,8 @@ def blockwise_trace(
     Examples
     --------
     >>> import jax, jax.numpy as jnp
-    >>> from solvers import blockwise_trace, hessian
+    >>> from solvers import blockwise_trace
+    >>> from solvers.curvature import hessian
     >>> point = {"a": jnp.ones(2), "b": jnp.ones(3)}
     >>> curvature = hessian(lambda p: jnp.sum(p["a"] ** 2) + jnp.sum(p["b"] ** 4), point)
     >>> print(blockwise_trace(curvature, jax.random.key(3)).value)
@@ -298,7 +257,7 @@ def _sampled(flat: Flat, key: Array, goal: Goal, rank: int, reduce: Callable[[Ar
         count, mean = m.count + BATCH, jnp.mean(new, axis=0)
         step = mean - m.mean
         share = (m.count / count).astype(new.dtype)
-        squares = m.squares + jnp.sum((new - mean) ** 2, axis=0) + step**2 * share * BATCH
+        squares = m.squares + jnp.sum((new - mean[None]) ** 2, axis=0) + step**2 * share * BATCH
         after = _Moments(
             count, m.mean + step * (BATCH / count).astype(new.dtype), squares, m.products + BATCH, m.reached
         )

@@ -7,9 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from solvers import blockwise_trace, gauss_newton, hessian, trace
+from solvers import blockwise_trace, trace
 from solvers.core.operators import FunctionOperator, MatrixOperator
-from solvers.curvature import BlockFisher, diagonal, fisher
+from solvers.curvature import BlockFisher, diagonal, fisher, gauss_newton, hessian
 
 from ..conftest import FLOAT, X64
 
@@ -67,7 +67,7 @@ def test_leaving_one_out_is_worth_it():
 @pytest.mark.parametrize("method", METHODS)
 def test_it_stops_at_the_requested_error(method):
     loose, tight = (
-        jax.jit(lambda a, k, r: trace(a, k, rtol=r, method=method, max_products=256 if method[0] == "h" else 118))(
+        jax.jit(lambda a, k, r: trace(a, k, rtol=r, method=method, rank=4, max_products=118))(
             matrix("quadratic"), jax.random.key(3), rtol)
         for rtol in (0.2, 0.02)
     )  # fmt: skip
@@ -146,7 +146,7 @@ def test_a_deflated_subspace_saves_products():
         blockwise_trace(operator, jax.random.key(9), rtol=0.01, max_products=4000, rank=r) for r in (0, 8)
     )
     assert deflated.converged
-    assert deflated.num_products < plain.num_products / 10
+    assert int(deflated.num_products) < int(plain.num_products) / 10
 
 
 def test_fisher_matrices_are_their_definitions():
