@@ -11,7 +11,8 @@ Inverse problems
 Constrained
     `sketched_newton`: minimise subject to equations. `DenseKKT`, `KrylovKKT`, `SketchProject`: its linear algebra.
 Linear
-    `sor`, `ssor`, `ssor_cg`, `chebyshev_cg`, `flexible_cg`, `multigrid_cg` on `Stencil`, `SparseRows`, `MatrixFree`.
+    `sor`, `ssor`, `ssor_cg`, `chebyshev_cg`, `flexible_cg`, `multigrid_cg`, `multigrid_gmres` on `Stencil`,
+    `SparseRows`, `MatrixFree`, `AMG`.
     `solve_sequence`, `learned_sor`: many related systems, the setting learned by `TsallisINF`, `ChebCB`, ...
 Differential equations
     `gp_solve` of a `PDEProblem` on a `Box` with `Dirichlet`, `Neumann`, `Robin`, `Periodic`, `Observe`.
@@ -92,6 +93,7 @@ FACES: dict[str, tuple[str, ...]] = {
         "flexible_cg",
         "learned_sor",
         "multigrid_cg",
+        "multigrid_gmres",
         "solve_sequence",
         "sor",
         "ssor",
@@ -99,6 +101,7 @@ FACES: dict[str, tuple[str, ...]] = {
         "young_omega",
         "young_prior",
         "young_rate",
+        "AMG",
         "Arms",
         "CGSolution",
         "HagemanYoung",
@@ -123,6 +126,49 @@ FACES: dict[str, tuple[str, ...]] = {
         "Measurement",
         "RankOneMeasurements",
         "WholeMatrix",
+    ),
+    "stochastic": (
+        "chi1",
+        "chi2",
+        "dadao",
+        "diff2",
+        "diff2_noise",
+        "epsilon_to_rho",
+        "gaussian_delta",
+        "gaussian_rho",
+        "gossip_rates",
+        "hessian_aided_momentum",
+        "igt_momentum",
+        "mudag",
+        "optimistic_descent",
+        "optimistic_mirror_descent",
+        "play",
+        "policy_gradient",
+        "policy_hvp",
+        "previous_point",
+        "regret",
+        "rewards_to_go",
+        "rho_to_epsilon",
+        "storm_momentum",
+        "target_surrogate",
+        "transported_point",
+        "DecentralisedSolution",
+        "DecentralisedStatus",
+        "DynamicEnsemble",
+        "RatesSolution",
+        "SurrogateSolution",
+        "Trajectory",
+    ),
+    "bilevel": (
+        "bsvrb",
+        "hypergradient",
+        "single_loop",
+        "CGSolve",
+        "DirectSolve",
+        "Hypergradient",
+        "LinearSolver",
+        "NeumannSeries",
+        "NystromInverse",
     ),
     "pde": (
         "gp_solve",

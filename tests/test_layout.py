@@ -28,6 +28,7 @@ LONGEST = 450
 SUBFOLDERS = {  # from the ground up: a subfolder may import from those before it
     "transport": ("costs", "entropic", "losses"),
     "linear": ("systems", "cycles", "learned"),
+    "stochastic": ("gossip", "online"),
     "pde": ("spectral", "gaussian", "exact"),
     "inverse": ("forward", "variational"),
 }
