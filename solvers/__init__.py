@@ -9,9 +9,11 @@ Transport
 Inverse problems
     `admm`, `pgd`, `hqs`: data through `Radon`, `Blur`, `FourierSampling`, ..., a prior by its proximal map.
 Constrained
-    `sketched_newton`: minimise subject to equations. `DenseKKT`, `KrylovKKT`, `SketchProject`: its linear algebra.
+    `interior_point`: minimise subject to equations, inequalities and bounds.
+    `sketched_newton`: subject to equations. `DenseKKT`, `KrylovKKT`, `SketchProject`: its linear algebra.
 Linear
-    `sor`, `ssor`, `ssor_cg`, `chebyshev_cg`, `flexible_cg`, `multigrid_cg` on `Stencil`, `SparseRows`, `MatrixFree`.
+    `sor`, `ssor`, `ssor_cg`, `chebyshev_cg`, `flexible_cg`, `multigrid_cg`, `multigrid_gmres` on `Stencil`,
+    `SparseRows`, `MatrixFree`, `AMG`.
     `solve_sequence`, `learned_sor`: many related systems, the setting learned by `TsallisINF`, `ChebCB`, ...
 Differential equations
     `gp_solve` of a `PDEProblem` on a `Box` with `Dirichlet`, `Neumann`, `Robin`, `Periodic`, `Observe`.
@@ -77,11 +79,14 @@ FACES: dict[str, tuple[str, ...]] = {
         "TotalVariationSolution",
     ),
     "constrained": (
+        "interior_point",
         "sketched_newton",
         "DenseKKT",
         "DiagonalPreconditioner",
+        "InteriorSolution",
         "KKT",
         "KrylovKKT",
+        "Multipliers",
         "NewtonSolution",
         "NystromPreconditioner",
         "SketchProject",
@@ -91,6 +96,7 @@ FACES: dict[str, tuple[str, ...]] = {
         "flexible_cg",
         "learned_sor",
         "multigrid_cg",
+        "multigrid_gmres",
         "solve_sequence",
         "sor",
         "ssor",
@@ -98,6 +104,7 @@ FACES: dict[str, tuple[str, ...]] = {
         "young_omega",
         "young_prior",
         "young_rate",
+        "AMG",
         "Arms",
         "CGSolution",
         "HagemanYoung",
@@ -130,6 +137,49 @@ FACES: dict[str, tuple[str, ...]] = {
         "RankOneMeasurements",
         "RobustSolution",
         "WholeMatrix",
+    ),
+    "stochastic": (
+        "chi1",
+        "chi2",
+        "dadao",
+        "diff2",
+        "diff2_noise",
+        "epsilon_to_rho",
+        "gaussian_delta",
+        "gaussian_rho",
+        "gossip_rates",
+        "hessian_aided_momentum",
+        "igt_momentum",
+        "mudag",
+        "optimistic_descent",
+        "optimistic_mirror_descent",
+        "play",
+        "policy_gradient",
+        "policy_hvp",
+        "previous_point",
+        "regret",
+        "rewards_to_go",
+        "rho_to_epsilon",
+        "storm_momentum",
+        "target_surrogate",
+        "transported_point",
+        "DecentralisedSolution",
+        "DecentralisedStatus",
+        "DynamicEnsemble",
+        "RatesSolution",
+        "SurrogateSolution",
+        "Trajectory",
+    ),
+    "bilevel": (
+        "bsvrb",
+        "hypergradient",
+        "single_loop",
+        "CGSolve",
+        "DirectSolve",
+        "Hypergradient",
+        "LinearSolver",
+        "NeumannSeries",
+        "NystromInverse",
     ),
     "pde": (
         "gp_solve",

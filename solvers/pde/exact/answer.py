@@ -108,7 +108,7 @@ def conditioned_exactly(problem, completion: Completion, equation, args, dynamic
 
     if not unknown:  # the data only have to agree: this is the noise-free solve, with its derivatives
         begin = None if settings.guess is None else (lambda found: start(found, settings.guess, args))
-        found, y, run, strong = solve_spectral(lambda moving: parts(moving)[0], moving, begin, limits)
+        found, y, run, strong, _ = solve_spectral(lambda moving: parts(moving)[0], moving, begin, limits)
         magnitude = magnitude_of([*faced, *(_at_nodes(found, z) for z in found.coefficients(y))], dtype)
         nugget = magnitude * eps(dtype) ** 0.5
         model = Reduced(found, [], lifts, jnp.zeros((0, 0), dtype), parts(moving)[3], nugget)
@@ -179,7 +179,9 @@ def _answer(model: Reduced, point, run: Run, prior: FacePrior, asked: Asked) -> 
         return jnp.where((status == Status.CONVERGED) & condition, int(code), status).astype(jnp.int32)
 
     residual = strong
-    status = jnp.where(singular(model.at(p), y, run), int(PDEStatus.SINGULAR), status).astype(jnp.int32)
+    here = model.at(p).frozen()
+    sizes = [here.terms(lax.stop_gradient(v))[1] for v in (y, here.zeros())]
+    status = jnp.where(singular(here, run, *sizes), int(PDEStatus.SINGULAR), status).astype(jnp.int32)
     judged = between(equation, bases, z, model.args(p), problem.noise)
     if judged is not None:
         residual, excess = judged

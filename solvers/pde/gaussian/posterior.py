@@ -14,7 +14,7 @@ from ...core.solution import Status
 from ..between import between
 from ..problem import Face, Observe, side
 from ..settings import Settings
-from ..solution import GPSolution, PDEStatus
+from ..solution import GPSolution, PDEStatus, Posterior
 from ..spectral.axes import Fourier, Legendre
 from ..spectral.spaces import face_values
 from .conditioning import Data, Rows, condition
@@ -94,6 +94,10 @@ def conditioned(problem, equation, args, dynamic, x, settings: Settings) -> GPSo
         apart = apart & (largest > 0)
         status = jnp.where((status == Status.CONVERGED) & apart, int(PDEStatus.CONTRADICTED), status)
     status = status.astype(jnp.int32)
+    trusted = (status == Status.CONVERGED) | (status == PDEStatus.UNIDENTIFIED)
+    posterior = Posterior(posterior.mean, jnp.where(trusted, posterior.root, jnp.nan))
+    if spread is not None:
+        spread = jax.tree.map(lambda s: jnp.where(trusted, s, jnp.nan), spread)
     return GPSolution(
         value=z if fields > 1 else z[0], status=status, num_steps=run.num_steps, error=run.error, tol=limits.tol,
         history=run.history, residual=residual, misfit=jnp.max(jnp.stack([jnp.zeros((), dtype), *gaps])),

@@ -133,10 +133,10 @@ class Discretisation:
         return other
 
     def measure(self, y):
-        """Return the tested residuals, their norm, the norm of the residual itself, both relative to the terms'."""
+        """Return the tested residuals, their norm, the residual's own, both relative to the terms' norm, and that."""
         strong, scale = self.terms(y)
         tested = self.project(strong)
-        return tested, jnp.sqrt(sum(jnp.sum(t**2) for t in tested)) / scale, self.norm(strong) / scale
+        return tested, jnp.sqrt(sum(jnp.sum(t**2) for t in tested)) / scale, self.norm(strong) / scale, scale
 
     def terms(self, y):
         """Return the residual at the nodes and the sum of the norms of the equation's terms, one where that is zero.
@@ -283,21 +283,23 @@ def coordinates(lines: list[Line]):
 
 
 class State(NamedTuple):
-    """Free coefficients, the tested residual, the error it makes, and the strong residual at the nodes."""
+    """Free coefficients, the tested residual, the error it makes, the residual at the nodes, the size of the terms."""
 
     y: Any
     tested: Any
     error: Any
     strong: Any
+    scale: Any
 
 
 def solve_spectral(
     build: Callable[[Any], Discretisation], data: Any, guess: Callable | None, limits: Limits
-) -> tuple[Discretisation, Any, Run, Any]:
+) -> tuple[Discretisation, Any, Run, Any, Any]:
     """Solve by Newton's method with exact derivatives in `data`.
 
     ``build(data)`` makes the discretisation; ``guess(discretisation)`` free coefficients to start from. Returns the
-    discretisation, the free coefficients, how the loop ended, and the relative residual at the nodes.
+    discretisation, the free coefficients, how the loop ended, the relative residual at the nodes, and whether the
+    equation is `singular`.
     """
     frozen = build(lax.stop_gradient(data))
     linear = frozen.equation.linear
@@ -323,11 +325,14 @@ def solve_spectral(
         )
         return state_at(axpy(-found.length, direction, y))
 
+    first = state_at(start)
     run = iterate(
-        step, state_at(start), limits,
-        value=lambda s: (s.y, s.strong), error=lambda s: s.error, stall=3 if linear else 8,
+        step, first, limits,
+        value=lambda s: (s.y, s.strong, s.scale), error=lambda s: s.error, stall=3 if linear else 8,
     )  # fmt: skip
-    y, strong = run.value
+    y, strong, scale = run.value
+    stated = first.scale if guess is None or not linear else frozen.terms(frozen.zeros())[1]
+    alone = singular(frozen, run, scale, stated)
 
     def solve(jacobian, b):
         inverse = frozen.factorise(y)
@@ -344,19 +349,17 @@ def solve_spectral(
         return lax.custom_linear_solve(jacobian, b, refined(inverse.solve), refined(inverse.transposed))
 
     y = attach(lambda y, data: build(data).residual(y), y, data, solve=solve)
-    return build(data), y, run, strong
+    return build(data), y, run, strong, alone
 
 
-def singular(found: Discretisation, y, run: Run):
+def singular(found: Discretisation, run: Run, ends, stated):
     """Return whether a linear equation with its conditions is singular, as far as this precision can tell.
 
-    Either the terms are so much larger than what source and conditions make them that their cancellation leaves fewer
-    than three digits, or a direct factorisation does not solve it.
+    Either the terms, of size `ends`, are so much larger than `stated`, what source and conditions make them, that their
+    cancellation leaves fewer than three digits, or a direct factorisation does not solve it.
     """
     if not found.equation.linear:
         return jnp.zeros((), bool)
-    y, offsets = lax.stop_gradient((y, found.offsets))
-    ends, stated = found.terms(y)[1], found.moved(offsets, found.args).terms(found.zeros())[1]
     resonant = ends * eps(ends.dtype) > 1e-3 * stated
     unsolved = found.direct & (run.status == Status.STAGNATED) & (run.error > eps(ends.dtype) ** 0.25)
     return (resonant & (run.status != Status.NONFINITE)) | unsolved
