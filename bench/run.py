@@ -11,7 +11,17 @@ import time
 from pathlib import Path
 
 HERE = Path(__file__).parent
-FAMILIES = ("transport", "transport_scale", "constrained", "linear", "pde", "statespace", "tensor")
+FAMILIES = (
+    "transport",
+    "transport_scale",
+    "constrained",
+    "interior",
+    "linear",
+    "pde",
+    "lowrank",
+    "statespace",
+    "tensor",
+)
 
 
 def main() -> int:

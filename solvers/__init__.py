@@ -9,7 +9,8 @@ Transport
 Inverse problems
     `admm`, `pgd`, `hqs`: data through `Radon`, `Blur`, `FourierSampling`, ..., a prior by its proximal map.
 Constrained
-    `sketched_newton`: minimise subject to equations. `DenseKKT`, `KrylovKKT`, `SketchProject`: its linear algebra.
+    `interior_point`: minimise subject to equations, inequalities and bounds.
+    `sketched_newton`: subject to equations. `DenseKKT`, `KrylovKKT`, `SketchProject`: its linear algebra.
 Linear
     `sor`, `ssor`, `ssor_cg`, `chebyshev_cg`, `flexible_cg`, `multigrid_cg`, `multigrid_gmres` on `Stencil`,
     `SparseRows`, `MatrixFree`, `AMG`.
@@ -22,13 +23,15 @@ Compression
     `bit_allocation` and its `pareto_front` by `hawq_sensitivity`: bits a layer. `obs_scores`, `obs_update`: pruning.
     `hesso` of `parameter_groups`, then `shrink`: whole channels go while an optimiser trains.
 Low rank
-    `complete`: a matrix from some of its entries.
+    `complete`: a matrix from some of its entries. `robust_recovery`: from measurements some of which are wrong.
     `matrix_sensing` of what a `Measurement` saw: `DenseMeasurements`, `RankOneMeasurements`, `Entries`, `WholeMatrix`.
 State space
     `DiagonalSSM`, `DiagonalMIMO`: layers for long sequences, made of `hippo` by `perturb_then_diagonalize`.
     `kalman_filter`, `kalman_smoother` of a `LinearGaussian`; `gp_regression` in linear time.
 Tensors
     `gaunt_product`, `gaunt_power`, `gaunt_convolution`: products on the sphere, with `spherical_harmonics`.
+Convex networks
+    `train_relu` of a `ConvexReLU`: two-layer ReLU networks, trained to a certificate.
 Shared
     `Solution`, `Status`, `SolveError`, `print_progress`, `tqdm_progress`.
 """
@@ -79,11 +82,14 @@ FACES: dict[str, tuple[str, ...]] = {
         "TotalVariationSolution",
     ),
     "constrained": (
+        "interior_point",
         "sketched_newton",
         "DenseKKT",
         "DiagonalPreconditioner",
+        "InteriorSolution",
         "KKT",
         "KrylovKKT",
+        "Multipliers",
         "NewtonSolution",
         "NystromPreconditioner",
         "SketchProject",
@@ -115,9 +121,16 @@ FACES: dict[str, tuple[str, ...]] = {
         "SparseRows",
         "Stencil",
     ),
+    "convexnets": (
+        "train_relu",
+        "ConvexReLU",
+        "ConvexReLUSolution",
+        "ReLUNetwork",
+    ),
     "lowrank": (
         "complete",
         "matrix_sensing",
+        "robust_recovery",
         "CompletionSolution",
         "DenseMeasurements",
         "Entries",
@@ -125,6 +138,7 @@ FACES: dict[str, tuple[str, ...]] = {
         "LowRankStatus",
         "Measurement",
         "RankOneMeasurements",
+        "RobustSolution",
         "WholeMatrix",
     ),
     "stochastic": (

@@ -31,6 +31,7 @@ SUBFOLDERS = {  # from the ground up: a subfolder may import from those before i
     "stochastic": ("gossip", "online"),
     "pde": ("spectral", "gaussian", "exact"),
     "inverse": ("forward", "variational"),
+    "constrained": ("interior",),
 }
 LARGE, MOST_FILES = 1500, 9
 MOST_ARGUMENTS = 7
