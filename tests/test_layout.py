@@ -29,7 +29,7 @@ SUBFOLDERS = {  # from the ground up: a subfolder may import from those before i
     "transport": ("costs", "entropic", "losses"),
     "linear": ("systems", "cycles", "learned"),
     "pde": ("spectral", "gaussian"),
-    "inverse": ("forward", "variational"),
+    "inverse": ("forward", "variational", "learned", "diffusion"),
 }
 LARGE, MOST_FILES = 1500, 9
 MOST_ARGUMENTS = 7
