@@ -147,7 +147,7 @@ def loss(stepper, steps, parameters, x):
 
 @needs_x64
 def test_the_reversible_derivative_is_the_derivative_and_needs_no_memory(rng):
-    """Same gradient; and the memory of a compiled gradient does not grow with the steps, where the direct one's does."""
+    """Same gradient; the memory of a compiled one does not grow with the steps, where the direct one's does."""
     parameters, x = jnp.asarray(0.03 * rng.standard_normal((64, 64))), jnp.asarray(rng.standard_normal(64))
     direct, reversible = inverse.BDIA(), inverse.BDIA(adjoint="reversible")
     one, two = (jax.grad(loss, (2, 3))(s, 30, parameters, x) for s in (direct, reversible))
@@ -163,7 +163,7 @@ def test_the_reversible_derivative_is_the_derivative_and_needs_no_memory(rng):
 
 
 def affine(guidance, steps=100, schedule=COSINE):
-    """A deterministic sampler of a Gaussian posterior is affine: return its exact mean and covariance, and the truth."""
+    """Return the exact mean and covariance of a deterministic sampler of a Gaussian, an affine map, and the truth."""
     case = gaussian_instance(jax.random.key(11), dtype=FLOAT)
     draw = lambda x: inverse.posterior_sample(  # noqa: E731
         scored(case.prior, schedule), schedule, MatrixOperator(case.matrix), case.y, jax.random.key(5),

@@ -1,4 +1,4 @@
-"""Learned proximal maps: a potential known by hand, what any network must be, and what training makes of a Laplace prior."""
+"""Learned proximal maps: a potential known by hand, what any network must be, and training."""
 
 import jax
 import jax.numpy as jnp

@@ -201,9 +201,9 @@ def descent(strength, squared: Array, slope: Array) -> Array:
 class STSL(Guidance):
     """Second-order Tweedie from a surrogate loss: `DPS` with the trace of the covariance that the data still see.
 
-    The likelihood of y given x_t is at least ``exp -(|y - A x_0|^2 + Tr A C A') / (2 s^2)`` up to a constant, by Jensen's
-    inequality; its gradient is followed, the trace from one random probe a step: ``z'A C A'z``, an exact forward
-    derivative of the denoiser.
+    The likelihood of y given x_t is at least ``exp -(|y - A x_0|^2 + Tr A C A') / (2 s^2)`` up to a constant, by
+    Jensen's inequality; its gradient is followed, the trace from one random probe a step: ``z'A C A'z``, an exact
+    forward derivative of the denoiser.
 
     Attributes
     ----------
@@ -258,9 +258,9 @@ class STSL(Guidance):
 class DDS(Guidance):
     """The decomposed diffusion sampler: a few conjugate gradient steps on the denoised signal. A reconstruction method.
 
-    ``x_0' = CG_M(I + gamma A'A, x_0 + gamma A'y)`` from x_0, no derivative of the model; the noise stays the model's. It
-    moves the mean towards the data without asking how sure the prior is, so its samples are not from the posterior: on
-    Gaussian priors means and spreads are off by tens of per cent, however many the steps.
+    ``x_0' = CG_M(I + gamma A'A, x_0 + gamma A'y)`` from x_0, no derivative of the model; the noise stays the model's.
+    It moves the mean towards the data without asking how sure the prior is, so its samples are not from the
+    posterior: on Gaussian priors means and spreads are off by tens of per cent, however many the steps.
 
     Attributes
     ----------

@@ -66,8 +66,8 @@ def posterior_sample(
 
     Notes
     -----
-    One scan. Calls of the model a step: one ("dds"), one and a reverse derivative ("dps", "pigdm"), one and a derivative
-    of a derivative ("stsl"), one and a forward and a reverse derivative for each step of conjugate gradients
+    One scan. Calls of the model a step: one ("dds"), one and a reverse derivative ("dps", "pigdm"), one and a
+    derivative of a derivative ("stsl"), one and a forward and a reverse derivative for each step of conjugate gradients
     ("second_order"). Measured on a Gaussian prior (20 unknowns, spectrum 1 to 1e-3, 8 data, 100 steps): see
     ``bench/results/inverse.json``.
 

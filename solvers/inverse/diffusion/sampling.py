@@ -208,8 +208,7 @@ def sample(
     points = around(schedule, steps, dtype)
     if resumed:
         points = jax.tree.map(lambda x: x[1:], points)
-    stochastic = isinstance(stepper, DDIM) and not (isinstance(stepper.eta, int | float) and stepper.eta == 0)
-    if stochastic:
+    if isinstance(stepper, DDIM) and not (isinstance(stepper.eta, int | float) and stepper.eta == 0):
         if key is None or resumed:
             checks.fail(name, "key", "given, and `noise` one array, where DDIM's eta is not zero", key)
         end = _ancestral(model, kind, stepper.eta, pair, points, key)

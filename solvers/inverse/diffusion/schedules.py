@@ -20,8 +20,8 @@ class Grid(NamedTuple):
 class NoiseSchedule(eqx.Module):
     """How much signal and noise are left at time t: ``x_t = alpha(t) x_0 + sigma(t) noise``.
 
-    A subclass gives `alpha` and `sigma`; sigma rises from about 0 at ``t = 0``, and at ``t = 1`` there is nearly nothing
-    but noise. Models are asked at ``0 < t <= 1`` only.
+    A subclass gives `alpha` and `sigma`; sigma rises from about 0 at ``t = 0``, and at ``t = 1`` there is nearly
+    nothing but noise. Models are asked at ``0 < t <= 1`` only.
     """
 
     @abstractmethod

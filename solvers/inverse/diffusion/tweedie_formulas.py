@@ -57,8 +57,8 @@ def tweedie(
 ) -> Moments:
     """Return the mean, and at order 2 the covariance, of the clean signal given the noisy one.
 
-    ``E[x_0 | x_t] = (x_t + sigma^2 s) / alpha`` and ``Cov[x_0 | x_t] = (sigma / alpha)^2 (I + sigma^2 grad s)`` with the
-    score ``s = grad log p_t``: exact for an exact score.
+    ``E[x_0 | x_t] = (x_t + sigma^2 s) / alpha`` and ``Cov[x_0 | x_t] = (sigma / alpha)^2 (I + sigma^2 grad s)`` with
+    the score ``s = grad log p_t``: exact for an exact score.
 
     Parameters
     ----------

@@ -46,9 +46,9 @@ class _State(NamedTuple):
 class LearnedProx(eqx.Module):
     """The gradient of a convex function: exactly the proximal map of some function, learned from samples.
 
-    ``f = grad psi`` with psi convex is ``prox_R`` for ``R(f(y)) = <y, f(y)> - |f(y)|^2 / 2 - psi(y)``, which need not be
-    convex. Trained by proximal matching (`fit_prox`) on noisy samples it approximates the map of minus the logarithm of
-    their density: the most probable clean signal. As g in `admm`, `pgd` and `hqs` it ignores the step.
+    ``f = grad psi`` with psi convex is ``prox_R`` for ``R(f(y)) = <y, f(y)> - |f(y)|^2 / 2 - psi(y)``, which need not
+    be convex. Trained by proximal matching (`fit_prox`) on noisy samples it approximates the map of minus the
+    logarithm of their density: the most probable clean signal. As g in `admm`, `pgd` and `hqs` it ignores the step.
 
     Attributes
     ----------
@@ -76,8 +76,9 @@ class LearnedProx(eqx.Module):
         """Return y with ``prox(y) = x``, the minimiser of ``psi(y) - <x, y>``, by Newton's method.
 
         ``error = |prox(y) - x| / max(|x|, 1)``; the default tolerance is 1e-9 in float64 and 1e-5 in float32. Newton's
-        equations are solved by conjugate gradients to ``min(1/2, sqrt(error))``; a step is shortened until the objective
-        or the residual falls. Where psi is nearly flat, far out, x may have no preimage within reach: the status says so.
+        equations are solved by conjugate gradients to ``min(1/2, sqrt(error))``; a step is shortened until the
+        objective or the residual falls. Where psi is nearly flat, far out, x may have no preimage within reach: the
+        status says so.
         """
         x = checks.float_array("LearnedProx.invert", "x", x)
         tol = (1e-9 if x.dtype == jnp.float64 else 1e-5) if tol is None else tol
