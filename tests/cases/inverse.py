@@ -12,6 +12,7 @@ from solvers.core.prox import L1
 from solvers.problems.inverse import GaussianPrior
 
 from .case import Case
+from .module import ModuleCase
 from .sampler import Sampler
 
 M, N = 12, 6
@@ -117,6 +118,18 @@ def _draw(guidance, steps=40):
 def _sampler(guidance, **more):
     return Sampler(f"posterior_sample-{guidance}", _posterior_data, _draw(guidance), _exact, "y", **more)
 
+
+MODULES = [
+    ModuleCase(
+        name="LearnedProx",
+        module=solvers.LearnedProx,
+        make=lambda key, dtype: solvers.LearnedProx(
+            inverse.convex_network(key, 3, width=5, depth=2, beta=2.0, dtype=dtype)
+        ),
+        example=lambda rng: rng.standard_normal(3),
+        refuse=(lambda: solvers.LearnedProx(3.0),),
+    ),
+]
 
 SAMPLERS = [
     _sampler("second_order"),

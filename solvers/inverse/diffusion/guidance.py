@@ -121,9 +121,9 @@ class SecondOrder(Guidance):
 
 
 class PiGDM(Guidance):
-    """Pseudo-inverse guidance: x_0 given x_t taken as normal with covariance ``r^2 I``, ``r^2 = sigma^2 / (alpha^2 v +
-    sigma^2)`` times v.
+    """Pseudo-inverse guidance: x_0 given x_t taken as white.
 
+    Its covariance is ``r^2 I`` with ``r^2 = v sigma^2 / (alpha^2 v + sigma^2)``, that of white noise of variance v.
     Cheaper than `SecondOrder` by the derivatives inside conjugate gradients, and off by as much as the prior is from
     white noise of variance v.
 

@@ -68,8 +68,8 @@ def posterior_sample(
     -----
     One scan. Calls of the model a step: one ("dds"), one and a reverse derivative ("dps", "pigdm"), one and a
     derivative of a derivative ("stsl"), one and a forward and a reverse derivative for each step of conjugate gradients
-    ("second_order"). Measured on a Gaussian prior (20 unknowns, spectrum 1 to 1e-3, 8 data, 100 steps): see
-    ``bench/results/inverse.json``.
+    ("second_order"). On a Gaussian prior (20 unknowns, spectrum 1 to 1e-3, 8 data) 100 steps of "second_order" are 2e-4
+    off the posterior mean and half a per cent off its variance; "pigdm" is 0.35 and 56 % off, at any number of steps.
 
     Examples
     --------

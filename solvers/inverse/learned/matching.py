@@ -114,16 +114,16 @@ def fit_prox(
     if not isinstance(model, LearnedProx):
         checks.fail("fit_prox", "model", "a LearnedProx", type(model).__name__, TypeError)
     losses, done = [], 0
-    for stage in matching_stages() if stages is None else stages:
+    for i, stage in enumerate(matching_stages() if stages is None else stages):
         optimiser = optax.adam(optax.cosine_decay_schedule(stage.learning_rate, stage.steps, 0.1))
         train = _program(stage.loss, optimiser, draw)
         state = optimiser.init(eqx.filter(model, eqx.is_inexact_array))
+        keys = jax.random.split(jax.random.fold_in(key, i), stage.steps)  # the same whether or not anybody watches
         chunk = max(1, stage.steps // 100) if progress is not None else stage.steps
         for k in range(0, stage.steps, chunk):
-            keys = jax.random.split(jax.random.fold_in(key, done), min(chunk, stage.steps - k))
-            (model, state), seen = train(model, state, keys, noise)
+            (model, state), seen = train(model, state, keys[k : k + chunk], noise)
             losses.append(seen)
-            done += len(keys)
+            done += len(seen)
             if progress is not None:
                 progress(done, float(seen[-1]))
     return Fitted(model, jnp.concatenate(losses))

@@ -62,6 +62,10 @@ class LearnedProx(eqx.Module):
 
     potential: Any
 
+    def __check_init__(self):
+        if not callable(self.potential):
+            checks.fail("LearnedProx", "potential", "callable on one array", type(self.potential).__name__, TypeError)
+
     def prox(self, y: Float[Array, "..."]) -> Float[Array, "..."]:
         """Return ``grad psi(y)``."""
         return jax.grad(self.potential)(y)
