@@ -28,7 +28,8 @@ LONGEST = 450
 SUBFOLDERS = {  # from the ground up: a subfolder may import from those before it
     "transport": ("costs", "entropic", "losses"),
     "linear": ("systems", "cycles", "learned"),
-    "pde": ("spectral", "gaussian"),
+    "stochastic": ("gossip", "online"),
+    "pde": ("spectral", "gaussian", "exact"),
     "inverse": ("forward", "variational", "learned", "diffusion"),
 }
 LARGE, MOST_FILES = 1500, 9

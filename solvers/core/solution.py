@@ -34,7 +34,7 @@ class Status(StatusCode):
     RUNNING = -1, "still running"
     CONVERGED = 0, "converged"
     MAX_STEPS = 1, "max_steps reached; raise `max_steps`, loosen `tol`, or start closer"
-    STAGNATED = 2, "stagnated: the error no longer falls in this precision; loosen `tol` or use float64"
+    STAGNATED = 2, "stagnated: the error no longer falls; loosen `tol`, or use float64 where data are float32"
     NONFINITE = 3, "nonfinite: NaN or infinity in the data or the iterates; check the inputs"
     DIVERGED = 4, "diverged: the error grows without bound; choose a safer setting"
     INFEASIBLE = 5, "infeasible: no point near this one satisfies the constraints; try another start"

@@ -1,5 +1,6 @@
 """The answer: a function to be called anywhere, with its derivatives, its uncertainty and its residual."""
 
+import math
 from typing import Any, ClassVar
 
 import equinox as eqx
@@ -19,11 +20,10 @@ class PDEStatus(StatusCode):
 
     UNRESOLVED = 100, "unresolved: solved on the grid, but the equation does not hold between its nodes; refine `grid`"
     UNIDENTIFIED = 101, "unidentified: the data say no more about some of `args` than their prior; observe more"
-    CONTRADICTED = (
-        103,
-        "contradicted: measurements lie a dozen standard deviations off; state more noise or a wider prior",
-    )
     ALIASED = 102, "aliased: the uniform grid takes a frequency of the data for a slow one; use non-uniform nodes"
+    CONTRADICTED = 103, "contradicted: equation, conditions and data exclude each other; state more noise, or fewer"
+    UNDETERMINED = 104, "undetermined: most of what the conditions leave open no datum has seen; state or observe more"
+    SINGULAR = 105, "singular: the equation with its conditions has no solution, or many; state other conditions"
 
 
 class Posterior(eqx.Module):
@@ -39,6 +39,68 @@ class Posterior(eqx.Module):
 
     mean: Float[Array, " k"]
     root: Float[Array, "k k"]
+
+    def rows(self, bases, points, orders, field: int, product: bool):
+        """Return what the weights do to a derivative at points, a row each; `product`: on the grid of the points."""
+        matrices = [b.whitened(p, q) for b, p, q in zip(bases[field], points, orders, strict=True)]
+        if product:
+            points_ = [m.reshape([-1 if i == d else 1 for i in range(len(points))] + [m.shape[1]])
+                       for d, m in enumerate(matrices)]  # fmt: skip
+            full = tuple(m.shape[0] for m in matrices)
+            matrices = [jnp.broadcast_to(m, (*full, m.shape[-1])).reshape(-1, m.shape[-1]) for m in points_]
+        rows = matrices[0]
+        for m in matrices[1:]:
+            rows = (rows[:, :, None] * m[:, None, :]).reshape(rows.shape[0], -1)
+        sizes = [math.prod(b.size for b in bs) for bs in bases]
+        before, total = sum(sizes[:field]), self.mean.size
+        return jnp.pad(rows, ((0, 0), (before, total - before - rows.shape[1])))
+
+    def least(self, field: int):
+        """Return the standard deviation that the discretisation itself leaves."""
+        return jnp.zeros((), self.root.dtype)
+
+
+class Response(eqx.Module):
+    """A Gaussian over what an exact equation leaves open: ``coefficients = z + response (p - mean)``.
+
+    Attributes
+    ----------
+    mean : Float[Array, "r"]
+        Whitened numbers p, ``p ~ N(mean, R^-1 R^-T)``.
+    root : Float[Array, "r r"]
+        R, upper triangular.
+    response : tuple of Float[Array, "n1 ... r"]
+        What each of them does to the coefficients of each unknown.
+    floor : Float[Array, "fields"]
+        Standard deviations that the discretisation itself leaves.
+    """
+
+    mean: Float[Array, " r"]
+    root: Float[Array, "r r"]
+    response: tuple
+    floor: Float[Array, " fields"]
+
+    def rows(self, bases, points, orders, field: int, product: bool):
+        """Return what p does to a derivative at points, a row each; `product`: on the grid of the points."""
+        matrices = [b.evaluate(p, q) for b, p, q in zip(bases[field], points, orders, strict=True)]
+        response = self.response[field]
+        if product:
+            size = math.prod(len(m) for m in matrices)
+            return mode_products([*matrices, None], response).reshape(size, response.shape[-1])
+        return scattered(matrices, response)
+
+    def least(self, field: int):
+        """Return the standard deviation that the discretisation itself leaves."""
+        return self.floor[field]
+
+
+def scattered(matrices, tensor):
+    """Contract one matrix (points, n_d) along each leading mode, point by point."""
+    total = matmul(matrices[0], tensor.reshape(tensor.shape[0], math.prod(tensor.shape[1:])))
+    total = total.reshape(matrices[0].shape[0], *tensor.shape[1:])
+    for m in matrices[1:]:
+        total = jnp.einsum("pi...,pi->p...", total, m, precision=HIGHEST)
+    return total
 
 
 class GPSolution(Solution):
@@ -70,7 +132,7 @@ class GPSolution(Solution):
     residual: Float[Array, "..."]
     misfit: Float[Array, "..."]
     bases: tuple
-    posterior: Posterior | None
+    posterior: Posterior | Response | None
     args: Any
     args_std: Any
     log_evidence: Float[Array, "..."] | None
@@ -108,10 +170,7 @@ class GPSolution(Solution):
         matrices = [b.evaluate(p, q) for b, p, q in zip(bases, points, orders, strict=True)]
         if isinstance(x, tuple):
             return mode_products(matrices, z)
-        total = matmul(matrices[0], z.reshape(z.shape[0], -1)).reshape(-1, *z.shape[1:])
-        for m in matrices[1:]:
-            total = jnp.einsum("pi...,pi->p...", total, m, precision=HIGHEST)
-        return total.reshape(shape)
+        return scattered(matrices, z).reshape(shape)
 
     def std(self, x, orders=None, *, field: int = 0):
         """Return the posterior standard deviation at x, of the solution or of a derivative of it.
@@ -119,17 +178,19 @@ class GPSolution(Solution):
         Exact for a linear equation; Laplace's approximation at the solution otherwise.
         """
         rows, shape = self._rows("GPSolution.std", x, orders, field)
-        root = self.posterior.root  # type: ignore[union-attr]
-        spread = jax.scipy.linalg.solve_triangular(root, rows.T, trans=1)
-        return jnp.sqrt(jnp.sum(spread**2, axis=0)).reshape(shape)
+        posterior = self.posterior
+        spread = jax.scipy.linalg.solve_triangular(posterior.root, rows.T, trans=1)  # type: ignore[union-attr]
+        least = posterior.least(field)  # type: ignore[union-attr]
+        return jnp.sqrt(jnp.sum(spread**2, axis=0) + least**2).reshape(shape)
 
     def sample(self, key, x, orders=None, *, field: int = 0):
         """Return one draw from the posterior at x."""
         rows, shape = self._rows("GPSolution.sample", x, orders, field)
-        posterior = self.posterior
-        noise = jax.random.normal(key, posterior.mean.shape, posterior.mean.dtype)  # type: ignore[union-attr]
-        weights = posterior.mean + jax.scipy.linalg.solve_triangular(posterior.root, noise)  # type: ignore[union-attr]
-        return matmul(rows, weights).reshape(shape)
+        root = self.posterior.root  # type: ignore[union-attr]
+        noise = jax.random.normal(key, root.shape[:1], root.dtype)
+        orders = (0,) * len(self.bases[field]) if orders is None else orders
+        drawn = matmul(rows, jax.scipy.linalg.solve_triangular(root, noise)).reshape(shape)
+        return self.derivative(x, orders, field=field) + drawn
 
     @property
     def grid(self) -> tuple[int, ...]:
@@ -146,24 +207,13 @@ class GPSolution(Solution):
         return self.value if isinstance(self.value, tuple) else (self.value,)
 
     def _rows(self, name: str, x, orders, field: int):
-        """Rows that map all whitened weights to values at points."""
+        """Rows that map what is uncertain to values at points."""
         if self.posterior is None:
             fail(name, "solution", "one with a posterior: give gp_solve a `prior`, noise or observations", "none")
         bases = self.bases[field]
         orders = (0,) * len(bases) if orders is None else (orders,) if isinstance(orders, int) else tuple(orders)
         points, shape = _points(name, x, bases)
-        matrices = [b.whitened(p, q) for b, p, q in zip(bases, points, orders, strict=True)]
-        if isinstance(x, tuple):
-            points_ = [m.reshape([-1 if i == d else 1 for i in range(len(x))] + [m.shape[1]])
-                       for d, m in enumerate(matrices)]  # fmt: skip
-            full = tuple(m.shape[0] for m in matrices)
-            matrices = [jnp.broadcast_to(m, (*full, m.shape[-1])).reshape(-1, m.shape[-1]) for m in points_]
-        rows = matrices[0]
-        for m in matrices[1:]:
-            rows = (rows[:, :, None] * m[:, None, :]).reshape(rows.shape[0], -1)
-        sizes = [z.size for z in self._tensors()]
-        before, total = sum(sizes[:field]), self.posterior.mean.size  # type: ignore[union-attr]
-        return jnp.pad(rows, ((0, 0), (before, total - before - rows.shape[1]))), shape
+        return self.posterior.rows(self.bases, points, orders, field, isinstance(x, tuple)), shape
 
 
 def _points(name: str, x, bases):

@@ -10,11 +10,13 @@ import numpy as np
 from ..core.checks import choice, count, fail, number
 from ..core.gaussian.kernels import per_dimension
 from ..core.implicit import UNCONVERGED, distrust
-from ..core.linalg.kronecker import along, mode_product
+from ..core.linalg.kronecker import along
 from ..core.loop import Limits
 from ..core.precision import eps
 from ..core.solution import Status
 from ..core.typing import Progress, Scalar
+from .exact.answer import completion_for, conditioned_exactly
+from .exact.completion import completed
 from .gaussian.posterior import conditioned
 from .gaussian.published import PublishedGPHM, solve_published
 from .problem import Condition, PDEProblem, float_type
@@ -22,8 +24,9 @@ from .settings import Settings
 from .solution import GPSolution, PDEStatus
 from .spectral.axes import Fourier, Legendre
 from .spectral.newton import Discretisation, fine_points, solve_spectral
-from .spectral.resolution import is_conditioned, refined
+from .spectral.resolution import Task, is_conditioned, refined
 from .spectral.spaces import face_values, line
+from .spectral.start import start
 from .tracing import trace
 
 
@@ -50,10 +53,11 @@ def gp_solve(
     ``residual(x, u, args) = 0`` on a `Box` with the problem's conditions. Without noise, observations or a `prior`, and
     with as many conditions in each dimension as derivatives, u is a spectral expansion on the grid and the equation is
     tested with as many functions as it has free coefficients: the right choice where the grid resolves the solution.
-    Otherwise u has a Gaussian prior that is conditioned on equation, conditions and observations, each with its noise
-    (the mean is the most probable u, by Laplace's approximation when the equation is nonlinear): the right choice for
-    grids below Nyquist, noisy or missing data, unknown coefficients and whenever an uncertainty is wanted. Not for
-    domains other than boxes, nor for shocks.
+    With noisy or missing data or unknown coefficients it is that same expansion, and what exact statements leave open,
+    values on faces, the equation's noise, unknown `args`, is Gaussian and conditioned on the data. With a `prior`, or
+    ``basis="kernel"`` or `learn`, u itself has a Gaussian prior that is conditioned on everything, each with its noise:
+    for grids below Nyquist and domains that are no boxes. Means are most probable points and uncertainties Laplace's
+    where something is not linear. Not for shocks.
 
     Parameters
     ----------
@@ -67,8 +71,8 @@ def gp_solve(
     args : PyTree, optional
         Handed to the residual and to callable condition values. Differentiable. Python numbers become arrays.
     prior : Kernel or tuple of Kernel, optional
-        One for every dimension, or one a dimension, whose product is the prior. Where one is needed and none given it
-        is a `SpectralMixture` read off the source and the conditions. No derivatives.
+        Of u: one for every dimension, or one a dimension, whose product it is. With ``basis="kernel"`` and none given
+        it is a `SpectralMixture` read off the source and the conditions. No derivatives.
     basis : {"auto", "polynomial", "kernel"}
         ``"kernel"`` asks for conditioning in the prior's own functions; with a prior, ``"polynomial"`` conditions
         polynomials weighted by the prior. Static.
@@ -87,7 +91,7 @@ def gp_solve(
         ``guess(x, args)`` to start Newton's method from, or an earlier solution; decides the branch where there are
         several. Zero derivative.
     tol : float, optional
-        See `error`; 50 eps, and about 3e-6 (float64) or 2e-2 (float32) when conditioning. Traced.
+        See `error`; 50 eps; with data ``eps^0.75``; with a prior of u about 3e-6 (float64) or 2e-2 (float32). Traced.
     max_steps : int
         Newton steps. Traced.
     unconverged : {"nan", "approximate"}
@@ -101,8 +105,9 @@ def gp_solve(
     -------
     GPSolution
         Callable anywhere: ``.mean(x)``, ``.derivative(x, orders)``, ``.std(x)``, ``.sample(key, x)``. Its `error` is
-        the norm of the tested residual over the norms of the equation's terms, ``|test' R| / (|R(0)| + sum |c u|)``;
-        when conditioning, ``|Q' rho| / sqrt(1 + |rho|^2)``: how far the most probable point is from stationary, rho
+        the norm of the tested residual over the norms of the equation's terms, ``|test' R| / (|R(0)| + sum |c u|)``, a
+        term counting as at least its coefficient times u over the domain's lengths (with data see the notes); with a
+        prior of u ``|Q' rho| / sqrt(1 + |rho|^2)``: how far the most probable point is from stationary, rho
         being all data misfits over their noise and Q an orthonormal basis of their Jacobian's range.
 
     Raises
@@ -125,7 +130,16 @@ def gp_solve(
     separable operator. Cost after set-up: 2 d mode products, ``2 n^(d+1)`` operations each, and memory for a few
     fields; no Kronecker product is formed.
 
-    *Conditioning.* One QR factorisation a step, ``O(m k^2)`` for m data and k weights, of the Jacobian in whitened
+    *Exact equations with data.* Noisy conditions, or missing ones, are replaced by unknown values on their faces, which
+    makes a well-posed problem; p are the whitened weights of those values, the noise of the equation at each node and
+    `args` to be found. Newton's method steps in y and p together: one factorisation, one solve for each of the r
+    numbers of p, and one QR factorisation of ``(m + r) r`` numbers for m data; memory ``r n^d``. Face values are traces
+    of a constant plus a smooth process on the box, whose length and scale are the best of 9 by 13 by the evidence with
+    a weak belief; they have at most 64 (in 3-D 12 by 12) polynomials a face. Its error is the larger of the equation's
+    and of ``|Q' rho| / (1 + |rho| + |terms|)``. The noise of a condition is independent at each node of the grid, so
+    it averages out on finer ones.
+
+    *Conditioning u.* One QR factorisation a step, ``O(m k^2)`` for m data and k weights, of the Jacobian in whitened
     weights: the kernel matrix is truncated relative to its largest eigenvalue and never inverted. The Jacobian is
     dense, ``(m + k) k`` numbers, so k should stay below a few thousand. Exact data have noise of ``eps^0.55`` of what
     the prior allows.
@@ -137,14 +151,19 @@ def gp_solve(
 
     *Default grid.* Degrees come from the Chebyshev coefficients of the source along lines and of the face values; a
     dimension whose last coefficients exceed ``eps^0.7`` of the largest gets half as many nodes more, up to 2048, 512 or
-    96 in one, two or three dimensions (when conditioning 128, 20, 8, which is below Nyquist where it must be).
+    96 in one, two or three dimensions. With data the end is ``eps^0.5``, at most 1024, 64, 20 (512,
+    36, 11 where the equation has noise); with a prior of u 128, 20, 8, which is below Nyquist where it must be.
 
     *Domains other than boxes*: a residual that is zero outside, `Observe` on the boundary, and a prior.
 
     *Status.* `PDEStatus.UNRESOLVED` when the equation is solved on the grid yet its residual there exceeds
-    ``10 sqrt(tol)``, or when conditioning exceeds 0.03 (and four noises) between the nodes;
-    `PDEStatus.ALIASED`, `PDEStatus.UNIDENTIFIED`; `PDEStatus.CONTRADICTED` when a measurement lies
-    twelve standard deviations from the mean: equation, prior and data cannot all be right, or not in this precision.
+    ``10 sqrt(tol)``, or with data exceeds 0.03 (and four noises) between the nodes. `PDEStatus.SINGULAR` when a linear
+    equation's terms cancel to fewer than three digits (resonance) or its factorisation does not solve it;
+    `PDEStatus.UNDETERMINED` when more than half the variance of what is open is left (with no more data, `std` is the
+    prior's); `PDEStatus.UNIDENTIFIED` when that holds of an `args`; `PDEStatus.CONTRADICTED` when a measurement lies
+    twelve standard deviations from the mean, or all their squares eight from what they should be: equation, prior and
+    data cannot all be right, or not in this precision; `PDEStatus.ALIASED`. Without an answer to trust `std` is NaN;
+    otherwise it is at least what the discretisation's residual leaves.
 
     *Derivatives.* Implicit, forward and reverse, any order, in condition values and coefficients, bounds (spectral
     only), `args`, noise and observations. In the prior: of `log_evidence` by `learn`, not through the solution.
@@ -200,8 +219,12 @@ def gp_solve(
         if grid is None:
             fail("gp_solve", "grid", "given for the published method", None)
     if grid is None:
-        forced = prior is not None or basis == "kernel" or infer is not None or learn is not None
-        return refined(problem, args, solve, guess, dtype, forced)
+        whole = prior is not None or basis == "kernel" or learn is not None
+
+        def exactly(orders) -> bool:
+            return not whole and completed(problem, orders) is not None
+
+        return refined(problem, args, guess, Task(solve, whole or infer is not None, exactly, dtype))
     return solve(tuple(int(n) if isinstance(n, int | np.integer) else jnp.asarray(n, dtype) for n in grid), guess)
 
 
@@ -219,11 +242,15 @@ def _solve(problem: PDEProblem, args: Any, settings: Settings) -> GPSolution:
     if settings.published is not None:
         return solve_published(problem, pointwise, dynamic, args, settings)
     fine = None
-    if ndim == 1 and not problem.periodic[0]:
+    if ndim == 1 and not problem.periodic[0] and settings.infer is None:
         lower, upper = (jnp.asarray(b, dtype) for b in problem.domain.bounds[0])
         fine = fine_points(Legendre(lower, upper, 1, 0))
     equation = trace(pointwise, problem.domain.names, fields, x, dynamic, fine)
     if settings.conditions or is_conditioned(problem, equation.orders):
+        completion = completion_for(problem, equation, settings)
+        if completion is not None:
+            exact = conditioned_exactly(problem, completion, equation, args, dynamic, settings)
+            return _distrusted(exact, settings)
         return _distrusted(conditioned(problem, equation, args, dynamic, x, settings), settings)
     limits = settings.within(jnp.asarray(50 * eps(dtype), dtype))
     tol, guess = limits.tol, settings.guess
@@ -238,11 +265,12 @@ def _solve(problem: PDEProblem, args: Any, settings: Settings) -> GPSolution:
         ]
         return Discretisation(equation, lines, values, dynamic)
 
-    start = None if guess is None else (lambda found: _start(found, guess, args))
-    found, y, run, strong = solve_spectral(build, moving, start, limits)
+    begin = None if guess is None else (lambda found: start(found, guess, args))
+    found, y, run, strong, alone = solve_spectral(build, moving, begin, limits)
     z = found.coefficients(y)
     unresolved = (run.status == Status.CONVERGED) & (strong > 10 * jnp.sqrt(tol))
-    status = jnp.where(unresolved, int(PDEStatus.UNRESOLVED), run.status).astype(jnp.int32)
+    status = jnp.where(unresolved, int(PDEStatus.UNRESOLVED), run.status)
+    status = jnp.where(alone, int(PDEStatus.SINGULAR), status).astype(jnp.int32)
     return _distrusted(GPSolution(
         value=z if fields > 1 else z[0], status=status, num_steps=run.num_steps, error=run.error, tol=tol,
         history=run.history, residual=strong, misfit=found.misfit,
@@ -262,34 +290,6 @@ def _distrusted(solution: GPSolution, settings: Settings) -> GPSolution:
     return eqx.tree_at(
         lambda s: (s.value, s.posterior, s.args), solution, (value, posterior, args), is_leaf=lambda x: x is None
     )
-
-
-def _start(found: Discretisation, guess, args):
-    """Turn a guess, a function or an earlier solution, into free coefficients."""
-    shapes = [offset.shape for offset in found.offsets]
-    if isinstance(guess, GPSolution) and [z.shape for z in guess._tensors()] == shapes:
-        tensors = guess._tensors()
-    else:
-        if isinstance(guess, GPSolution):
-            vectors = tuple(c.reshape(-1) for c in found.x)
-            values = [guess.mean(vectors, field=k) for k in range(len(found.lines))]
-        else:
-            values = guess(found.x, args)
-            values = values if len(found.lines) > 1 else (values,)
-        shape = jnp.broadcast_shapes(*(c.shape for c in found.x))
-        tensors = []
-        for lines, v in zip(found.lines, values, strict=True):
-            t = jnp.broadcast_to(jnp.asarray(v, found.x[0].dtype), shape)
-            for d, ln in enumerate(lines):
-                t = ln.interpolate(t, d)
-            tensors.append(t)
-    free = []
-    for z, offset, lines in zip(tensors, found.offsets, found.lines, strict=True):
-        t = z - offset
-        for d, ln in enumerate(lines):
-            t = mode_product(jnp.linalg.solve(ln.null.T @ ln.null, ln.null.T), t, d)
-        free.append(t)
-    return tuple(free)
 
 
 def _payload(residual, args):

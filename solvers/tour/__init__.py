@@ -17,6 +17,8 @@ FAMILIES: dict[str, str] = {
     "linear": "a heat simulation whose relaxation is learned from its own step counts",
     "inverse": "a tomogram from few views: by total variation, and by the classical filter",
     "transport": "optimal transport: the colours of one photograph moved to another",
+    "stochastic": "sensors that learn together by gossip, at rates designed for their links",
+    "bilevel": "64 weight decays of a classifier, tuned by gradients through its training",
     "pde": "a differential equation with three scales, by a spectral Gaussian-process solve",
     "curvature": "a digit classifier: its natural gradient, and the curvature of its loss by pixel",
     "compression": "bits for the layers of a ResNet18 under a budget of memory, proved best",

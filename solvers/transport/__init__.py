@@ -10,6 +10,8 @@ from .entropic.published import PublishedSNS as PublishedSNS
 from .entropic.sparse_systems import SparseCG as SparseCG
 from .exact import ExactSolution as ExactSolution
 from .exact import transport_exactly as transport_exactly
+from .losses.barycenters import BarycenterSolution as BarycenterSolution
+from .losses.barycenters import barycenter as barycenter
 from .losses.divergence import DivergenceSolution as DivergenceSolution
 from .losses.divergence import sinkhorn_divergence as sinkhorn_divergence
 from .losses.monge import MapSolution as MapSolution

@@ -176,7 +176,57 @@ _MONGE_GAP = Case(
     observe=lambda s: s.value,
 )  # fmt: skip
 
+
+def _barycenter_data(rng, k=2, n=6, m=5):
+    points = [
+        np.linspace(*ends, size)[:, None] + 0.02 * rng.random((size, 1))
+        for ends, size in (((0, 1), n), ((0.1, 0.9), m))
+    ]
+    a, share = 1 + 0.5 * rng.random((k, n)), rng.random(k) + 0.5
+    return {
+        "cost": (points[0] - points[1].T) ** 2,
+        "within": (points[1] - points[1].T) ** 2,
+        "a": a / a.sum(1, keepdims=True),
+        "shares": share / share.sum(),
+        "epsilon": np.asarray(0.05),
+    }
+
+
+def _barycenter(data, **options):
+    return solvers.barycenter(
+        (data["cost"], data["within"]), data["a"], epsilon=data["epsilon"], shares=data["shares"], **options
+    )
+
+
+def _symmetric(rng, m):
+    x = 0.02 * rng.standard_normal((m, m))
+    return x + x.T
+
+
+_BARYCENTER = Case(
+    name="barycenter",
+    solution=solvers.BarycenterSolution,
+    make=_barycenter_data,
+    solve=_barycenter,
+    poison="cost",
+    warm=None,
+    zero=lambda: {**_barycenter_data(np.random.default_rng(23)), "cost": np.zeros((6, 5)), "within": np.zeros((5, 5))},
+    single=lambda: _barycenter_data(np.random.default_rng(24), 1, 1, 1),
+    failing=lambda data: ({**data, "a": 2 * data["a"]}, {}, int(solvers.TransportStatus.UNEQUAL_MASSES)),
+    differentiable=("cost", "within", "a", "shares", "epsilon"),
+    direction=lambda rng, data: {
+        "cost": 0.01 * rng.standard_normal((6, 5)),
+        "within": 0.1 * _symmetric(rng, 5),
+        "a": np.stack([_zero_sum(rng, 6) for _ in range(2)]),
+        "shares": np.array([0.05, -0.05]),
+        "epsilon": np.asarray(0.002),
+    },
+    observe=lambda s: jnp.sum(s.value * jnp.arange(s.value.size, dtype=s.value.dtype)) + s.g[0, 0] - s.g[0, 1],
+    tol={"float64": 1e-6, "float32": 1e-4},
+)
+
 CASES = [
+    _BARYCENTER,
     _EXACT,
     _MONGE_GAP,
     _unbalanced(),

@@ -96,14 +96,18 @@ def test_radon_of_a_disc_is_its_chords():
     n, radius = 128, 40.0
     x = jnp.arange(n, dtype=FLOAT) - n // 2
     fine = (jnp.arange(8, dtype=FLOAT) - 3.5) / 8  # subpixels
-    xs = (x[:, None] + fine).reshape(-1)
+    xs = (x[:, None] + fine[None, :]).reshape(-1)
     inside = (xs[:, None] ** 2 + xs[None, :] ** 2 < radius**2).astype(FLOAT)
     disc = inside.reshape(n, 8, n, 8).mean((1, 3))
     chords = 2 * jnp.sqrt(jnp.maximum(radius**2 - x**2, 0))
     y = inverse.Radon(angles(12) + 0.1, n)(disc)
     clear = jnp.abs(jnp.abs(x) - radius) > 2
-    assert jnp.max(jnp.abs(y - chords[None])[:, clear]) < 0.5
-    assert jnp.linalg.norm(y - chords[None]) < 6e-3 * jnp.linalg.norm(jnp.tile(chords, (12, 1)))
+    wrong = jnp.abs(y - chords[None])
+    assert jnp.max(wrong[:, clear]) < 0.5
+    inner = jnp.abs(x) < radius - 2
+    assert jnp.linalg.norm(wrong[:, inner]) < 2e-3 * jnp.linalg.norm(jnp.tile(chords[inner], (12, 1)))
+    assert jnp.max(wrong) < (2 * radius) ** 0.5  # a ray half a pixel inside the rim, where chords rise like a root
+    np.testing.assert_allclose(jnp.sum(y, 1), jnp.pi * radius**2, rtol=2e-4)
 
 
 def test_radon_keeps_the_mass_at_right_angles(rng):
@@ -118,14 +122,15 @@ def test_radon_keeps_the_mass_at_right_angles(rng):
 
 @needs_x64
 def test_radon_agrees_with_scikit_image():
-    """Two discretisations of one integral differ by their interpolation: less than half a per cent on a phantom."""
+    """Two discretisations of one integral differ by their interpolation: 5e-4 on a smooth image."""
     transform = pytest.importorskip("skimage.transform")
     n, count = 128, 20
-    image = problems.phantom(n)
+    x, y = np.meshgrid(*(np.arange(n) - n // 2,) * 2, indexing="ij")
+    image = jnp.asarray(np.exp(-((x - 9) ** 2 + (y + 14) ** 2) / 200) + 2 * np.exp(-((x + 20) ** 2 + y**2) / 50))
     theta = np.arange(count) * 180 / count
-    theirs = transform.radon(np.asarray(image), theta, circle=True).T
+    theirs = transform.radon(np.array(image), theta, circle=True).T
     ours = inverse.Radon(jnp.deg2rad(jnp.asarray(theta)), n)(image)
-    assert np.linalg.norm(ours - theirs) < 5e-3 * np.linalg.norm(theirs)
+    assert np.linalg.norm(ours - theirs) < 1e-3 * np.linalg.norm(theirs)
 
 
 def test_filtered_back_projection_recovers_the_scale():
@@ -133,7 +138,7 @@ def test_filtered_back_projection_recovers_the_scale():
     A = inverse.Radon(angles(100), n)
     image = problems.phantom(n, FLOAT)
     found = inverse.filtered_back_projection(A, A(image))
-    assert np.linalg.norm(found - image) < 0.25 * np.linalg.norm(image)
+    assert np.linalg.norm(found - image) < 0.34 * np.linalg.norm(image)  # scikit-image's iradon: 0.344, edges mostly
     np.testing.assert_allclose(found[n // 2 - 4 : n // 2 + 4, n // 2 - 4 : n // 2 + 4].mean(),
                                image[n // 2 - 4 : n // 2 + 4, n // 2 - 4 : n // 2 + 4].mean(), atol=0.02)  # fmt: skip
 

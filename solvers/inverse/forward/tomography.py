@@ -145,7 +145,8 @@ def filtered_back_projection(operator: Radon, y: Float[Array, "angles detectors"
     k = np.fft.fftfreq(length, 1 / length)
     odd = k % 2 != 0
     ramp = np.where(k == 0, 0.25, np.where(odd, -1 / (np.pi * np.where(odd, k, 1)) ** 2, 0))
-    transfer = jnp.asarray(np.fft.rfft(ramp).real, jnp.result_type(y.dtype, jnp.complex64))
-    filtered = jnp.fft.irfft(jnp.fft.rfft(y, length, axis=1) * transfer[None, :], length, axis=1)
+    spectrum = jnp.fft.rfft(y, length, axis=1)
+    transfer = jnp.asarray(np.fft.rfft(ramp).real, spectrum.dtype)
+    filtered = jnp.fft.irfft(spectrum * transfer[None, :], length, axis=1)
     filtered = filtered[:, : operator.detectors].astype(y.dtype)
     return jnp.pi / y.shape[0] * operator.transpose_mv(filtered)

@@ -7,14 +7,13 @@ from typing import Any, NamedTuple
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
 from jax.flatten_util import ravel_pytree
 from jax.scipy.linalg import solve_triangular
 
 from ...core.implicit import attach
 from ...core.krylov.gmres import gmres
-from ...core.linalg.kronecker import along, mode_products
+from ...core.linalg.kronecker import mode_products
 from ...core.loop import Limits, Run, iterate
 from ...core.precision import eps, matmul
 from ...core.search import backtrack
@@ -104,48 +103,6 @@ class Rows:
             parts.append(total - values)
         return parts
 
-    def between(self, w):
-        """Return the equation's residual at points that are no nodes, relative to its terms there.
-
-        A term counts as at least its coefficient times what the unknown itself divided by the domain's lengths would
-        make it, so that the rounding of ``u'' = 0`` is no violation. None where the equation cannot be evaluated there.
-        """
-        fields, found = w
-        count = {1: 257, 2: 33, 3: 11}[len(self.x)]
-        s = np.polynomial.chebyshev.chebpts1(count) / 2 + 0.5
-        bounds = [(b[0].lower, b[0].upper) for b in zip(*self.bases, strict=True)]
-        vectors = [lo + (up - lo) * jnp.asarray(s, self.x[0].dtype) for lo, up in bounds]
-        x = tuple(along(v, d, len(vectors)) for d, v in enumerate(vectors))
-        values = [[{p: b.whitened(v, p) for p in {i[d] for i in orders} | {0}} for d, (b, v) in enumerate(zip(
-            bs, vectors, strict=True))] for bs, orders in zip(self.bases, self.equation.orders, strict=True)
-        ]  # fmt: skip
-
-        def derivative(k, index):
-            return mode_products([v[p] for v, p in zip(values[k], index, strict=True)], fields[k])
-
-        jets = [[derivative(k, i) for i in orders] for k, orders in enumerate(self.equation.orders)]
-        args = self.args(found)
-        try:
-            strong, pull = jax.linearize(lambda u: self.equation.elsewhere(x, u, args), jets)
-        except (TypeError, ValueError):
-            return None
-        source = self.equation.elsewhere(x, jax.tree.map(jnp.zeros_like, jets), args)
-        size = _rms(source)
-        size = jnp.where(jnp.isfinite(size), size, 0)
-        for k, orders in enumerate(self.equation.orders):
-            own = _rms([derivative(k, (0,) * len(x))])
-            for j, index in enumerate(orders):
-                length = 1.0
-                for (lo, up), p in zip(bounds, index, strict=True):
-                    length = length * (up - lo) ** p
-                term = jax.tree.map(jnp.zeros_like, jets)
-                term[k][j] = jnp.ones_like(jets[k][j])
-                slope = pull(term)
-                size = size + _rms([c * jets[k][j] for c in slope]) + _rms(slope) * own / length
-        noise = self.data.problem.noise
-        excess = _rms(strong) - (0 if noise is None else 4 * jnp.asarray(noise, size.dtype))
-        return _rms(strong) / jnp.where(size > 0, size, 1), excess / jnp.where(size > 0, size, 1)
-
     def vector(self, flat, unravel):
         """Return all rows over their standard deviations, then the prior's."""
         parts = self.raw(unravel(flat))
@@ -180,10 +137,6 @@ class Rows:
             least = nugget * jnp.where(typical > 0, typical, 1)
             scales.append(least if noise is None else jnp.sqrt(jnp.asarray(noise, b.dtype) ** 2 + least**2))
         return scales
-
-
-def _rms(arrays):
-    return jnp.sqrt(sum(jnp.mean(a**2) for a in arrays))
 
 
 class State(NamedTuple):

@@ -11,9 +11,10 @@ from ...core.checks import fail
 from ...core.gaussian.kernels import SpectralMixture, per_dimension
 from ...core.precision import eps
 from ...core.solution import Status
+from ..between import between
 from ..problem import Face, Observe, side
 from ..settings import Settings
-from ..solution import GPSolution, PDEStatus
+from ..solution import GPSolution, PDEStatus, Posterior
 from ..spectral.axes import Fourier, Legendre
 from ..spectral.spaces import face_values
 from .conditioning import Data, Rows, condition
@@ -81,7 +82,7 @@ def conditioned(problem, equation, args, dynamic, x, settings: Settings) -> GPSo
     if noisy:
         apart = (status == Status.CONVERGED) & (jnp.max(jnp.stack(noisy)) > 12)
         status = jnp.where(apart, int(PDEStatus.CONTRADICTED), status)
-    judged = rows.between((weights, found))
+    judged = between(equation, bases, z, rows.args(found), data.problem.noise)
     if judged is not None:
         residual, excess = judged
         status = jnp.where((status == Status.CONVERGED) & (excess > HOLDS), int(PDEStatus.UNRESOLVED), status)
@@ -93,6 +94,10 @@ def conditioned(problem, equation, args, dynamic, x, settings: Settings) -> GPSo
         apart = apart & (largest > 0)
         status = jnp.where((status == Status.CONVERGED) & apart, int(PDEStatus.CONTRADICTED), status)
     status = status.astype(jnp.int32)
+    trusted = (status == Status.CONVERGED) | (status == PDEStatus.UNIDENTIFIED)
+    posterior = Posterior(posterior.mean, jnp.where(trusted, posterior.root, jnp.nan))
+    if spread is not None:
+        spread = jax.tree.map(lambda s: jnp.where(trusted, s, jnp.nan), spread)
     return GPSolution(
         value=z if fields > 1 else z[0], status=status, num_steps=run.num_steps, error=run.error, tol=limits.tol,
         history=run.history, residual=residual, misfit=jnp.max(jnp.stack([jnp.zeros((), dtype), *gaps])),

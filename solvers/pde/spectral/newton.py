@@ -1,8 +1,11 @@
 """The noise-free solve: spectral trial functions, Newton's method, direct or preconditioned linear algebra."""
 
+import math
 from collections.abc import Callable
+from copy import copy
 from typing import Any, NamedTuple
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jax import lax
@@ -15,6 +18,7 @@ from ...core.linalg.kronecker import KroneckerSum, Pencil, along, mode_products
 from ...core.loop import Limits, Run, iterate
 from ...core.precision import eps, matmul
 from ...core.search import backtrack
+from ...core.solution import Status
 from ...core.vectors import axpy, norm
 from ..tracing import Equation
 from .axes import fejer
@@ -45,12 +49,14 @@ class Discretisation:
         Values of the conditions, see `spaces.lifted`.
     args : PyTree
         The user's.
+    order : list of int, optional
+        Which dimensions' conditions come first, see `spaces.lifted`.
     """
 
-    def __init__(self, equation: Equation, lines: list[list[Line]], axis_values, args):
+    def __init__(self, equation: Equation, lines: list[list[Line]], axis_values, args, order=None):
         self.equation, self.lines, self.args = equation, lines, args
         self.x = coordinates(lines[0])
-        pairs = [lifted(ln, g) for ln, g in zip(lines, axis_values, strict=True)]
+        pairs = [lifted(ln, g, order) for ln, g in zip(lines, axis_values, strict=True)]
         self.offsets, self.misfit = [p[0] for p in pairs], jnp.max(jnp.stack([p[1] for p in pairs]))
         self.values = [
             [{p: ln.values(p) for p in {index[d] for index in o} | {0}} for d, ln in enumerate(field)]
@@ -111,19 +117,52 @@ class Discretisation:
         total = sum(jnp.sum(self.weight * f**2) for f in fields)
         return jnp.sqrt(total)
 
+    def moved(self, offsets, args) -> "Discretisation":
+        """Return the same with other coefficients that satisfy the conditions, and other args."""
+        other = copy(self)
+        other.offsets, other.args = offsets, args
+        return other
+
+    def frozen(self) -> "Discretisation":
+        """Return the same without derivatives."""
+        other = copy(self)
+        for name, value in vars(self).items():
+            if name != "equation":
+                arrays, rest = eqx.partition(value, eqx.is_array)
+                setattr(other, name, eqx.combine(lax.stop_gradient(arrays), rest))
+        return other
+
     def measure(self, y):
-        """Return the tested residuals, their norm, the norm of the residual itself, both relative to the terms'."""
-        jets = self.jets(self.coefficients(y))
+        """Return the tested residuals, their norm, the residual's own, both relative to the terms' norm, and that."""
+        strong, scale = self.terms(y)
+        tested = self.project(strong)
+        return tested, jnp.sqrt(sum(jnp.sum(t**2) for t in tested)) / scale, self.norm(strong) / scale, scale
+
+    def terms(self, y):
+        """Return the residual at the nodes and the sum of the norms of the equation's terms, one where that is zero.
+
+        A term counts as at least its coefficient times the unknown itself over the domain's lengths, so that the
+        rounding of ``u'' = 0`` is no error.
+        """
+        z = self.coefficients(y)
+        jets = self.jets(z)
+        own = [self.norm([mode_products([v[0] for v in vs], f)]) for vs, f in zip(self.values, z, strict=True)]
         strong = self.equation(self.x, jets, self.args)
         source = self.equation(self.x, jax.tree.map(jnp.zeros_like, jets), self.args)
         scale = self.norm(source)
         scale = jnp.where(jnp.isfinite(scale), scale, 0)  # zero may be no place to evaluate the equation at
         for row in self.equation.coefficients(self.x, jets, self.args):
-            for cs, us in zip(row, jets, strict=True):
-                scale = scale + sum((self.norm([c * u]) for c, u in zip(cs, us, strict=True)), jnp.zeros_like(scale))
-        tested = self.project(strong)
-        scale = jnp.where(scale > 0, scale, 1)
-        return tested, jnp.sqrt(sum(jnp.sum(t**2) for t in tested)) / scale, self.norm(strong) / scale
+            for cs, us, orders, size in zip(row, jets, self.equation.orders, own, strict=True):
+                for c, u, index in zip(cs, us, orders, strict=True):
+                    scale = scale + jnp.maximum(self.norm([c * u]), self.norm([c]) * size / self._length(index))
+        return strong, jnp.where(scale > 0, scale, 1)
+
+    def _length(self, index):
+        """Return the product of the domain's lengths, each as often as is differentiated, times the volume's root."""
+        length = jnp.asarray(math.sqrt(2 ** len(index)), self.weight.dtype)
+        for ln, p in zip(self.lines[0], index, strict=True):
+            length = length * (ln.basis.upper - ln.basis.lower) ** p
+        return length
 
     def zeros(self):
         """Return the free coefficients of the lifted conditions alone."""
@@ -174,6 +213,12 @@ class Discretisation:
                 return False
         return True
 
+    @property
+    def direct(self) -> bool:
+        """Whether linear systems are solved by factorisation."""
+        unknowns = sum(math.prod(ln.null.shape[1] for ln in field) for field in self.lines)
+        return len(self.lines[0]) == 1 or self.separable or unknowns <= DENSE
+
     def factorise(self, y) -> "Inverse":
         """Return the inverse of the Jacobian at y: dense, separable, or Krylov with a separable preconditioner."""
         jets = self.jets(self.coefficients(y))
@@ -185,7 +230,7 @@ class Discretisation:
             return _direct([KroneckerSum.build(self.pencils(0, c[0][0], True))], y)
         _, jacobian = jax.linearize(self.residual, y)
         total = sum(f.size for f in y)
-        if total <= DENSE:
+        if self.direct:
             flat, unravel = ravel_pytree(y)
             columns = jax.vmap(lambda e: ravel_pytree(jacobian(unravel(e)))[0])(jnp.eye(total, dtype=flat.dtype))
             return _dense(columns.T, y)
@@ -238,21 +283,23 @@ def coordinates(lines: list[Line]):
 
 
 class State(NamedTuple):
-    """Free coefficients, the tested residual, the error it makes, and the strong residual at the nodes."""
+    """Free coefficients, the tested residual, the error it makes, the residual at the nodes, the size of the terms."""
 
     y: Any
     tested: Any
     error: Any
     strong: Any
+    scale: Any
 
 
 def solve_spectral(
     build: Callable[[Any], Discretisation], data: Any, guess: Callable | None, limits: Limits
-) -> tuple[Discretisation, Any, Run, Any]:
+) -> tuple[Discretisation, Any, Run, Any, Any]:
     """Solve by Newton's method with exact derivatives in `data`.
 
     ``build(data)`` makes the discretisation; ``guess(discretisation)`` free coefficients to start from. Returns the
-    discretisation, the free coefficients, how the loop ended, and the relative residual at the nodes.
+    discretisation, the free coefficients, how the loop ended, the relative residual at the nodes, and whether the
+    equation is `singular`.
     """
     frozen = build(lax.stop_gradient(data))
     linear = frozen.equation.linear
@@ -278,11 +325,14 @@ def solve_spectral(
         )
         return state_at(axpy(-found.length, direction, y))
 
+    first = state_at(start)
     run = iterate(
-        step, state_at(start), limits,
-        value=lambda s: (s.y, s.strong), error=lambda s: s.error, stall=3 if linear else 8,
+        step, first, limits,
+        value=lambda s: (s.y, s.strong, s.scale), error=lambda s: s.error, stall=3 if linear else 8,
     )  # fmt: skip
-    y, strong = run.value
+    y, strong, scale = run.value
+    stated = first.scale if guess is None or not linear else frozen.terms(frozen.zeros())[1]
+    alone = singular(frozen, run, scale, stated)
 
     def solve(jacobian, b):
         inverse = frozen.factorise(y)
@@ -299,7 +349,20 @@ def solve_spectral(
         return lax.custom_linear_solve(jacobian, b, refined(inverse.solve), refined(inverse.transposed))
 
     y = attach(lambda y, data: build(data).residual(y), y, data, solve=solve)
-    return build(data), y, run, strong
+    return build(data), y, run, strong, alone
+
+
+def singular(found: Discretisation, run: Run, ends, stated):
+    """Return whether a linear equation with its conditions is singular, as far as this precision can tell.
+
+    Either the terms, of size `ends`, are so much larger than `stated`, what source and conditions make them, that their
+    cancellation leaves fewer than three digits, or a direct factorisation does not solve it.
+    """
+    if not found.equation.linear:
+        return jnp.zeros((), bool)
+    resonant = ends * eps(ends.dtype) > 1e-3 * stated
+    unsolved = found.direct & (run.status == Status.STAGNATED) & (run.error > eps(ends.dtype) ** 0.25)
+    return (resonant & (run.status != Status.NONFINITE)) | unsolved
 
 
 def _dense(matrix, like) -> Inverse:

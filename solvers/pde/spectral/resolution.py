@@ -1,7 +1,7 @@
 """How many nodes: from the Chebyshev coefficients of the source and the conditions, then from those of the solution."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
@@ -23,41 +23,59 @@ NODES = 4096
 LARGEST = {1: 2048, 2: 512, 3: 96}
 """Most nodes a dimension that are tried."""
 CONDITIONED = {1: 128, 2: 20, 3: 8}
-"""Most nodes a dimension when conditioning, where the rows are dense."""
+"""Most nodes a dimension when a prior of the whole field is conditioned, where the rows are dense."""
+EXACTLY = {1: (512, 1024), 2: (40, 64), 3: (14, 20)}
+"""Most nodes a dimension of the first grid, and of the last, where an exact equation is conditioned on data."""
+NOISY = {1: (256, 512), 2: (24, 36), 3: (9, 11)}
+"""The same where the equation has noise of its own, which makes every node an unknown."""
 MARGIN = 24
+SOLVED = (PDEStatus.UNIDENTIFIED, PDEStatus.UNDETERMINED, PDEStatus.CONTRADICTED)
+"""Verdicts on the data: the equation itself was solved."""
 
 
-def refined(
-    problem: PDEProblem, args: Any, solve: Callable[[tuple, Any], GPSolution], guess: Any, dtype, forced: bool
-) -> GPSolution:
+class Task(NamedTuple):
+    """What `refined` has to know: ``solve(grid, guess)``; whether a prior is `forced`; ``exactly(orders)``: whether
+    the equation would be solved exactly all the same; and the dtype.
+    """
+
+    solve: Callable[[tuple, Any], GPSolution]
+    forced: bool
+    exactly: Callable[[Any], bool]
+    dtype: Any
+
+
+def refined(problem: PDEProblem, args: Any, guess: Any, task: Task) -> GPSolution:
     """Solve on finer and finer grids until the coefficients of the solution have decayed; on the host.
 
-    ``solve(grid, guess)`` is tried on a first grid that resolves source and conditions. A dimension whose last
-    coefficients exceed ``eps^0.7`` of the largest is refined, until that no longer helps; all are where Newton's method
-    found nothing.
+    The first grid resolves source and conditions. A dimension whose last coefficients exceed ``eps^0.7`` of the largest
+    (``eps^0.5`` with data, which are less exact than that) is refined, until that no longer helps; all are where
+    Newton's method found nothing.
     """
     if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves((problem, args))):
         fail("gp_solve", "grid", "given where the data are traced: inside jit, vmap and grad", None)
     with eval_context():
-        grid, conditioned = first_grid(problem, args, dtype, forced)
-        if conditioned:
-            return solve(grid, guess)
-        before = None
+        grid, conditioned, exactly = first_grid(problem, args, task)
+        if conditioned and not exactly:
+            return task.solve(grid, guess)
+        unit, before = eps(task.dtype), None
+        ndim = len(grid)
         while True:
-            solution = solve(grid, guess)
-            status, most = int(solution.status), LARGEST[len(grid)]
-            rounding = status == Status.STAGNATED and float(solution.error) <= eps(dtype) ** 0.5
-            solved = status == Status.CONVERGED or rounding
-            tails = _tails(solution, len(grid))
-            bad = tails > eps(dtype) ** 0.7 if solved else np.ones(len(grid), bool)
+            solution = task.solve(grid, guess)
+            status, most = int(solution.status), limits_of(problem, conditioned, exactly)[1]
+            rounding = status == Status.STAGNATED and float(solution.error) <= unit**0.5
+            solved = rounding or status in (Status.CONVERGED, *SOLVED)
+            tails = _tails(solution, ndim)
+            bad = tails > unit ** (0.5 if conditioned else 0.7) if solved else np.ones(ndim, bool)
             stuck = solved and before is not None and tails.max() < 1e-3 and tails.max() > before / 2
+            faster = conditioned or not solved
             finer = tuple(
-                max(n, min(most, n + n // 2 if solved else 2 * n)) if b else n for n, b in zip(grid, bad, strict=True)
+                max(n, min(most, 2 * n if faster else n + n // 2)) if b else n for n, b in zip(grid, bad, strict=True)
             )
-            if stuck or finer == grid or status == Status.NONFINITE:
+            if stuck or finer == grid or status in (Status.NONFINITE, PDEStatus.SINGULAR):
                 return solution
             before = tails.max() if solved else None
-            grid, guess = finer, solution if solved or status == PDEStatus.UNRESOLVED else guess
+            usable = solved or status == PDEStatus.UNRESOLVED
+            grid, guess = finer, solution if usable and not conditioned else guess
 
 
 def is_conditioned(problem: PDEProblem, orders) -> bool:
@@ -72,26 +90,37 @@ def is_conditioned(problem: PDEProblem, orders) -> bool:
     return False
 
 
-def first_grid(problem: PDEProblem, args: Any, dtype, forced: bool) -> tuple[tuple[int, ...], bool]:
-    """Return the nodes a dimension that the source along a few lines and the face values need, and if conditioned.
+def first_grid(problem: PDEProblem, args: Any, task: Task) -> tuple[tuple[int, ...], bool, bool]:
+    """Return the nodes a dimension that the source along a few lines and the face values need; if conditioned; if so,
+    whether the equation is solved exactly.
 
     An equation that is not linear makes frequencies of its own, which the source of a given solution may have to
     cancel: for it only the strong ones count, and refinement does the rest.
     """
-    ndim = problem.domain.ndim
     try:
-        lines, structure = _sampled(problem, args, dtype)
+        lines, structure = _sampled(problem, args, task.dtype)
     except (TypeError, ValueError) as cause:
         if str(cause).startswith("PDEProblem"):
             raise
         fail("gp_solve", "grid", "given, or the residual a function of any x: it cannot be sampled elsewhere", cause)
     orders, linear = structure.value
-    conditioned = forced or is_conditioned(problem, orders)
-    most, grid = (CONDITIONED if conditioned else LARGEST)[ndim], []
+    conditioned = task.forced or is_conditioned(problem, orders)
+    exactly = conditioned and task.exactly(orders)
+    most, grid = limits_of(problem, conditioned, exactly)[0], []
     for samples, periodic in zip(jax.device_get(lines), problem.periodic, strict=True):
-        degree = max((_degree(s, periodic, eps(dtype), linear) for s in samples), default=0)
+        degree = max((_degree(s, periodic, eps(task.dtype), linear) for s in samples), default=0)
         grid.append(min(most, 2 * degree + MARGIN + 1 if periodic else degree + MARGIN))
-    return tuple(grid), conditioned
+    return tuple(grid), conditioned, exactly
+
+
+def limits_of(problem: PDEProblem, conditioned: bool, exactly: bool) -> tuple[int, int]:
+    """Return the most nodes a dimension of the first grid and of the last."""
+    ndim = problem.domain.ndim
+    if not conditioned:
+        return LARGEST[ndim], LARGEST[ndim]
+    if not exactly:
+        return CONDITIONED[ndim], CONDITIONED[ndim]
+    return NOISY[ndim] if problem.noise is not None else EXACTLY[ndim]
 
 
 class _Static(eqx.Module):

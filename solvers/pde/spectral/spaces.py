@@ -141,22 +141,24 @@ def _complement(rows, reach: int):
     return lift, full.at[reach:, reach - count :].set(eye[reach:, reach:])
 
 
-def lifted(lines, axis_values):
+def lifted(lines, axis_values, order=None):
     """Return coefficients that satisfy the conditions on all faces, and how far they are from doing so.
 
-    One dimension after the other: ``z += lift (g - rows z)``, where ``axis_values[d]`` holds g with the conditions of
-    dimension d along mode d (None without any). Where faces contradict each other in a corner the earlier dimension
-    wins: the later one's values are changed by least squares, that is near the corner only, and the misfit, relative
-    to the largest value, says by how much.
+    One dimension after the other (in `order`, when given): ``z += lift (g - rows z)``, where ``axis_values[d]`` holds g
+    with the conditions of dimension d along mode d (None without any). Where faces contradict each other in a corner
+    the earlier dimension wins: the later one's values are changed by least squares, that is near the corner only, and
+    the misfit, relative to the largest value, says by how much.
     """
     z = jnp.zeros(tuple(ln.basis.size for ln in lines), lines[0].null.dtype)
-    for axis, g in enumerate(axis_values):
+    order = list(range(len(lines)) if order is None else order)
+    for turn, axis in enumerate(order):
+        g = axis_values[axis]
         if g is None:
             continue
         others = [d for d in range(len(lines)) if d != axis]
         gap = g - mode_products([lines[d].rows if d == axis else lines[d].values(0) for d in range(len(lines))], z)
         for d in others:
-            if d < axis and lines[d].rows.shape[0]:
+            if d in order[:turn] and lines[d].rows.shape[0]:
                 gap = lines[d].agree(gap, d)
         for d in others:
             gap = lines[d].interpolate(gap, d)

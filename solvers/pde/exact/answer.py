@@ -1,0 +1,276 @@
+"""The conditioned solve of an exact equation from end to end: completion, prior, most probable solution, the answer."""
+
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.flatten_util import ravel_pytree
+from jax.scipy.linalg import solve_triangular
+
+from ...core.linalg.kronecker import along, mode_products
+from ...core.loop import Run
+from ...core.precision import eps, matmul
+from ...core.solution import Status
+from ..between import between
+from ..problem import Condition, PDEProblem
+from ..settings import Settings
+from ..solution import GPSolution, PDEStatus, Response
+from ..spectral.axes import Fourier, Legendre
+from ..spectral.newton import Discretisation, singular, solve_spectral
+from ..spectral.spaces import face_values, line
+from ..spectral.start import start
+from ..tracing import Equation
+from .completion import Completion, completed, corners, face_spaces, offsets, stated_faces
+from .face_prior import FacePrior, chosen, magnitude_of, none
+from .reduced import Reduced, attached, factorised, jacobian, responses, solve_reduced
+
+MOST_NOISY = {1: 1200, 2: 1600, 3: 1800}
+"""Most nodes that an equation with noise of its own is conditioned on this way: the noise at each is an unknown."""
+RANK = 600
+"""Most weights of the open face values."""
+HOLDS = 0.03
+OUTLIER, SURPRISE = 12.0, 8.0
+"""Standard deviations that a datum may be off; that the mean square of all misfits may be."""
+UNTOUCHED = 0.5
+"""Fraction of the prior variance that may be left."""
+
+
+def completion_for(problem: PDEProblem, equation, settings: Settings) -> Completion | None:
+    """Return how the problem is completed, or None where a prior of the whole field is asked for or needed."""
+    if settings.prior is not None or settings.basis == "kernel" or settings.learn is not None:
+        return None
+    if any(not isinstance(n, int) for n in settings.grid):
+        return None
+    size = 1
+    for n in settings.grid:
+        size *= n
+    if problem.noise is not None and size * problem.fields > MOST_NOISY[problem.domain.ndim]:
+        return None
+    found = completed(problem, equation.orders)
+    if found is None:
+        return None
+    for d, n in enumerate(settings.grid):
+        if any(n <= len(found.problem.faces(k, d)) for k in range(problem.fields)):
+            return None
+    return found
+
+
+def conditioned_exactly(problem, completion: Completion, equation, args, dynamic, settings: Settings) -> GPSolution:
+    """Return the solution of a problem whose equation is solved, not fitted; `dynamic`: the traced parts of `args`."""
+    grid, infer = settings.grid, settings.infer
+    ndim, fields = problem.domain.ndim, problem.fields
+    dtype = jnp.result_type(problem.domain.bounds[0][0])
+    limits = settings.within(jnp.asarray(eps(dtype) ** 0.75, dtype))
+    whole = completion.problem
+    highest = [[max((o[d] for o in orders), default=0) for d in range(ndim)] for orders in equation.orders]
+    x = _nodes(problem, grid, dtype)
+    values = [[_axis_values(whole, k, d, args, x) for d in range(ndim)] for k in range(fields)]
+    observed = [face_values(problem, c, d, args, x) for _, d, c in completion.data]
+    counts = [[sum((k, d) == o[:2] for o in completion.opened) for d in range(ndim)] for k in range(fields)]
+    order = sorted(range(ndim), key=lambda d: sum(counts[k][d] for k in range(fields)))
+    # Condition values are evaluated, residual and args are arrays: what is left of the statement is numbers.
+    bare = Completion(
+        _without_values(whole), completion.opened,
+        [(k, d, eqx.tree_at(lambda c: c.value, c, None)) for k, d, c in completion.data],
+    )  # fmt: skip
+    seen = (problem.noise, problem.observations)
+    moving, still = eqx.partition((bare, values, observed, seen, dynamic, infer), eqx.is_inexact_array)
+
+    def parts(moving):
+        """Return the discretisation, the open conditions' polynomials with what they add, and what is stated."""
+        bare, values, observed, (noise, observations), dynamic, infer = eqx.combine(moving, still)
+        lines = [
+            [line(bare.problem, k, d, grid[d], highest[k][d], ndim > 1, dtype) for d in range(ndim)]
+            for k in range(fields)
+        ]  # fmt: skip
+        found = Discretisation(equation, lines, values, dynamic, order)
+        spaces = face_spaces(bare, lines, dtype)
+        lifts = []
+        for k, field in enumerate(lines):
+            shape = tuple(ln.basis.size for ln in field)
+            each = [offsets(s, lines, values, order) if s.opened.field == k else jnp.zeros((*shape, s.size), dtype)
+                    for s in spaces]  # fmt: skip
+            lifts.append(jnp.concatenate(each, -1) if each else jnp.zeros((*shape, 0), dtype))
+        edges = _edges(spaces, bare, lines, values, counts)
+        noise = None if noise is None else jnp.asarray(noise, dtype)
+        stated = (dynamic, infer, noise, stated_faces(bare, observed, dtype), observations, edges)
+        return found, spaces, lifts, stated
+
+    live = parts(moving)
+    found, spaces, lifts, stated = live[0].frozen(), *_frozen(live[1:])
+    open_count = sum(s.size for s in spaces)
+    y = found.zeros() if settings.guess is None else lax.stop_gradient(start(found, settings.guess, args))
+    faced = [v for vs in values for v in vs] + observed + [o.values for o in problem.observations]
+    linear = equation.linear and infer is None
+    unknown = open_count > 0 or infer is not None or problem.noise is not None
+
+    if not unknown:  # the data only have to agree: this is the noise-free solve, with its derivatives
+        begin = None if settings.guess is None else (lambda found: start(found, settings.guess, args))
+        found, y, run, strong, _ = solve_spectral(lambda moving: parts(moving)[0], moving, begin, limits)
+        magnitude = magnitude_of([*faced, *(_at_nodes(found, z) for z in found.coefficients(y))], dtype)
+        nugget = magnitude * eps(dtype) ** 0.5
+        model = Reduced(found, [], lifts, jnp.zeros((0, 0), dtype), parts(moving)[3], nugget)
+        response = tuple(jnp.zeros((*z.shape, 0), dtype) for z in found.coefficients(y))
+        run = eqx.tree_at(lambda r: r.value, run, (y, model.zeros(), strong, response, model.root))
+        asked = Asked(problem, equation, args, observed, settings.infer, limits.tol)
+        return _answer(model, (y, model.zeros()), run, none(dtype), asked)
+
+    identity = jnp.eye(open_count, dtype=dtype)
+    first = Reduced(found, spaces, lifts, identity, stated, jnp.ones((), dtype))
+    p = first.zeros()
+    inverse = first.at(p).factorise(y)
+    settled = tuple(v - d for v, d in zip(y, inverse.solve(first.tested(y, p), 1e-8), strict=True)) if linear else y
+    magnitude = magnitude_of([*faced, *(_at_nodes(found, z) for z in found.coefficients(settled))], dtype)
+    nugget = magnitude * eps(dtype) ** 0.5
+    first = Reduced(found, spaces, lifts, identity, stated, nugget)
+    columns, response = responses(first, y, p, inverse)
+    slopes = jacobian(first, p, response)
+    prior = none(dtype)
+    if open_count:
+        soft = _softened(first, magnitude * eps(dtype) ** 0.25)
+        extra = slopes[:, open_count:]
+        prior = chosen(spaces, found.lines, magnitude, soft[:, None] * slopes[:, :open_count], soft[:, None] * extra,
+                       soft * first.misfit(settled, p), min(open_count, RANK))  # fmt: skip
+    model = Reduced(found, spaces, lifts, prior.root, stated, nugget)
+
+    def rooted(v):
+        return jnp.concatenate([matmul(v[..., :open_count], prior.root), v[..., open_count:]], axis=-1)
+
+    once = None
+    if linear:
+        once = factorised(inverse, tuple(map(rooted, columns)), tuple(map(rooted, response)), rooted(slopes))
+    run = solve_reduced(model, y, limits, once)
+    y, p = run.value[:2]
+
+    def build(moving):
+        found, spaces, lifts, stated = parts(moving)
+        return Reduced(found, spaces, lifts, prior.root, stated, nugget)
+
+    y, p = attached(build, moving, y, p)
+    model = Reduced(*live[:3], prior.root, live[3], nugget)
+    return _answer(model, (y, p), run, prior, Asked(problem, equation, args, observed, settings.infer, limits.tol))
+
+
+class Asked(NamedTuple):
+    """The statement: problem, equation, the user's `args`, values of the face data, what to infer, the tolerance."""
+
+    problem: PDEProblem
+    equation: Equation
+    args: Any
+    observed: list
+    infer: Any
+    tol: Any
+
+
+def _answer(model: Reduced, point, run: Run, prior: FacePrior, asked: Asked) -> GPSolution:
+    """Judge the solution between the nodes, by its data and by what they leave open, and say how sure it is."""
+    (y, p), problem, equation, args, observed = point, asked.problem, asked.equation, asked.args, asked.observed
+    _, _, strong, response, r = run.value
+    dtype, fields = r.dtype, len(model.found.lines)
+    z = model.coefficients(y, p)
+    bases = tuple(tuple(ln.basis for ln in ls) for ls in model.found.lines)
+    flat, unravel = ravel_pytree(p)
+    rho = model.misfit(y, p)
+    status = run.status
+
+    def told(status, condition, code: PDEStatus):
+        return jnp.where((status == Status.CONVERGED) & condition, int(code), status).astype(jnp.int32)
+
+    residual = strong
+    here = model.at(p).frozen()
+    sizes = [here.terms(lax.stop_gradient(v))[1] for v in (y, here.zeros())]
+    status = jnp.where(singular(here, run, *sizes), int(PDEStatus.SINGULAR), status).astype(jnp.int32)
+    judged = between(equation, bases, z, model.args(p), problem.noise)
+    if judged is not None:
+        residual, excess = judged
+        status = told(status, excess > HOLDS, PDEStatus.UNRESOLVED)
+    if rho.size:
+        status = jnp.where(jnp.all(jnp.isfinite(rho)), status, int(Status.NONFINITE)).astype(jnp.int32)
+        surprise = (jnp.sum(rho**2) - rho.size) / jnp.sqrt(2.0 * rho.size)
+        status = told(status, (jnp.max(jnp.abs(rho)) > OUTLIER) | (surprise > SURPRISE), PDEStatus.CONTRADICTED)
+    inverse = solve_triangular(r, jnp.eye(r.shape[0], dtype=dtype))
+    spread, found_args = None, args
+    if asked.infer is not None:
+        whitened = unravel(jnp.sqrt(jnp.sum(inverse**2, axis=1)))[2]
+        status = told(status, jnp.any(ravel_pytree(whitened)[0] > 0.95), PDEStatus.UNIDENTIFIED)
+        spread, found_args = jax.tree.map(jnp.multiply, asked.infer, whitened), model.args(p)[1]
+    count = p[0].size
+    if count:
+        nodes = jnp.concatenate([_at_nodes(model.found, v, f).reshape(-1, v.shape[-1]) for f, v in enumerate(response)])
+        left = jnp.sum(matmul(nodes, inverse) ** 2)
+        status = told(status, left > UNTOUCHED * prior.share * jnp.sum(nodes[:, :count] ** 2), PDEStatus.UNDETERMINED)
+    size = jnp.stack([jnp.max(jnp.abs(_at_nodes(model.found, v, f))) for f, v in enumerate(z)])
+    floor = lax.stop_gradient(size * (strong if problem.noise is None else run.error))
+    trusted = (status == Status.CONVERGED) | (status == PDEStatus.UNIDENTIFIED) | (status == PDEStatus.UNDETERMINED)
+    r, floor = jnp.where(trusted, r, jnp.nan), jnp.where(trusted, floor, jnp.nan)
+    if spread is not None:
+        spread = jax.tree.map(lambda s: jnp.where(trusted, s, jnp.nan), spread)
+    gaps = [jnp.max(jnp.abs(t.observe(z) - t.values)) for t in model.targets[: len(observed)]]
+    largest = magnitude_of(observed, dtype)
+    misfit = jnp.max(jnp.stack([model.found.misfit, *(g / largest for g in gaps)]))
+    sigmas = [jnp.log(jnp.broadcast_to(t.sigma, jnp.shape(t.values))).sum() for t in model.targets]
+    evidence = -jnp.sum(rho**2) / 2 - jnp.sum(flat**2) / 2 - jnp.sum(jnp.log(jnp.abs(jnp.diagonal(r))))
+    evidence = evidence - sum(sigmas) - rho.size * jnp.log(2 * jnp.pi) / 2
+    noise = problem.noise, tuple(c.noise for c in problem.conditions if isinstance(c, Condition)), tuple(
+        o.noise for o in problem.observations)  # fmt: skip
+    return GPSolution(
+        value=z if fields > 1 else z[0], status=status, num_steps=run.num_steps, error=run.error, tol=asked.tol,
+        history=run.history, residual=residual, misfit=misfit, bases=bases,
+        posterior=Response(flat, r, response, floor), args=found_args, args_std=spread, log_evidence=evidence,
+        prior=None if count == 0 else (prior.kernel,) * problem.domain.ndim, noise=noise,
+    )  # fmt: skip
+
+
+def _frozen(tree):
+    arrays, rest = eqx.partition(tree, eqx.is_array)
+    return eqx.combine(lax.stop_gradient(arrays), rest)
+
+
+def _softened(model: Reduced, least):
+    """Return factors that make no datum more exact than `least`: what squares in the evidence shall not overflow."""
+    parts = [jnp.broadcast_to(t.sigma / jnp.maximum(t.sigma, least), jnp.shape(t.values)) for t in model.targets]
+    parts += [jnp.full(b.shape, model.nugget / jnp.maximum(model.nugget, least)) for _, b in model.edges]
+    flat = [v.reshape(-1) for v in parts]
+    return jnp.concatenate(flat) if flat else jnp.zeros(0, model.root.dtype)
+
+
+def _edges(spaces, completion: Completion, lines, values, counts):
+    """Return the rows of all edges in all open weights."""
+    rows, total, before = [], sum(s.size for s in spaces), 0
+    for s in spaces:
+        k = s.opened.field
+        exact = [ln.rows.shape[0] - counts[k][d] for d, ln in enumerate(lines[k])]
+        for a, b in corners(s, completion, lines, values, exact):
+            rows.append((jnp.pad(a, ((0, 0), (before, total - before - a.shape[1]))), b))
+        before += s.size
+    return rows
+
+
+def _at_nodes(found: Discretisation, coefficients, field: int = 0):
+    """Return values at the nodes, further axes of the coefficients kept."""
+    matrices: list[Any] = [values[0] for values in found.values[field]]
+    return mode_products(matrices + [None] * (coefficients.ndim - len(matrices)), coefficients)
+
+
+def _nodes(problem: PDEProblem, grid, dtype):
+    bases = []
+    for periodic, (lower, upper), n in zip(problem.periodic, problem.domain.bounds, grid, strict=True):
+        lower, upper = jnp.asarray(lower, dtype), jnp.asarray(upper, dtype)
+        bases.append(Fourier(lower, upper, n) if periodic else Legendre(lower, upper, n, 0))
+    return tuple(along(b.nodes, d, len(grid)) for d, b in enumerate(bases))
+
+
+def _axis_values(problem: PDEProblem, field: int, axis: int, args, x):
+    conditions = problem.faces(field, axis)
+    if not conditions:
+        return None
+    return jnp.concatenate([face_values(problem, c, axis, args, x) for c in conditions], axis)
+
+
+def _without_values(problem: PDEProblem) -> PDEProblem:
+    stripped = [eqx.tree_at(lambda c: c.value, c, None, is_leaf=lambda v: v is None) if isinstance(c, Condition) else c
+                for c in problem.conditions]  # fmt: skip
+    bare = eqx.tree_at(lambda p: (p.residual, p.conditions), problem, (None, tuple(stripped)))
+    return eqx.tree_at(lambda p: p.noise, bare, None, is_leaf=lambda v: v is None)

@@ -1,0 +1,183 @@
+"""Exact equations with data: closed forms, dense regression, coverage in one, two and three dimensions, derivatives."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from solvers.pde import Box, Dirichlet, Neumann, Observe, PDEProblem, Robin, gp_solve
+
+from ..conftest import FLOAT, needs_x64
+
+SQUARE = Box((0.0, 1.0), (0.0, 1.0))
+S = jnp.asarray(np.linspace(0, 1, 11), FLOAT)
+
+
+def hill(x, u, args):
+    return u.dxx + u.dyy + 2 * np.pi**2 * jnp.sin(np.pi * x[0]) * jnp.sin(np.pi * x[1])
+
+
+def truth(x, y):
+    return jnp.sin(np.pi * x) * jnp.sin(np.pi * y)
+
+
+@pytest.fixture(scope="module")
+def points():
+    return np.random.default_rng(5).random((30, 2))
+
+
+@needs_x64
+def test_a_plane_with_noisy_faces_is_exact_where_its_equation_says_so():
+    solution = gp_solve(PDEProblem(hill, SQUARE, [Dirichlet("all", noise=0.01)]))
+    gap = jnp.abs(solution.mean((S, S)) - truth(S[:, None], S[None]))
+    spread = solution.std((S, S))
+    assert bool(solution.converged)
+    assert float(solution.residual) < 1e-10
+    assert float(gap.max()) < 1e-10
+    assert bool(jnp.all(gap <= 2 * spread))
+    assert 5e-4 < float(spread[5, 5]) < 4e-3  # eighty data of 0.01 each make a mean of some 0.01 / sqrt(80)
+
+
+@needs_x64
+def test_observations_beside_exact_faces_change_nothing_and_are_judged(points, rng):
+    values = np.asarray(truth(*points.T)) + 0.02 * rng.standard_normal(30)
+    good, bad = (gp_solve(PDEProblem(hill, SQUARE, [Dirichlet("all"), Observe(points, v, 0.02)]), grid=(22, 22))
+                 for v in (values, values + 0.1))  # fmt: skip
+    assert bool(good.converged)
+    gap = jnp.abs(good.mean((S, S)) - truth(S[:, None], S[None]))
+    assert float(gap.max()) < 1e-12
+    assert bool(jnp.all(gap <= 2 * good.std((S, S))))
+    assert good.status != bad.status
+
+
+@needs_x64
+def test_a_coefficient_in_two_dimensions(points, rng):
+    def residual(x, u, a):
+        return jnp.exp(a) * (u.dxx + u.dyy) + 2 * np.pi**2 * jnp.exp(0.531) * truth(*x)
+
+    values = np.asarray(truth(*points.T)) + 0.02 * rng.standard_normal(30)
+    solution = gp_solve(PDEProblem(residual, SQUARE, [Dirichlet("all"), Observe(points, values, 0.02)]), args=0.0,
+                        infer=1.0, grid=(18, 18))  # fmt: skip
+    signal = np.asarray(truth(*points.T))
+    assert bool(solution.converged)
+    assert abs(float(solution.args) - 0.531) < 2.6 * float(solution.args_std)
+    np.testing.assert_allclose(solution.args_std, 0.02 / np.linalg.norm(signal), rtol=2e-2)  # du / da = -u
+
+
+@needs_x64
+def test_two_numbers_that_do_not_enter_linearly(rng):
+    """A frequency and a slope at the wall, from one end and twelve observations; both at their attainable errors."""
+    seen = np.linspace(0.08, 1.0, 12)
+    values = np.sin(7 * seen) / 7 * 3 + 0.02 * rng.standard_normal(12)
+    problem = PDEProblem(lambda x, u, a: u.dxx + a**2 * u.v, Box((0.0, 1.0)),
+                         [Dirichlet("x-"), Observe(seen, values, 0.02)])  # fmt: skip
+    solution = gp_solve(problem, args=6.5, infer=1.0, grid=28)
+    slope = np.stack([3 * (seen * np.cos(7 * seen) / 7 - np.sin(7 * seen) / 49), np.sin(7 * seen) / 7], 1)
+    attainable = 0.02 * np.sqrt(np.linalg.inv(slope.T @ slope)[0, 0])
+    assert bool(solution.converged)
+    np.testing.assert_allclose(solution.args_std, attainable, rtol=0.1)
+    assert abs(float(solution.args) - 7) < 2.6 * attainable
+
+
+@needs_x64
+@pytest.mark.slow
+@pytest.mark.parametrize("ndim", [1, 2, 3])
+def test_intervals_cover_what_they_say(ndim, rng):
+    """Five hundred draws of the noise; the truth is a harmonic function and a load, fixed; 93 to 97 % on average."""
+    grid = {1: (16,), 2: (14, 14), 3: (8, 8, 8)}[ndim]
+    box = Box(*[(0.0, 1.0)] * ndim)
+    x = [np.polynomial.legendre.leggauss(n)[0] / 2 + 0.5 for n in grid]
+    at = np.full((5, ndim), 0.5) + 0.3 * (rng.random((5, ndim)) - 0.5)
+
+    def u(*c):
+        wave = sum((0.3 * jnp.sin(2.0 * d + 2 * v) for d, v in enumerate(c)), 0.0)
+        return wave + sum((-1) ** d * v**2 for d, v in enumerate(c))
+
+    def load(x, v, args):
+        second = [v.dxx, *([v.dyy] if ndim > 1 else []), *([v.dzz] if ndim > 2 else [])]
+        wave = sum((1.2 * jnp.sin(2.0 * d + 2 * c) for d, c in enumerate(x)), 0.0)
+        return sum(second) + wave - 2 * (ndim % 2)
+
+    faces, sizes = [], []
+    for d, name in enumerate("xyz"[:ndim]):
+        for side, end in (("-", 0.0), ("+", 1.0)):
+            others = np.meshgrid(*[np.array([end]) if e == d else c for e, c in enumerate(x)], indexing="ij")
+            faces.append((name + side, u(*others)))
+            sizes.append(faces[-1][1].shape)
+
+    def solve(noises):
+        conditions = [Dirichlet(f, v + n, noise=0.05) for (f, v), n in zip(faces, noises, strict=True)]
+        solution = gp_solve(PDEProblem(load, box, conditions), grid=grid)
+        where = jnp.asarray(at[:, 0] if ndim == 1 else at)
+        return solution.mean(where), solution.std(where), solution.status
+
+    draws = [jnp.asarray(0.05 * rng.standard_normal((500, *s))) for s in sizes]
+    found = [jax.jit(jax.vmap(solve))([d[i : i + 50] for d in draws]) for i in range(0, 500, 50)]
+    mean, spread, status = (jnp.concatenate(v) for v in zip(*found, strict=True))
+    inside = jnp.mean(jnp.abs(mean - u(*at.T)) <= 1.96 * spread)
+    assert bool(jnp.all(status == 0))
+    assert 0.93 <= float(inside) <= 0.97
+
+
+@needs_x64
+def test_derivatives_of_an_answer_conditioned_on_data():
+    """The answer is linear in the observations: one difference is exact; in the coefficient a central one."""
+    seen = np.array([0.2, 0.5, 0.9])
+
+    def answer(values, stiffness):
+        problem = PDEProblem(lambda x, u, a: u.dxx - a * u.v - 1, Box((0.0, 1.0)),
+                             [Dirichlet("x-"), Observe(seen, values, 0.05)])  # fmt: skip
+        return gp_solve(problem, args=stiffness, grid=14).mean(0.7)
+
+    values = jnp.asarray([0.1, 0.2, 0.5])
+    gain, slope = jax.jit(jax.grad(answer, (0, 1)))(values, 2.0)
+    ahead = jax.jit(jax.jacfwd(answer))(values, 2.0)
+    jitted = jax.jit(answer)
+    steps = np.array([float(jitted(values + 1e-3 * e, 2.0) - jitted(values - 1e-3 * e, 2.0)) / 2e-3 for e in np.eye(3)])
+    np.testing.assert_allclose(gain, steps, rtol=1e-6)
+    np.testing.assert_allclose(ahead, gain, rtol=1e-8)
+    difference = float(jitted(values, 2.0 + 1e-4) - jitted(values, 2.0 - 1e-4)) / 2e-4
+    np.testing.assert_allclose(slope, difference, rtol=1e-5)
+
+
+def test_single_precision_says_what_it_reaches():
+    problem = PDEProblem(lambda x, u, a: u.dxx - 1, Box((jnp.float32(0), jnp.float32(1))),
+                         [Dirichlet("x-"), Robin("x+", np.float32(1), noise=np.float32(0.05)),
+                          Observe(np.float32([0.5]), np.float32([0.1]), np.float32(0.05))])  # fmt: skip
+    solution = gp_solve(problem, grid=12)
+    assert bool(solution.converged)
+    assert solution.value.dtype == jnp.float32
+    # u = x^2 / 2 + c x: Robin 1 + 1/2 + 2 c = 1, the observation 1/8 + c / 2 = 0.1
+    weights = np.array([2.0, 0.5]) / 0.05
+    c = weights @ (np.array([-0.5, -0.025]) / 0.05) / (weights @ weights)
+    np.testing.assert_allclose(float(solution.mean(jnp.float32(0.8))), 0.32 + 0.8 * c, atol=1e-3)
+    np.testing.assert_allclose(float(solution.std(jnp.float32(0.8))), 0.8 / np.linalg.norm(weights), rtol=5e-2)
+
+
+@needs_x64
+def test_noise_in_the_equation_is_what_a_dense_regression_says():
+    """u'' = 1 + q with q = 0.3 at each node, ends exact: the spread of u is that of q integrated twice."""
+    problem = PDEProblem(lambda x, u, a: u.dxx - 1, Box((0.0, 1.0)), [Dirichlet("all")], noise=0.3)
+    solution = gp_solve(problem, grid=12)
+    assert bool(solution.converged)
+    np.testing.assert_allclose(solution.mean(S), S * (S - 1) / 2, atol=1e-12)
+    nodes, weights = np.polynomial.legendre.leggauss(12)
+    # Ten moments of the noise are tested: their polynomial times Green's function, which has its kink at one half.
+    half, w = np.polynomial.legendre.leggauss(20)
+    t = np.concatenate([half / 4 + 0.25, half / 4 + 0.75])
+    green = np.minimum(t, 1 - t) / 2 * np.tile(w, 2) / 4
+    size = np.arange(10) + 0.5
+    through = np.polynomial.legendre.legvander(2 * t - 1, 9) * size
+    row = green @ through @ (np.polynomial.legendre.legvander(nodes, 9) * weights[:, None]).T
+    np.testing.assert_allclose(float(solution.std(0.5)), 0.3 * np.linalg.norm(row), rtol=1e-9)
+
+
+@needs_x64
+def test_noisy_slopes_all_round_leave_the_level_to_the_observations():
+    level = Observe(np.array([[0.5, 0.5]]), np.array([2.0]), 0.1)
+    problem = PDEProblem(lambda x, u, a: u.dxx + u.dyy, SQUARE, [Neumann("all", noise=0.05), level])
+    solution = gp_solve(problem, grid=(12, 12))
+    assert bool(solution.converged)
+    middle = jnp.asarray([0.5, 0.5])
+    assert abs(float(solution.mean(middle)) - 2) < 0.02
+    assert abs(float(solution.std(middle)) - 0.1) < 0.01
