@@ -10,9 +10,11 @@ Inverse problems
     `admm`, `pgd`, `hqs`: data through `Radon`, `Blur`, `FourierSampling`, ..., a prior by its proximal map.
     `LearnedProx`: such a map, learned. `posterior_sample`, `invert`, `tweedie`: priors by a diffusion model's score.
 Constrained
-    `sketched_newton`: minimise subject to equations. `DenseKKT`, `KrylovKKT`, `SketchProject`: its linear algebra.
+    `interior_point`: minimise subject to equations, inequalities and bounds.
+    `sketched_newton`: subject to equations. `DenseKKT`, `KrylovKKT`, `SketchProject`: its linear algebra.
 Linear
-    `sor`, `ssor`, `ssor_cg`, `chebyshev_cg`, `flexible_cg`, `multigrid_cg` on `Stencil`, `SparseRows`, `MatrixFree`.
+    `sor`, `ssor`, `ssor_cg`, `chebyshev_cg`, `flexible_cg`, `multigrid_cg`, `multigrid_gmres` on `Stencil`,
+    `SparseRows`, `MatrixFree`, `AMG`.
     `solve_sequence`, `learned_sor`: many related systems, the setting learned by `TsallisINF`, `ChebCB`, ...
 Differential equations
     `gp_solve` of a `PDEProblem` on a `Box` with `Dirichlet`, `Neumann`, `Robin`, `Periodic`, `Observe`.
@@ -82,11 +84,14 @@ FACES: dict[str, tuple[str, ...]] = {
         "TotalVariationSolution",
     ),
     "constrained": (
+        "interior_point",
         "sketched_newton",
         "DenseKKT",
         "DiagonalPreconditioner",
+        "InteriorSolution",
         "KKT",
         "KrylovKKT",
+        "Multipliers",
         "NewtonSolution",
         "NystromPreconditioner",
         "SketchProject",
@@ -96,6 +101,7 @@ FACES: dict[str, tuple[str, ...]] = {
         "flexible_cg",
         "learned_sor",
         "multigrid_cg",
+        "multigrid_gmres",
         "solve_sequence",
         "sor",
         "ssor",
@@ -103,6 +109,7 @@ FACES: dict[str, tuple[str, ...]] = {
         "young_omega",
         "young_prior",
         "young_rate",
+        "AMG",
         "Arms",
         "CGSolution",
         "HagemanYoung",
