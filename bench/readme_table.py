@@ -1,4 +1,4 @@
-"""Renew the README's tables of times from the committed results of ``bench/transport.py``.
+"""Renew the README's table of measurements from the committed results: every number there is computed here.
 
 python bench/readme_table.py            writes between the markers of README.md
 python bench/readme_table.py --check    fails if the README does not show the committed results
@@ -6,94 +6,139 @@ python bench/readme_table.py --check    fails if the README does not show the co
 
 import json
 import sys
+from collections.abc import Iterable
 from pathlib import Path
+from statistics import median
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "bench" / "results"
 BEGIN, END = "<!-- table: begin -->\n", "<!-- table: end -->"
-OURS, EXACT = "sns_sinkhorn", "POT exact"
 TARGET = 1e-9
-COLUMNS = (OURS, "OTT JAX", "OTT JAX momentum", "POT sinkhorn log", "RegOT SSNS", "RegOT SPLR", "RegOT Newton", EXACT)
+ENTROPIC = ("OTT JAX", "OTT JAX momentum", "POT sinkhorn log", "RegOT SSNS", "RegOT SPLR", "RegOT Newton")
+
+Row = tuple[str, str, str]
 
 
-def races(results: dict) -> list[str]:
-    """Return a Markdown table: an instance a line, a solver a column, seconds to the tightest target."""
-    rows = [r for r in results["rows"] if r.get("measure") == "race" and r.get("dtype") == "float64"]
-    solvers = [s for s in COLUMNS if any(r["solver"] == s for r in rows)]
-    lines = [
-        f"Seconds to a marginal error of {TARGET:.0e} in float64, compilation apart; where that was not reached, the "
-        f"error after so many seconds. {EXACT} is the network simplex, which solves the problem without entropy.",
-        "",
-        "| instance | " + " | ".join(f"`{s}`" if s == OURS else s for s in solvers) + " |",
-        "|---|" + "--:|" * len(solvers),
+def rows_of(name: str) -> list[dict]:
+    """Return the rows of a results file, none if it is not there."""
+    path = RESULTS / name
+    return json.loads(path.read_text())["rows"] if path.exists() else []
+
+
+def number(x: float) -> str:
+    """Two significant digits."""
+    if x >= 100:
+        return f"{x:,.0f}"
+    return f"{x:.0f}" if x >= 10 else f"{x:.2g}"
+
+
+def span(values: Iterable[float], unit: str) -> str:
+    """Return the smallest to the largest."""
+    values = sorted(values)
+    return f"{number(values[0])} to {number(values[-1])} {unit}"
+
+
+def transport() -> list[Row]:
+    """Eight problems to 1e-9, and the best other entropic solver on each."""
+    rows = [r for r in rows_of("transport.json") if r.get("measure") == "race" and r.get("dtype") == "float64"]
+    reached: dict[str, dict[str, float]] = {}
+    last: dict[str, float] = {}
+    for r in rows:
+        if r["seconds"] is not None:
+            last[r["problem"]] = max(last.get(r["problem"], 0.0), r["seconds"])
+        if r["target"] == TARGET and r["reached"]:
+            reached.setdefault(r["problem"], {})[r["solver"]] = r["seconds"]
+    ours = {p: s["sns_sinkhorn"] for p, s in reached.items()}
+    others = {p: min((s[o] for o in ENTROPIC if o in s), default=None) for p, s in reached.items()}
+    ratios = [others[p] / ours[p] for p in ours if others[p] is not None]
+    faster = sum(s.get("POT exact", float("inf")) < s["sns_sinkhorn"] for s in reached.values())
+    missed = sum(o is None for o in others.values())
+    peers = f"{span(ratios, 'times as long')}, not reached on {missed}" if missed else span(ratios, "times as long")
+    exact = f"; the network simplex without entropy is faster on {faster}" if faster else ""
+    work = f"{len(ours)} entropic problems to a marginal error of 1e-9"
+    found = [
+        (work, span((1e3 * t for t in ours.values()), "ms"), f"best of OTT-JAX, POT, RegOT on each: {peers}{exact}")
     ]
-    for name in dict.fromkeys(r["problem"] for r in rows):
-        cells = [entry([r for r in rows if r["problem"] == name and r["solver"] == s]) for s in solvers]
-        lines.append(f"| {name} | " + " | ".join(cells) + " |")
-    return [*lines, "", source(results, "transport.json", "python bench/transport.py")]
+    for r in rows_of("transport_gpu.json"):
+        if (r["instance"], r["solver"], r["tol"], r.get("dtype")) == (
+            "clouds 10000, 1e-03",
+            "sns_sinkhorn",
+            1e-6,
+            "float64",
+        ):
+            other = next(
+                q for q in rows_of("transport_gpu.json") if (q["instance"], q["solver"]) == (r["instance"], "OTT JAX")
+            )
+            found.append(("10,000 points, epsilon 1e-3, to 1e-6, one H100", f"{number(r['ms'])} ms",
+                          f"OTT-JAX {number(other['ms'])} ms"))  # fmt: skip
+    return found
 
 
-def accelerator(results: dict) -> list[str]:
-    """Return a Markdown table: an instance a line, our milliseconds to 1e-9 and OTT-JAX's to 1e-6."""
-    rows = [r for r in results["rows"] if r.get("dtype") == "float64" and "ms" in r]
-
-    def find(instance: str, solver: str, tol: float) -> str:
-        for r in rows:
-            if (r["instance"], r["solver"], r["tol"]) == (instance, solver, tol):
-                missed = "" if r["error"] <= tol else f" ({r['error']:.0e})"
-                each = f", {r['us a problem']:.0f} us each" if "us a problem" in r else ""
-                return f"{r['ms']:,.0f}{missed}{each}"
-        return "-"
-
-    lines = [
-        "Milliseconds on one accelerator in float64, compilation apart, to marginal errors of 1e-6 and 1e-9:",
-        "",
-        f"| instance | `{OURS}` to 1e-9 | `{OURS}` to 1e-6 | OTT JAX to 1e-6 |",
-        "|---|--:|--:|--:|",
-    ]
-    for name in dict.fromkeys(r["instance"] for r in rows):
-        cells = [find(name, OURS, 1e-9), find(name, OURS, 1e-6), find(name, "OTT JAX", 1e-6)]
-        lines.append(f"| {name} | " + " | ".join(cells) + " |")
-    return [*lines, "", source(results, "transport_gpu.json", "python bench/transport.py --gpu")]
+def constrained() -> list[Row]:
+    """Both sets of CUTEst problems: how many to a KKT residual of 1e-8, and the median time."""
+    rows = rows_of("constrained.json")
+    found = []
+    for name in dict.fromkeys(r["set"] for r in rows):
+        cells = {}
+        for solver in ("sketched_newton", "IPOPT"):
+            runs = [r for r in rows if r["set"] == name and r["solver"] == solver]
+            good = [r for r in runs if r["kkt"] is not None and r["kkt"] <= 1e-8]
+            if good:
+                cells[solver] = f"{len(good)} of {len(runs)}, median {number(median(r['ms'] for r in good))} ms"
+        if len(cells) == 2:
+            found.append(
+                (f"equality constraints, {name}, to KKT 1e-8", cells["sketched_newton"], f"IPOPT {cells['IPOPT']}")
+            )
+    return found
 
 
-def source(results: dict, name: str, command: str) -> str:
-    """Return the line that names machine, versions, date, file and command."""
-    machine = results["machine"]
-    packages = ", ".join(f"{k} {v}" for k, v in machine["versions"].items() if k not in ("python", "jaxlib"))
-    where = (
-        machine["device"] if "(cpu)" not in machine["device"] else f"{machine['processor']}, {machine['cores']} cores"
-    )
-    return f"{where}, {machine['date'][:10]}; {packages}. From [{name}](bench/results/{name}), by `{command}`."
+def linear() -> list[Row]:
+    """One step of the heat equation, set-up included."""
+    rows = rows_of("linear_single.json")
+    found = []
+    for system in dict.fromkeys(r["system"] for r in rows):
+        ms = {r["solver"]: r["ms"] for r in rows if r["system"] == system}
+        peers = [(n, s) for n, s in (("PyAMG", "PyAMG Ruge-Stuben + CG"), ("CHOLMOD", "sparsax (CHOLMOD)"),
+                                     ("jax.scipy cg", "jax.scipy cg")) if s in ms]  # fmt: skip
+        if "multigrid_cg" in ms and peers:
+            others = ", ".join(f"{n} {number(ms[s])}" for n, s in peers)
+            found.append(
+                (
+                    f"heat equation, {system}, to 1e-8, set-up included",
+                    f"{number(ms['multigrid_cg'])} ms",
+                    f"{others} ms",
+                )
+            )
+    return found
 
 
-def entry(rows: list[dict]) -> str:
-    """Seconds at the tightest target of one solver on one instance, or how far it came."""
-    if not rows:
-        return "-"
-    last = min(rows, key=lambda r: r["target"])
-    if last["solver"] == EXACT:
-        return seconds(last["seconds"])
-    if last["reached"] and last["target"] <= TARGET:
-        text = seconds(last["seconds"])
-        return f"**{text}**" if last["solver"] == OURS else text
-    if last["error"] is None or last["seconds"] is None:
-        return "failed"
-    return f"{last['error']:.0e} at {seconds(last['seconds'])}"
+def pde() -> list[Row]:
+    """Solve the eleven problems of GP-HM on defaults."""
+    rows = rows_of("pde.json")
+    ours = {r["problem"]: r for r in rows if r["method"] == "gp_solve" and "gp_hm_error" in r and r["gp_hm_error"]}
+    given = {r["problem"]: r for r in rows if r["method"].startswith("Chebyshev")}
+    if not ours:
+        return []
+    ratios = [r["seconds"] / given[p]["seconds"] for p, r in ours.items() if p in given]
+    errors = sorted(r["error"] for r in ours.values())
+    published = sorted(r["gp_hm_error"] for r in ours.values())
+    return [(
+        f"{len(ours)} differential equations of GP-HM, grid chosen for you",
+        f"{span((1e3 * r['seconds'] for r in ours.values()), 'ms')}, errors {errors[0]:.0e} to {errors[-1]:.0e}",
+        f"published errors {published[0]:.0e} to {published[-1]:.0e}; Chebyshev collocation on a given grid "
+        f"{span(ratios, 'times faster')}",
+    )]  # fmt: skip
 
 
-def seconds(x: float) -> str:
-    """Two digits."""
-    return f"{x:.1f}" if x >= 1 else f"{x:.2f}" if x >= 0.1 else f"{x:.3f}"
-
-
-def tables() -> str:
+def table() -> str:
     """Return what belongs between the markers."""
-    parts = []
-    for name, make in (("transport.json", races), ("transport_gpu.json", accelerator)):
-        if (RESULTS / name).exists():
-            parts.append("\n".join(make(json.loads((RESULTS / name).read_text()))))
-    return "\n\n".join(parts or ["Run `python bench/transport.py --quick`: five minutes."]) + "\n"
+    machine = json.loads((RESULTS / "transport.json").read_text())["machine"]
+    lines = ["| work, float64, compilation apart | here | others |", "|---|---|---|"]
+    for work, ours, others in (*transport(), *constrained(), *linear(), *pde()):
+        lines.append(f"| {work} | **{ours}** | {others} |")
+    lines += ["", f"Two cores of an {machine['processor']} unless it says H100. Computed from `bench/results/` by "
+              "`python bench/readme_table.py`."]  # fmt: skip
+    return "\n".join(lines) + "\n"
 
 
 def main() -> int:
@@ -101,7 +146,7 @@ def main() -> int:
     path = ROOT / "README.md"
     text = path.read_text()
     head, rest = text.split(BEGIN)
-    new = head + BEGIN + tables() + END + rest.split(END, 1)[1]
+    new = head + BEGIN + table() + END + rest.split(END, 1)[1]
     if "--check" in sys.argv:
         return int(new != text)
     path.write_text(new)

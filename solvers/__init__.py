@@ -9,9 +9,11 @@ Transport
 Inverse problems
     `admm`, `pgd`, `hqs`: data through `Radon`, `Blur`, `FourierSampling`, ..., a prior by its proximal map.
 Constrained
-    `sketched_newton`: minimise subject to equations. `DenseKKT`, `KrylovKKT`, `SketchProject`: its linear algebra.
+    `interior_point`: minimise subject to equations, inequalities and bounds.
+    `sketched_newton`: subject to equations. `DenseKKT`, `KrylovKKT`, `SketchProject`: its linear algebra.
 Linear
-    `sor`, `ssor`, `ssor_cg`, `chebyshev_cg`, `flexible_cg`, `multigrid_cg` on `Stencil`, `SparseRows`, `MatrixFree`.
+    `sor`, `ssor`, `ssor_cg`, `chebyshev_cg`, `flexible_cg`, `multigrid_cg`, `multigrid_gmres` on `Stencil`,
+    `SparseRows`, `MatrixFree`, `AMG`.
     `solve_sequence`, `learned_sor`: many related systems, the setting learned by `TsallisINF`, `ChebCB`, ...
 Differential equations
     `gp_solve` of a `PDEProblem` on a `Box` with `Dirichlet`, `Neumann`, `Robin`, `Periodic`, `Observe`.
@@ -21,10 +23,12 @@ Compression
     `bit_allocation` and its `pareto_front` by `hawq_sensitivity`: bits a layer. `obs_scores`, `obs_update`: pruning.
     `hesso` of `parameter_groups`, then `shrink`: whole channels go while an optimiser trains.
 Low rank
-    `complete`: a matrix from some of its entries.
+    `complete`: a matrix from some of its entries. `robust_recovery`: from measurements some of which are wrong.
     `matrix_sensing` of what a `Measurement` saw: `DenseMeasurements`, `RankOneMeasurements`, `Entries`, `WholeMatrix`.
 State space
     `DiagonalSSM`, `DiagonalMIMO`: layers for long sequences, made of `hippo` by `perturb_then_diagonalize`.
+Convex networks
+    `train_relu` of a `ConvexReLU`: two-layer ReLU networks, trained to a certificate.
 Shared
     `Solution`, `Status`, `SolveError`, `print_progress`, `tqdm_progress`.
 """
@@ -75,11 +79,14 @@ FACES: dict[str, tuple[str, ...]] = {
         "TotalVariationSolution",
     ),
     "constrained": (
+        "interior_point",
         "sketched_newton",
         "DenseKKT",
         "DiagonalPreconditioner",
+        "InteriorSolution",
         "KKT",
         "KrylovKKT",
+        "Multipliers",
         "NewtonSolution",
         "NystromPreconditioner",
         "SketchProject",
@@ -89,6 +96,7 @@ FACES: dict[str, tuple[str, ...]] = {
         "flexible_cg",
         "learned_sor",
         "multigrid_cg",
+        "multigrid_gmres",
         "solve_sequence",
         "sor",
         "ssor",
@@ -96,6 +104,7 @@ FACES: dict[str, tuple[str, ...]] = {
         "young_omega",
         "young_prior",
         "young_rate",
+        "AMG",
         "Arms",
         "CGSolution",
         "HagemanYoung",
@@ -109,9 +118,16 @@ FACES: dict[str, tuple[str, ...]] = {
         "SparseRows",
         "Stencil",
     ),
+    "convexnets": (
+        "train_relu",
+        "ConvexReLU",
+        "ConvexReLUSolution",
+        "ReLUNetwork",
+    ),
     "lowrank": (
         "complete",
         "matrix_sensing",
+        "robust_recovery",
         "CompletionSolution",
         "DenseMeasurements",
         "Entries",
@@ -119,7 +135,51 @@ FACES: dict[str, tuple[str, ...]] = {
         "LowRankStatus",
         "Measurement",
         "RankOneMeasurements",
+        "RobustSolution",
         "WholeMatrix",
+    ),
+    "stochastic": (
+        "chi1",
+        "chi2",
+        "dadao",
+        "diff2",
+        "diff2_noise",
+        "epsilon_to_rho",
+        "gaussian_delta",
+        "gaussian_rho",
+        "gossip_rates",
+        "hessian_aided_momentum",
+        "igt_momentum",
+        "mudag",
+        "optimistic_descent",
+        "optimistic_mirror_descent",
+        "play",
+        "policy_gradient",
+        "policy_hvp",
+        "previous_point",
+        "regret",
+        "rewards_to_go",
+        "rho_to_epsilon",
+        "storm_momentum",
+        "target_surrogate",
+        "transported_point",
+        "DecentralisedSolution",
+        "DecentralisedStatus",
+        "DynamicEnsemble",
+        "RatesSolution",
+        "SurrogateSolution",
+        "Trajectory",
+    ),
+    "bilevel": (
+        "bsvrb",
+        "hypergradient",
+        "single_loop",
+        "CGSolve",
+        "DirectSolve",
+        "Hypergradient",
+        "LinearSolver",
+        "NeumannSeries",
+        "NystromInverse",
     ),
     "pde": (
         "gp_solve",

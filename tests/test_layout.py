@@ -28,8 +28,10 @@ LONGEST = 450
 SUBFOLDERS = {  # from the ground up: a subfolder may import from those before it
     "transport": ("costs", "entropic", "losses"),
     "linear": ("systems", "cycles", "learned"),
+    "stochastic": ("gossip", "online"),
     "pde": ("spectral", "gaussian", "exact"),
     "inverse": ("forward", "variational"),
+    "constrained": ("interior",),
 }
 LARGE, MOST_FILES = 1500, 9
 MOST_ARGUMENTS = 7

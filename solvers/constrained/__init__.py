@@ -1,6 +1,9 @@
 """Equality-constrained optimisation by Newton's method on an exact augmented Lagrangian."""
 
 from .dense import DenseKKT as DenseKKT
+from .interior import InteriorSolution as InteriorSolution
+from .interior import Multipliers as Multipliers
+from .interior import interior_point as interior_point
 from .kkt import KKT as KKT
 from .matrix_free import KrylovKKT as KrylovKKT
 from .newton import NewtonSolution as NewtonSolution

@@ -60,7 +60,6 @@ def conjugate(
     otherwise each new direction is made conjugate to that many old ones, whatever the preconditioner.
     """
     residual, size = measure(system, b)
-    tol, max_steps, history = controls.limits.tol, controls.limits.max_steps, controls.limits.history
 
     def begin(x):
         r = residual(x)
@@ -92,6 +91,24 @@ def conjugate(
             axpy(alpha, p, s.x), r, (p, *s.p[:-1]), (Ap, *s.Ap[:-1]), (curvature, *s.curvatures[:-1]), rz, error, code
         )
 
+    return verified(system, b, start, begin, step, controls)
+
+
+def verified(
+    system: Layout,
+    b: Any,
+    start: Any,
+    begin: Callable[[Any], Any],
+    step: Callable[[Any], Any],
+    controls: Controls,
+) -> Run:
+    """Run a method whose states have ``x``, the ``error`` of a recurred residual and a ``code``; check the true one.
+
+    ``begin(x)`` is the state to start from at x.
+    """
+    residual, size = measure(system, b)
+    tol, max_steps, length = controls.limits.tol, controls.limits.max_steps, controls.limits.history
+
     def attempt(c: Attempt) -> Attempt:
         """Run from the best point so far and measure what comes: the recurred residual drifts by rounding."""
         x, last, steps, past = c.x, c.error, c.steps, c.record
@@ -113,7 +130,6 @@ def conjugate(
         record = None if past is None else _join(past, run.history, steps)
         return Attempt(x, jnp.where(better, true, last), status.astype(jnp.int32), total, again, record)
 
-    length = history
     dtype = jnp.result_type(*jax.tree.leaves(b))
     first = Attempt(
         start,

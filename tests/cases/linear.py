@@ -13,7 +13,7 @@ def _grid_data(rng, shape):
     return {"conductivity": 0.5 + rng.random(shape), "shift": np.asarray(0.5), "b": rng.standard_normal(shape)}
 
 
-def _linear(name, solution, status, *, shape=(4, 5), user_function=None, **settings) -> Case:
+def _linear(name, solution, status, *, shape=(4, 5), user_function=None, limits=None, **settings) -> Case:
     function = getattr(solvers, name)
 
     def system(data):
@@ -31,7 +31,7 @@ def _linear(name, solution, status, *, shape=(4, 5), user_function=None, **setti
         warm=lambda data, solution: (data, {"x0": solution.value}),
         zero=lambda: flat(shape, 0.0),
         single=lambda: flat((1, 1), 2.0),
-        failing=lambda data: ({**data, "shift": jnp.full_like(data["shift"], -2)}, {}, int(status)),
+        failing=lambda data: ({**data, "shift": jnp.full_like(data["shift"], -2)}, limits or {}, int(status)),
         differentiable=("conductivity", "shift", "b"),
         direction=lambda rng, data: {
             "conductivity": 0.1 * rng.standard_normal(shape),
@@ -76,4 +76,7 @@ CASES = [
         user_function=_flexible_counted,
     ),
     _linear("multigrid_cg", solvers.MultigridSolution, solvers.LinearStatus.INDEFINITE, shape=(9, 8)),
+    _linear(
+        "multigrid_gmres", solvers.MultigridSolution, Status.MAX_STEPS, shape=(9, 8), limits={"max_steps": 2}, memory=9
+    ),
 ]

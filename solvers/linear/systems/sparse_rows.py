@@ -96,6 +96,15 @@ class SparseRows(System):
             fail("SparseRows.with_values", "values", f"of shape {self.values.shape}", values.shape)
         return eqx.tree_at(lambda s: s.values, self, values)
 
+    def places(self) -> tuple[np.ndarray, np.ndarray]:
+        """Return row and column of each of `values`, as host arrays."""
+        columns, slots, diagonal = (np.asarray(p) for p in self.pattern)
+        order, count = np.asarray(self.order), self.values.size
+        row, column = np.zeros(count + 1, np.int64), np.zeros(count + 1, np.int64)
+        row[slots], column[slots] = order[:, None], order[columns]  # those of the slot past the end are dropped
+        row[diagonal] = column[diagonal] = order[:, None]
+        return row[:-1], column[:-1]
+
     @property
     def transposed(self):
         """The transpose, on the same colours."""

@@ -1,0 +1,161 @@
+"""The Newton system of the barrier problem, condensed to x and the equations, with its inertia corrected."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from ...core.precision import dot, eps, matmul
+from ...core.typing import Array, Bool, Float, Int
+from ..dense import Factor, back_substitute, factorise, start_vector
+from .standard import Iterate, Model, Standard
+
+FIRST, GROW, LEAP, RELAX = 1e-4, 8.0, 100.0, 1 / 3
+"""Shifts of the Hessian: the first ever, factors from trial to trial (later ones, and the first), from step to step."""
+ATTEMPTS = 40
+
+
+class Direction(NamedTuple):
+    """A step in each part of an `Iterate`."""
+
+    x: Float[Array, " n"]
+    s: Float[Array, " q"]
+    y: Float[Array, " p"]
+    z: Float[Array, " q"]
+    zl: Float[Array, " n"]
+    zu: Float[Array, " n"]
+
+
+class System(NamedTuple):
+    """The condensed matrix ``[[B + shift I, C'], [C, -d I]]``, factorised.
+
+    ``B = H + diag(zl / (x - lower) + zu / (upper - x)) + G' diag(W) G`` with ``W = (s / z + d)^-1``. The factors are of
+    ``B + shift I + rho C'C``, scaled to a unit diagonal: a positive definite matrix exactly where the whole has the
+    inertia of a minimum, once rho is large.
+    """
+
+    B: Float[Array, "n n"]
+    weight: Float[Array, " q"]
+    factor: Factor
+    unit: Float[Array, " n"]
+    rho: Float[Array, ""]
+    d: Float[Array, ""]
+    shift: Float[Array, ""]
+    valid: Bool[Array, ""]
+    tries: Int[Array, ""]
+
+
+def assemble(problem: Standard, w: Iterate, model: Model, hint, d, restoring) -> System:
+    """Condense, then raise the shift until the inertia is right; `hint` is the last shift that was needed."""
+    dtype, n = w.x.dtype, w.x.size
+    low, high = problem.gaps(w.x)
+    W = 1 / (w.s / w.z + d)
+    B = model.H + jnp.diag(w.zl / low + w.zu / high) + matmul(model.G.T * W[None], model.G)
+    size_c = dot(model.C, model.C) / max(w.y.size, 1)
+    size_h = jnp.max(jnp.abs(jnp.diagonal(model.H)), initial=0)
+    penalty = eps(dtype) ** -0.25 * jnp.maximum(size_h, 1e-8) / jnp.maximum(size_c, 1e-8)
+    rho = jnp.where(restoring, 0.99 / d, jnp.minimum(penalty, 0.5 / d))
+    half = jnp.sqrt(1 - rho * d)
+    penalised = B + rho * matmul(model.C.T, model.C)
+
+    def attempt(shift):
+        """Factorise with this shift; also say whether the inertia is right."""
+        K = penalised + shift * jnp.eye(n, dtype=dtype)
+        diagonal = jnp.diagonal(K)
+        unit = lax.rsqrt(jnp.where(diagonal > 0, diagonal, 1))
+        factor, pivot, _ = factorise(K * unit[None] * unit[:, None], half * model.C * unit[None], d)
+        convex = jnp.all(diagonal > 0) & (pivot > 500 * eps(dtype))
+        return factor, unit, convex
+
+    def raise_shift(carry):
+        shift, *_, tries = carry
+        first = jnp.where(hint > 0, jnp.maximum(RELAX * hint, eps(dtype) ** 1.25), FIRST)
+        shift = jnp.where(tries == 1, first, shift * jnp.where(hint > 0, GROW, LEAP))
+        shift = jnp.where(tries == 0, 0, shift).astype(dtype)
+        return shift, *attempt(shift), tries + 1
+
+    zero = jnp.zeros((), dtype)
+    blank = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), jax.eval_shape(attempt, zero))
+    shift, factor, unit, valid, tries = lax.while_loop(
+        lambda carry: ~carry[3] & (carry[4] < ATTEMPTS), raise_shift, (zero, *blank, jnp.zeros((), jnp.int32))
+    )
+    return System(B, W, factor, unit, rho, d, shift, valid, tries)
+
+
+def condensed(system: System, C, rx, rc):
+    """Solve ``(B + shift I) dx + C'dy = rx``, ``C dx - d dy = rc`` with two steps of refinement."""
+    n, d, half = rx.size, system.d, jnp.sqrt(1 - system.rho * system.d)
+
+    def improve(_, carry):
+        dx, dy = carry
+        ex = rx - matmul(system.B, dx) - system.shift * dx - matmul(dy, C)
+        ec = rc - matmul(C, dx) + d * dy
+        r = jnp.concatenate([system.unit * (ex + system.rho * matmul(ec, C)), half * ec])
+        v = back_substitute(system.factor, r, n)
+        return dx + system.unit * v[:n], dy + v[n:] / half
+
+    return lax.fori_loop(0, 3, improve, (jnp.zeros_like(rx), jnp.zeros_like(rc)))
+
+
+def newton(problem: Standard, w: Iterate, model: Model, system: System, target: "Target") -> Direction:
+    """Return the Newton direction of the perturbed KKT conditions, all parts recovered from the condensed one.
+
+    With ``s z -> mu``, the eliminated rows read ``dz = W (G dx + rg) + (1 - d W) (mu / s - z)`` and
+    ``ds = -rg - G dx + d dz``.
+    """
+    low, high = problem.gaps(w.x)
+    mu, W = target.mu, system.weight
+    q = W * (target.rg + w.s / w.z * (mu / w.s - w.z))
+    rx = target.sigma * model.df + matmul(w.y, model.C) + matmul(w.z + q, model.G)
+    rx = rx - jnp.where(problem.below, mu / low, 0) + jnp.where(problem.above, mu / high, 0)
+    dx, dy = condensed(system, model.C, jnp.where(problem.free, -rx, 0), -target.rc)
+    move = matmul(model.G, dx)
+    dz = W * move + q
+    return Direction(
+        dx,
+        -target.rg - move + system.d * dz,
+        dy,
+        dz,
+        jnp.where(problem.below, mu / low - w.zl - w.zl / low * dx, 0),
+        jnp.where(problem.above, mu / high - w.zu + w.zu / high * dx, 0),
+    )
+
+
+def bend(problem: Standard, system: System, C) -> tuple[Array, Array]:
+    """Return a unit direction along the equations and its curvature ``v'Bv``, by inverse iteration.
+
+    With a shift just above the most negative eigenvalue the iteration finds its eigenvector; a curvature that is not
+    negative means that there is hardly any.
+    """
+    n, dtype = C.shape[1], C.dtype
+    none = jnp.zeros(C.shape[0], dtype)
+
+    def unit(v):
+        return v / jnp.maximum(jnp.sqrt(dot(v, v)), jnp.finfo(dtype).tiny)
+
+    first = jnp.where(problem.free, start_vector(n, dtype), 0)
+    v = lax.fori_loop(0, 6, lambda _, v: unit(condensed(system, C, v, none)[0]), unit(first))
+    return v, dot(v, matmul(system.B, v))
+
+
+class Target(NamedTuple):
+    """What a direction aims at: the barrier parameter, the residuals of both constraints, the objective's weight."""
+
+    mu: Float[Array, ""]
+    rc: Float[Array, " p"]
+    rg: Float[Array, " q"]
+    sigma: Float[Array, ""]
+
+
+def multipliers(w: Iterate, model: Model):
+    """Return ``argmin_y |f' + C'y + G'z - zl + zu|``, or zero where that is larger than 1000."""
+    dtype, p = w.y.dtype, w.y.size
+    if p == 0:
+        return w.y
+    r = -matmul(model.C, model.df + matmul(w.z, model.G) - w.zl + w.zu)
+    gram = matmul(model.C, model.C.T)
+    d = eps(dtype) ** 0.75 * jnp.maximum(jnp.trace(gram), eps(dtype))
+    factor, _, _ = factorise(gram + d * jnp.eye(p, dtype=dtype), jnp.zeros((0, p), dtype), d)
+    y = lax.fori_loop(0, 2, lambda _, y: y + back_substitute(factor, r - matmul(gram, y) - d * y, p), jnp.zeros_like(r))
+    return jnp.where(jnp.all(jnp.abs(y) <= 1e3), y, 0)

@@ -1,0 +1,274 @@
+"""Algebraic multigrid: a hierarchy built once on the host by PyAMG, cycles and coarse products on the device."""
+
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
+
+from ...core.checks import choice, fail, float_array
+from ...core.typing import Array, Float
+from ..systems.sparse_rows import SparseRows
+from ..systems.system import Layout, System
+from .cycle import Level
+from .sparse import Sums, times_matrix, times_vector
+
+FEW_UNKNOWNS = 200
+"""Levels of at most this many unknowns are solved for directly."""
+KINDS = ("smoothed_aggregation", "ruge_stuben", "rootnode")
+
+
+class Patterns(eqx.Module):
+    """The places of a level: of its products with vectors and, for new values, of ``A P`` and ``P' (A P)``."""
+
+    matrix: Sums
+    transposed: Sums
+    interpolation: Sums
+    restriction: Sums
+    half: Sums | None
+    whole: Sums | None
+
+
+class SparseLevel(Level):
+    """A sparse matrix and the interpolation from the next level, their entries gathered for products."""
+
+    matrix: tuple[Array, ...]
+    interpolation: tuple[Array, ...]
+    restriction: tuple[Array, ...]
+    product: Sums
+    patterns: Patterns
+
+    def mv(self, z):
+        """Return A z."""
+        return self.product.apply(self.matrix, z)
+
+    def scaling(self):
+        """Return the inverse absolute row sums."""
+        some = self.matrix[0]
+        sums = self.product.apply(tuple(map(jnp.abs, self.matrix)), jnp.ones(self.product.columns, some.dtype))
+        return 1 / jnp.where(sums > 0, sums, 1)
+
+    def restrict(self, r):
+        """Return ``P' r``."""
+        return self.patterns.restriction.apply(self.restriction, r)
+
+    def prolong(self, z):
+        """Return ``P z``."""
+        return self.patterns.interpolation.apply(self.interpolation, z)
+
+
+class AlgebraicLayout(Layout):
+    """The hierarchy of an `AMG` ready for cycles."""
+
+    fine: tuple[Array, ...]
+    centre: Array
+    levels: tuple[SparseLevel, ...]
+    inverse: Array
+    product: Sums
+
+    def mv(self, y):
+        """Return A y."""
+        return self.product.apply(self.fine, y)
+
+    def diagonal(self):
+        """Return the diagonal."""
+        return self.centre
+
+    def row_bound(self):
+        """Return the largest absolute row sum over the diagonal."""
+        sums = self.product.apply(tuple(map(jnp.abs, self.fine)), jnp.ones_like(self.centre))
+        return jnp.max(sums / jnp.abs(self.centre))
+
+
+class AMG(System):
+    """A sparse system with an algebraic multigrid hierarchy, for `multigrid_cg` and `multigrid_gmres`.
+
+    For matrices without a grid: finite elements, graphs. PyAMG (``pip install pyamg``) chooses coarse unknowns and
+    interpolation once, on the host; products, cycles and, with `updates`, coarse matrices of new values are this
+    package's, compiled and on the device. On a regular grid with smooth coefficients a `Stencil` is much faster.
+
+    Parameters
+    ----------
+    matrix : SparseRows, a SciPy sparse matrix or array, or a PyAMG ``MultilevelSolver``
+        Square, with a diagonal entry in every row; its numbers must be known (outside of ``jit``).
+    kind : {"smoothed_aggregation", "ruge_stuben", "rootnode"}
+        Which of PyAMG's constructions. Smoothed aggregation is cheap and takes near-null vectors (``B=``), as
+        elasticity needs; Ruge and Stueben's follows strong couplings, as anisotropy and jumps need.
+    updates : bool
+        Whether to keep the lists that `with_values` needs: about ten integers for each entry of the matrix.
+    **options
+        For PyAMG's function of that name: ``strength``, ``B``, ``max_coarse`` (200 here) and others.
+
+    Raises
+    ------
+    ImportError, ValueError, TypeError
+        PyAMG is missing; an unknown `kind`, a matrix that is not square, traced or without a diagonal entry.
+
+    Notes
+    -----
+    Restriction is the transpose of interpolation, coarse matrices are ``P' A P``, also where PyAMG has others. Under
+    ``with_values`` interpolation stays as it was found: good while strong couplings stay strong. Solutions are
+    differentiable in the values; cycles and hierarchy have no derivative, nor need one. Memory: two to three times
+    that of the matrix.
+
+    Examples
+    --------
+    >>> import numpy as np, scipy.sparse as sp
+    >>> from solvers import AMG, multigrid_cg
+    >>> line = sp.diags([-1.0, 2.0, -1.0], [-1, 0, 1], shape=(500, 500)).tocsr()
+    >>> bool(multigrid_cg(AMG(line), np.ones(500), tol=1e-4).converged)
+    True
+    """
+
+    values: Float[Array, " nnz"]
+    slots: Array
+    product: Sums
+    transposed_product: Sums
+    diagonal_slots: Array
+    data: tuple[Array, ...]
+    weights: tuple[Array, ...]
+    patterns: tuple[Patterns, ...]
+    last: tuple[Sums, Sums]
+    inverse: Float[Array, "m m"]
+    symmetric: bool = eqx.field(static=True)
+    relaxable = False
+
+    def __init__(self, matrix: Any, *, kind: str = "smoothed_aggregation", updates: bool = False, **options: Any):
+        choice("AMG", "kind", kind, KINDS)
+        if hasattr(matrix, "levels"):
+            solver, matrix = matrix, matrix.levels[0].A
+            self.values, fine, self.slots = _host(matrix)
+        else:
+            self.values, fine, self.slots = _host(matrix)
+            solver = _constructor(kind)(fine, **{"max_coarse": FEW_UNKNOWNS, **options})
+        self.symmetric = bool(abs(fine - fine.T).max() <= 1e-12 * abs(fine).max())
+        self.product = times_vector(fine)
+        self.transposed_product = self.product if self.symmetric else times_vector(fine, transposed=True)
+        own = np.flatnonzero(np.repeat(np.arange(fine.shape[0]), np.diff(fine.indptr)) == fine.indices)
+        if own.size < fine.shape[0]:
+            fail("AMG", "matrix", "with a diagonal entry in every row", f"{own.size} of {fine.shape[0]}")
+        self.diagonal_slots = jnp.asarray(own, jnp.int32)
+        data, weights, patterns, product = [], [], [], (self.product, self.transposed_product)
+        for level in solver.levels[:-1]:
+            P = _sorted(level.P)
+            half = _sorted(fine @ P)
+            coarse = _sorted(P.T @ half)
+            lists = (
+                (times_matrix(fine, P, half), times_matrix(P, half, coarse, transposed=True))
+                if updates
+                else (None,) * 2
+            )
+            patterns.append(Patterns(*product, times_vector(P), times_vector(P, transposed=True), *lists))
+            weights.append(jnp.asarray(P.data))
+            data.append(jnp.asarray(fine.data))
+            fine, one = coarse, times_vector(coarse)
+            product = one, one if self.symmetric else times_vector(coarse, transposed=True)
+        self.data, self.weights, self.patterns, self.last = tuple(data), tuple(weights), tuple(patterns), product
+        self.inverse = jnp.asarray(np.linalg.pinv(fine.toarray(), rcond=1e-12, hermitian=self.symmetric))
+
+    @classmethod
+    def from_pyamg(cls, solver: Any, *, updates: bool = False) -> "AMG":
+        """Return the system of a PyAMG ``MultilevelSolver``, with its interpolations."""
+        if not hasattr(solver, "levels"):
+            fail("AMG.from_pyamg", "solver", "a PyAMG MultilevelSolver", type(solver).__name__, TypeError)
+        return cls(solver, updates=updates)
+
+    @property
+    def levels_of_unknowns(self) -> tuple[int, ...]:
+        """How many unknowns each level has, from the finest."""
+        return (*(p.matrix.columns for p in self.patterns), self.inverse.shape[0])
+
+    def with_values(self, values: Float[Array, " nnz"]) -> "AMG":
+        """Return the system with other entries at the same places, in the order of those it was made from.
+
+        Coarse matrices are computed again, on the device, interpolation is kept; works under ``jit`` and ``vmap``.
+        Needs ``updates=True``.
+        """
+        values = float_array("AMG.with_values", "values", values)
+        if values.shape != self.values.shape:
+            fail("AMG.with_values", "values", f"of shape {self.values.shape}", values.shape)
+        if any(p.half is None for p in self.patterns):
+            fail("AMG.with_values", "updates", "True when the hierarchy is made", False)
+        fine, data = self._collected(values), []
+        for p, weights in zip(self.patterns, self.weights, strict=True):
+            weights = weights.astype(values.dtype)
+            assert p.half is not None
+            assert p.whole is not None
+            data.append(fine)
+            fine = p.whole.apply(p.whole.gather(weights), p.half.apply(p.half.gather(fine), weights))
+        dense = jax.vmap(lambda e: self.last[0].apply(self.last[0].gather(fine), e), out_axes=-1)
+        inverse = jnp.linalg.pinv(dense(jnp.eye(self.inverse.shape[0], dtype=values.dtype)), hermitian=self.symmetric)
+        return eqx.tree_at(lambda s: (s.values, s.data, s.inverse), self, (values, tuple(data), inverse))
+
+    @property
+    def transposed(self):
+        """The transpose, with the same interpolations."""
+        if self.symmetric:
+            return self
+        changed = (self.transposed_product, self.product, self.last[::-1], self.inverse.T)
+        turned = eqx.tree_at(lambda s: (s.product, s.transposed_product, s.last, s.inverse), self, changed)
+        patterns = tuple(
+            eqx.tree_at(lambda p: (p.matrix, p.transposed), p, (p.transposed, p.matrix)) for p in self.patterns
+        )
+        return eqx.tree_at(lambda s: s.patterns, turned, patterns)
+
+    def check(self, function, b):
+        """Raise unless b has one entry a row."""
+        if b.shape != self.diagonal_slots.shape:
+            fail(function, "b", f"of shape {self.diagonal_slots.shape}, one entry a row of `A`", b.shape)
+
+    def _collected(self, values):
+        return jnp.zeros(self.product.entries, values.dtype).at[self.slots].add(values)
+
+    def mv(self, x):
+        """Return A x."""
+        return self.product.apply(self.product.gather(self._collected(self.values)), x)
+
+    def layout(self, shape, *, sweeps):
+        """Return the hierarchy with its entries gathered."""
+        fine = self._collected(self.values)
+        levels = [
+            SparseLevel(p.matrix.gather(a), p.interpolation.gather(w), p.restriction.gather(w), p.matrix, p)
+            for a, w, p in zip(self.data, self.weights, self.patterns, strict=True)
+        ]
+        gathered = self.product.gather(fine)
+        return AlgebraicLayout(gathered, fine[self.diagonal_slots], tuple(levels), self.inverse, self.product)
+
+
+def _sorted(matrix: Any) -> Any:
+    matrix = matrix.tocsr()
+    matrix.sum_duplicates()
+    matrix.sort_indices()
+    return matrix
+
+
+def _host(matrix: Any) -> tuple[Array, Any, Array]:
+    """Return the entries in the order given, the matrix in CSR, and where in it each entry is."""
+    import scipy.sparse as sp
+
+    if isinstance(matrix, SparseRows):
+        if isinstance(matrix.values, Tracer):
+            fail("AMG", "matrix", "a matrix of known numbers: make the hierarchy outside of jit", "a traced one")
+        values, (row, column) = np.asarray(matrix.values), matrix.places()
+    elif hasattr(matrix, "tocoo"):
+        if matrix.shape[0] != matrix.shape[1]:
+            fail("AMG", "matrix", "square", matrix.shape)
+        coo = matrix.tocsr().tocoo()
+        values, row, column = coo.data, coo.row, coo.col
+    else:
+        fail("AMG", "matrix", "SparseRows, a SciPy sparse matrix or a PyAMG solver", type(matrix).__name__, TypeError)
+    n = int(row.max()) + 1 if isinstance(matrix, SparseRows) else matrix.shape[0]
+    csr = _sorted(sp.coo_matrix((values, (row, column)), (n, n)))
+    keys = np.repeat(np.arange(n), np.diff(csr.indptr)) * n + csr.indices
+    slots = np.searchsorted(keys, np.asarray(row, np.int64) * n + column)
+    return float_array("AMG", "matrix", values), csr, jnp.asarray(slots, jnp.int32)
+
+
+def _constructor(kind: str) -> Any:
+    try:
+        import pyamg
+    except ImportError as cause:
+        raise ImportError("AMG: PyAMG chooses the hierarchy; install it with `pip install pyamg`") from cause
+    return getattr(pyamg, kind + "_solver")

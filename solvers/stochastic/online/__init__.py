@@ -1,0 +1,1 @@
+"""Online optimisation against losses that vary little or much."""
