@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 HERE = Path(__file__).parent
-FAMILIES = ("transport", "transport_scale", "constrained", "interior", "linear", "pde")
+FAMILIES = ("transport", "transport_scale", "constrained", "interior", "linear", "pde", "lowrank")
 
 
 def main() -> int:

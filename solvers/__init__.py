@@ -24,10 +24,12 @@ Compression
     `bit_allocation` and its `pareto_front` by `hawq_sensitivity`: bits a layer. `obs_scores`, `obs_update`: pruning.
     `hesso` of `parameter_groups`, then `shrink`: whole channels go while an optimiser trains.
 Low rank
-    `complete`: a matrix from some of its entries.
+    `complete`: a matrix from some of its entries. `robust_recovery`: from measurements some of which are wrong.
     `matrix_sensing` of what a `Measurement` saw: `DenseMeasurements`, `RankOneMeasurements`, `Entries`, `WholeMatrix`.
 State space
     `DiagonalSSM`, `DiagonalMIMO`: layers for long sequences, made of `hippo` by `perturb_then_diagonalize`.
+Convex networks
+    `train_relu` of a `ConvexReLU`: two-layer ReLU networks, trained to a certificate.
 Shared
     `Solution`, `Status`, `SolveError`, `print_progress`, `tqdm_progress`.
 """
@@ -123,9 +125,16 @@ FACES: dict[str, tuple[str, ...]] = {
         "SparseRows",
         "Stencil",
     ),
+    "convexnets": (
+        "train_relu",
+        "ConvexReLU",
+        "ConvexReLUSolution",
+        "ReLUNetwork",
+    ),
     "lowrank": (
         "complete",
         "matrix_sensing",
+        "robust_recovery",
         "CompletionSolution",
         "DenseMeasurements",
         "Entries",
@@ -133,6 +142,7 @@ FACES: dict[str, tuple[str, ...]] = {
         "LowRankStatus",
         "Measurement",
         "RankOneMeasurements",
+        "RobustSolution",
         "WholeMatrix",
     ),
     "stochastic": (

@@ -1,6 +1,7 @@
 from . import bilevel as bilevel
 from . import compression as compression
 from . import constrained as constrained
+from . import convexnets as convexnets
 from . import core as core
 from . import curvature as curvature
 from . import inverse as inverse
@@ -48,6 +49,10 @@ from .constrained import NystromPreconditioner as NystromPreconditioner
 from .constrained import SketchProject as SketchProject
 from .constrained import interior_point as interior_point
 from .constrained import sketched_newton as sketched_newton
+from .convexnets import ConvexReLU as ConvexReLU
+from .convexnets import ConvexReLUSolution as ConvexReLUSolution
+from .convexnets import ReLUNetwork as ReLUNetwork
+from .convexnets import train_relu as train_relu
 from .core import ChebCB as ChebCB
 from .core import ContextBins as ContextBins
 from .core import ExpertMix as ExpertMix
@@ -118,9 +123,11 @@ from .lowrank import LowRankSolution as LowRankSolution
 from .lowrank import LowRankStatus as LowRankStatus
 from .lowrank import Measurement as Measurement
 from .lowrank import RankOneMeasurements as RankOneMeasurements
+from .lowrank import RobustSolution as RobustSolution
 from .lowrank import WholeMatrix as WholeMatrix
 from .lowrank import complete as complete
 from .lowrank import matrix_sensing as matrix_sensing
+from .lowrank import robust_recovery as robust_recovery
 from .pde import Box as Box
 from .pde import Dirichlet as Dirichlet
 from .pde import GPSolution as GPSolution

@@ -264,11 +264,11 @@ def limits_of(name: str, dtype, tol, max_steps, history, progress) -> Limits:
     return Limits(tol, checks.count(name, "max_steps", max_steps), history, progress)
 
 
-def prepare(name: str, operator, b, rank, x0, symmetric: bool):
+def prepare(name: str, operator, b, rank, x0, symmetric: bool, *, data: str = "b"):
     """Return operator, data and start in one dtype, or raise."""
     if not isinstance(operator, Measurement):
         checks.fail(name, "operator", "a Measurement, such as DenseMeasurements", type(operator).__name__, TypeError)
-    b = checks.float_array(name, "b", b)
+    b = checks.float_array(name, data, b)
     n, p = operator.shape
     if isinstance(rank, bool) or not isinstance(rank, int) or rank < 1:
         checks.fail(name, "rank", "a positive Python integer", rank)
@@ -278,7 +278,7 @@ def prepare(name: str, operator, b, rank, x0, symmetric: bool):
     factor = lambda rows: jax.ShapeDtypeStruct((rows, rank), b.dtype)  # noqa: E731
     seen = jax.eval_shape(operator.product, factor(n), factor(p))
     if seen.shape != b.shape or not b.size:
-        checks.fail(name, "b", f"of shape {seen.shape}, not empty, as `operator.product` returns", b.shape)
+        checks.fail(name, data, f"of shape {seen.shape}, not empty, as `operator.product` returns", b.shape)
     if x0 is not None:
         x0 = Factors(*(checks.float_array(name, "x0", x, ndim=2).astype(b.dtype) for x in x0))
         if (x0.left.shape, x0.right.shape) != ((n, rank), (p, rank)):

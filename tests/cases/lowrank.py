@@ -49,7 +49,39 @@ def _complete(data, **options):
     )
 
 
+OUTLIERS = np.arange(M) % 5 == 0
+
+
+def _robust(data, **options):
+    y = _measured(data)
+    if y.size == M and "clean" not in data:
+        y = y + jnp.asarray(50.0 * OUTLIERS, y.dtype)
+    return solvers.robust_recovery(_operator(data), y, data["left"].shape[1], **options)
+
+
 CASES = [
+    Case(
+        name="robust_recovery",
+        solution=solvers.RobustSolution,
+        make=_sensing_data,
+        solve=_robust,
+        poison="left",
+        warm=lambda data, solution: (data, {"x0": solution.value}),
+        zero=lambda: {**_zero(), "clean": np.zeros(())},
+        single=lambda: _sensing_data(np.random.default_rng(24), (1, 1, 1, 1)),
+        failing=lambda data: (
+            {**data, "noise": jnp.asarray(np.cos(7.0 * np.arange(M) ** 2), data["noise"].dtype)},
+            {},
+            int(solvers.Status.STAGNATED),
+        ),
+        differentiable=("left", "right"),
+        direction=lambda rng, data: {
+            "left": 0.3 * rng.standard_normal((N, K)),
+            "right": 0.3 * rng.standard_normal((P, K)),
+        },
+        observe=lambda s: jnp.sum(jnp.sin(s.matrix)) + s.matrix[0, 1] ** 2,
+        tol={"float64": 1e-9, "float32": 2e-5},
+    ),
     Case(
         name="complete",
         solution=solvers.CompletionSolution,
