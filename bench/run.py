@@ -18,6 +18,7 @@ FAMILIES = (
     "interior",
     "linear",
     "pde",
+    "lowrank",
     "statespace",
     "tensor",
     "curvature",

@@ -8,6 +8,7 @@ Transport
     `PointCloud`, `Grid`: costs that are never stored. `sinkhorn_divergence`, `monge_gap`, `fit_transport_map`.
 Inverse problems
     `admm`, `pgd`, `hqs`: data through `Radon`, `Blur`, `FourierSampling`, ..., a prior by its proximal map.
+    `LearnedProx`: such a map, learned. `posterior_sample`, `invert`, `tweedie`: priors by a diffusion model's score.
 Constrained
     `interior_point`: minimise subject to equations, inequalities and bounds.
     `sketched_newton`: subject to equations. `DenseKKT`, `KrylovKKT`, `SketchProject`: its linear algebra.
@@ -68,16 +69,22 @@ FACES: dict[str, tuple[str, ...]] = {
     "inverse": (
         "admm",
         "filtered_back_projection",
+        "fit_prox",
         "hqs",
+        "invert",
         "pgd",
+        "posterior_sample",
         "prox_quadratic",
+        "tweedie",
         "Blur",
         "Differences",
         "Downsample",
         "FourierSampling",
         "InverseSolution",
         "InverseStatus",
+        "LearnedProx",
         "Mask",
+        "NoiseSchedule",
         "Radon",
         "TotalVariation",
         "TotalVariationSolution",

@@ -26,11 +26,11 @@ FAMILIES = sorted(p.parent.name for p in PACKAGE.glob("*/__init__.py") if p.pare
 HEAVY = ("matplotlib", "scipy.optimize", "scipy.sparse", "sklearn", "optax", "lineax", "optimistix", "PIL", "tqdm")
 LONGEST = 450
 SUBFOLDERS = {  # from the ground up: a subfolder may import from those before it
+    "inverse": ("forward", "variational", "learned", "diffusion"),
     "transport": ("costs", "entropic", "losses"),
     "linear": ("systems", "cycles", "learned"),
     "stochastic": ("gossip", "online"),
     "pde": ("spectral", "gaussian", "exact"),
-    "inverse": ("forward", "variational"),
     "constrained": ("interior",),
 }
 LARGE, MOST_FILES = 1500, 9

@@ -109,7 +109,8 @@ def train_relu(
     inside all cones, at multiples of the gates. Examples and targets are scaled by powers of two, so their size does
     not matter.
 
-    Both bounds hold whatever the iterates are: the upper one is a network's own objective, the lower one scales the
+    In float32 rounding may end it at a gap of some percent, as stagnated; take float64 for a certificate. Both bounds
+    hold whatever the iterates are: the upper one is a network's own objective, the lower one scales the
     multipliers until they are feasible.
 
     Derivatives: of `objective`, by the envelope theorem, and of functions of the network's outputs, those of a point of

@@ -13,7 +13,7 @@ from ..inverse.variational.splitting import admm
 from ..problems.inverse import phantom
 from .record import Peer, Record, timed
 
-SIZE, VIEWS, NOISE, WEIGHT, TOL = 128, 32, 0.01, 0.15, 1e-3
+SIZE, VIEWS, NOISE, WEIGHT, TOL = 64, 24, 0.01, 0.15, 1e-3
 
 
 def run(plots: Path, say) -> list[Record]:

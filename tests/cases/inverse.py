@@ -5,11 +5,15 @@ import jax.numpy as jnp
 import numpy as np
 
 import solvers
-from solvers.core.operators import LinearOperator
+from solvers import inverse
+from solvers.core.operators import LinearOperator, MatrixOperator
 from solvers.core.precision import matmul
 from solvers.core.prox import L1
+from solvers.problems.inverse import GaussianPrior
 
 from .case import Case
+from .module import ModuleCase
+from .sampler import Sampler
 
 M, N = 12, 6
 
@@ -81,4 +85,57 @@ CASES = [
     ),
     _entry("pgd", lambda s: {"x0": s.value}, tol={"float64": 1e-6, "float32": 1e-4}),
     _entry("hqs", lambda s: {"x0": s.value, "penalty": s.penalty}, tol={"float64": 1e-6, "float32": 1e-4}),
+]
+
+
+def _posterior_data(rng):
+    root = rng.standard_normal((4, 4)) / 2
+    return {
+        "covariance": root @ root.T + 0.1 * np.eye(4),
+        "matrix": rng.standard_normal((2, 4)),
+        "y": np.array([0.5, -1.0]),
+    }
+
+
+def _exact(data):
+    prior = GaussianPrior(jnp.zeros(4, data["y"].dtype), data["covariance"])
+    posterior = prior.posterior(data["matrix"], data["y"], 0.3)
+    return posterior.mean, posterior.covariance
+
+
+def _draw(guidance, steps=40):
+    schedule = inverse.CosineSchedule()
+
+    def draw(data, key):
+        prior = GaussianPrior(jnp.zeros(4, data["y"].dtype), data["covariance"])
+        score = lambda x, t: prior.score(x, schedule.alpha(t), schedule.sigma(t))  # noqa: E731
+        A = MatrixOperator(data["matrix"])
+        return inverse.posterior_sample(score, schedule, A, data["y"], key, noise=0.3, guidance=guidance, steps=steps)
+
+    return draw
+
+
+def _sampler(guidance, **more):
+    return Sampler(f"posterior_sample-{guidance}", _posterior_data, _draw(guidance), _exact, "y", **more)
+
+
+MODULES = [
+    ModuleCase(
+        name="LearnedProx",
+        module=solvers.LearnedProx,
+        make=lambda key, dtype: solvers.LearnedProx(
+            inverse.convex_network(key, 3, width=5, depth=2, beta=2.0, dtype=dtype)
+        ),
+        example=lambda rng: rng.standard_normal(3),
+        refuse=(lambda: solvers.LearnedProx(3.0),),
+    ),
+]
+
+SAMPLERS = [
+    _sampler("second_order"),
+    # Biased on every prior that is not white; what is asked is that they are no worse than this.
+    _sampler("pigdm", bias=0.3, spread=0.5),
+    _sampler("dps", bias=1.0, spread=1.0),
+    _sampler("stsl", bias=1.0, spread=1.0),
+    _sampler("dds", bias=1.0, spread=1.0),
 ]

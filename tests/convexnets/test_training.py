@@ -41,11 +41,14 @@ def objective(net, p):
 def test_the_network_has_the_optimum_for_its_objective(rng, loss, gated):
     p = problem(rng, loss, gated)
     sol = solve(p)
-    assert sol.converged, sol
+    if FLOAT == "float64":
+        assert sol.converged, sol
+    assert sol.status in (Status.CONVERGED, Status.STAGNATED)
     assert sol.num_steps < 200
     assert np.isclose(objective(sol.to_network(), p), sol.objective, rtol=1e-6 if FLOAT == "float64" else 1e-4)
     assert sol.lower_bound <= sol.objective * (1 + 1e-6)
-    assert sol.duality_gap <= 1.01 * sol.tol * sol.objective + 1e-30
+    assert np.isclose(sol.duality_gap, sol.error * sol.objective, rtol=1e-3, atol=1e-7)
+    assert sol.error <= sol.tol or not sol.converged
 
 
 @needs_x64

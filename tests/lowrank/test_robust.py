@@ -74,8 +74,8 @@ def test_the_published_steps_are_taken():
 
 def test_geometric_steps_recover_too():
     operator, y, X, _ = instance(0.3)
-    sol = robust_recovery(operator, y, RANK, symmetric=True, step_rule="geometric", decay=0.985, tol=1e-4,
-                          max_steps=1500)  # fmt: skip
+    sol = robust_recovery(operator, y, RANK, symmetric=True, step_rule="geometric", decay=0.992, tol=1e-4,
+                          max_steps=3000)  # fmt: skip
     assert sol.converged
     assert relative(sol.matrix, X) < 2e-3
 

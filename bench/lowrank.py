@@ -1,0 +1,91 @@
+"""Completion at size: seconds a sweep of alternating least squares, beside the seconds of reading the entries once.
+
+    python bench/lowrank.py          10,000 x 10,000 with a million entries, rank 20
+    python bench/lowrank.py --gpu    100,000 x 100,000 with 1e7 and 1e8 entries, rank 50, made on the device
+
+A sweep takes the difference of two solves with different numbers of sweeps, so that sorting and the start are apart.
+"""
+
+import os
+import time
+
+os.environ.setdefault("JAX_ENABLE_X64", "1")
+
+import harness
+import jax
+import jax.numpy as jnp
+
+from solvers import complete
+
+FEW, MANY = 2, 5
+
+
+def entries(key, n, m, k, dtype):
+    """Return random places of a random matrix of rank k, and its values there."""
+    one, two, three, four = jax.random.split(key, 4)
+    rows, cols = (jax.random.randint(x, (m,), 0, n, jnp.int32) for x in (one, two))
+    left, right = (jax.random.normal(x, (n, k), dtype) for x in (three, four))
+    values = jax.lax.map(lambda ij: jnp.sum(left[ij[0]] * right[ij[1]]), (rows, cols), batch_size=1 << 18)
+    return rows, cols, values, left, right
+
+
+def seconds(program, *args):
+    """Return the least time of two runs, and the output."""
+    best = float("inf")
+    for _ in range(2):
+        begin = time.perf_counter()
+        output = jax.block_until_ready(program(*args))
+        best = min(best, time.perf_counter() - begin)
+    return best, output
+
+
+def size(n, m, k, method, dtype):
+    """Measure one instance."""
+    rows, cols, values, left, right = jax.block_until_ready(
+        jax.jit(entries, static_argnums=(1, 2, 3, 4))(jax.random.key(23), n, m, k, dtype)
+    )
+
+    @jax.jit
+    def solve(rows, cols, values, sweeps):
+        sol = complete(rows, cols, values, (n, n), k, method=method, max_steps=sweeps, tol=0.0)
+        return sol.left, sol.right, sol.residual, sol.error
+
+    begin = time.perf_counter()
+    jax.block_until_ready(solve(rows, cols, values, jnp.int32(0)))
+    first = time.perf_counter() - begin
+    few, _ = seconds(solve, rows, cols, values, jnp.int32(FEW))
+    many, (found, other, residual, error) = seconds(solve, rows, cols, values, jnp.int32(MANY))
+    read, _ = seconds(jax.jit(lambda r, c, v: jnp.sum(v) + jnp.sum(r * c)), rows, cols, values)
+    test = jax.random.randint(jax.random.key(5), (2, 20_000), 0, n, jnp.int32)
+    truth = jnp.sum(left[test[0]] * right[test[1]], axis=1)
+    miss = jnp.sum(found[test[0]] * other[test[1]], axis=1) - truth
+    sweep = (many - few) / (MANY - FEW)
+    return {
+        "rows": n, "entries": m, "rank": k, "method": method, "dtype": jnp.dtype(dtype).name, "sweep_seconds": sweep,
+        "rest_seconds": few - FEW * sweep, "first_call_seconds": first, "read_seconds": read,
+        "sweep_over_read": sweep / read,
+        "residual_after": float(residual), "hidden_error_after": float(jnp.linalg.norm(miss) / jnp.linalg.norm(truth)),
+        "sweeps": MANY, "error_after": float(error),
+    }  # fmt: skip
+
+
+def main():
+    options = harness.arguments(__doc__)
+    record, rows = harness.machine("equinox"), []
+    jobs = [(10_000, 1_000_000, 20, m, d) for m in ("als_cg", "als_exact") for d in (jnp.float32, jnp.float64)]
+    if options.quick:
+        jobs = [(1_000, 50_000, 5, m, jnp.float32) for m in ("als_cg", "als_exact", "sketched")]
+    if options.gpu:
+        jobs = [(100_000, m, 50, "als_cg", jnp.float32) for m in (10**7, 10**8)]
+        jobs.insert(1, (100_000, 10**7, 50, "als_exact", jnp.float32))
+        jobs.insert(1, (100_000, 10**7, 50, "als_cg", jnp.float64))
+    for job in jobs:
+        rows.append(size(*job))
+        harness.table(rows[-1:])
+        stem = "lowrank_gpu" if options.gpu else "lowrank"
+        if not options.quick:
+            harness.save(options.out / f"{stem}.json", rows, key=("rows", "entries", "method", "dtype"), record=record)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Diffusion priors: noise schedules, Tweedie's formulas, deterministic and posterior sampling."""

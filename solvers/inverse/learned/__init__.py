@@ -1,0 +1,1 @@
+"""Learned proximal maps: gradients of convex networks, trained by proximal matching."""
