@@ -116,7 +116,8 @@ def test_vmap_equals_a_python_loop(case):
         alone = jitted(case)(lane(batch(case), i))
         close(lane(solutions.value, i), alone.value, case)
         assert solutions.status[i] == alone.status
-        assert solutions.num_steps[i] == alone.num_steps
+        # a product of a batch rounds in another order: in float32 that can decide whether a step more is taken
+        assert abs(solutions.num_steps[i] - alone.num_steps) <= (FLOAT == "float32")
 
 
 def test_nan_lane_leaves_the_others_alone(case):
@@ -189,10 +190,12 @@ def _difference(x, h):
 def test_every_promised_entry_has_a_derivative_under_vmap(case):
     gradient = jax.grad(lambda d: case.observe(case.solve(d)), allow_int=True)
     gradients, one = jax.jit(jax.vmap(gradient))(batch(case)), jax.jit(gradient)(lane(batch(case), 2))
+    rtol, atol = (1e-5, 1e-7) if FLOAT == "float64" else (max(2e-2, 10 * case.tol[FLOAT.name]), 1e-3)
     for name in case.differentiable:
         assert np.any(np.asarray(one[name]) != 0), name
-        jax.tree.map(lambda u, v: np.testing.assert_allclose(u, v, rtol=2e-2 if FLOAT == "float32" else 1e-5, atol=1e-3
-                     if FLOAT == "float32" else 1e-7), lane(gradients[name], 2), one[name])  # fmt: skip
+        jax.tree.map(
+            lambda u, v: np.testing.assert_allclose(u, v, rtol=rtol, atol=atol), lane(gradients[name], 2), one[name]
+        )
 
 
 def test_derivatives_of_what_did_not_converge_are_nan(case):

@@ -90,8 +90,8 @@ def scale_learning_rate(
     Examples
     --------
     >>> from solvers import scale_learning_rate
-    >>> print(scale_learning_rate(0.1, 128, 512, rule="sqrt").round(4))
-    0.2
+    >>> print(f"{scale_learning_rate(0.1, 128, 512, rule='sqrt'):.3f}")
+    0.200
     """
     checks.choice("scale_learning_rate", "rule", rule, RULES)
     rate = checks.number("scale_learning_rate", "learning_rate", learning_rate)

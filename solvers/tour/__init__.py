@@ -22,7 +22,7 @@ FAMILIES: dict[str, str] = {
     "pde": "a differential equation with three scales, by a spectral Gaussian-process solve",
     "curvature": "a digit classifier: its natural gradient, and the curvature of its loss by pixel",
     "compression": "bits for the layers of a ResNet18 under a budget of memory, proved best",
-    "convexnets": "handwritten threes and fives told apart by a network proved the best of its kind",
+    "convexnets": "handwritten threes and fives told apart by a network with a certificate for its activation patterns",
     "lowrank": "half of a photograph's pixels from the other half",
     "statespace": "the past in 32 numbers, made diagonal: the distance that S4D keeps, and a thousandth of it",
     "tensor": "products of functions on the sphere, on the smallest grid that is exact",

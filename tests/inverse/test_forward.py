@@ -182,7 +182,8 @@ def test_total_variation_is_certified(shape, rng):
     assert loose.converged
     assert tight.converged
     assert jnp.linalg.norm(loose.value - tight.value) <= (loose.error + tight.error) * jnp.linalg.norm(v)
-    again = TotalVariation(0.3, ndim=len(shape), tol=tight.error * 1.01).denoise(v, dual=tight.dual)
+    slack = 1.01 if FLOAT == "float64" else 1.5  # the gap is a difference of sums that rounding knows to 1e-4
+    again = TotalVariation(0.3, ndim=len(shape), tol=tight.error * slack).denoise(v, dual=tight.dual)
     assert again.num_steps == 0
 
 
