@@ -69,9 +69,7 @@ def descent(X, y, best: float) -> Peer:
     seconds = time.perf_counter() - begin
     decay = sum(np.sum(w**2) for w in peer.coefs_) / 2
     objective = np.sum((peer.predict(X[:TRAIN]) - y[:TRAIN]) ** 2) / 2 + BETA * decay
-    note = (
-        f"its objective is {objective / best:.2f} times ours: patterns free, intercepts not penalised, nothing proved"
-    )
+    note = f"its objective is {objective / best:.2f} times ours: free patterns, intercepts not penalised, no proof"
     return Peer("scikit-learn L-BFGS", seconds, True, None, note)
 
 
