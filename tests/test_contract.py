@@ -117,7 +117,7 @@ def test_vmap_equals_a_python_loop(case):
         close(lane(solutions.value, i), alone.value, case)
         assert solutions.status[i] == alone.status
         # a product of a batch rounds in another order: in float32 that can decide whether a step more is taken
-        assert abs(solutions.num_steps[i] - alone.num_steps) <= (FLOAT == "float32")
+        assert abs(solutions.num_steps[i] - alone.num_steps) <= int(FLOAT == "float32")
 
 
 def test_nan_lane_leaves_the_others_alone(case):
