@@ -78,7 +78,7 @@ def sketched_newton(
     objective: Callable[[Any, Any], Float[Array, ""]],
     x0: PyTree,
     *,
-    equality: Callable[[Any, Any], PyTree],
+    equality: Callable[[Any, Any], PyTree] | None = None,
     args: PyTree = None,
     multipliers: PyTree | None = None,
     kkt: KKT | str = "auto",
@@ -200,6 +200,9 @@ def sketched_newton(
         checks.fail(NAME, "x0", "a pytree with at least one array", "none")
     x0 = jax.tree.unflatten(tree, [checks.float_array(NAME, "x0", leaf) for leaf in leaves])
     dtype = jnp.result_type(*jax.tree.leaves(x0))
+    if equality is None:
+        cure = "a function c(x, args), for c = 0; for inequalities and bounds, or none at all, call `interior_point`"
+        checks.fail(NAME, "equality", cure, "none", TypeError)
     for name, function in (("objective", objective), ("equality", equality)):
         if not callable(function):
             checks.fail(NAME, name, "a function of (x, args)", type(function).__name__, TypeError)

@@ -96,7 +96,7 @@ def settings(name: str, A: Any, b: Any, coarsening: Any, *rest: Any) -> tuple:
     if not isinstance(degree, int) or degree < 1:
         checks.fail(name, "degree", "a positive Python integer", degree)
     if not isinstance(A, Stencil | AMG):
-        checks.fail(name, "A", "a Stencil or AMG", type(A).__name__, TypeError)
+        checks.fail(name, "A", "a Stencil, or `AMG(A)` of a sparse matrix", type(A).__name__, TypeError)
     ratio = checks.number(name, "ratio", ratio, positive=True)
     if isinstance(A, AMG):
         checks.choice(name, "coarsening", coarsening, ("auto",))

@@ -247,3 +247,8 @@ def test_a_missed_tolerance_says_which_part_missed():
     feasible = sketched_newton(one_away, array(2, 8), equality=lambda x, _: x[0] ** 3 - x[1], max_steps=0)
     assert "stationarity" in feasible.message
     assert "feasibility" not in feasible.message
+
+
+def test_no_constraint_is_told_where_to_go():
+    with pytest.raises(TypeError, match="interior_point"):
+        sketched_newton(lambda x, args: jnp.sum(x**2), jnp.ones(3, FLOAT))

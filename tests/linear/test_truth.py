@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.sparse
 
 from solvers import (
     Arms,
@@ -192,3 +193,11 @@ def test_no_system_is_an_error():
         solve_sequence(
             np.zeros((0, 2, 2)), np.zeros((0, 2)), learner=TsallisINF(), arms=Arms.sor(2), key=jax.random.key(3)
         )
+
+
+def test_a_scipy_matrix_is_told_its_way_in():
+    matrix = scipy.sparse.eye(5).tocsr()
+    with pytest.raises(TypeError, match=r"SparseRows.from_scipy\(A\)"):
+        ssor_cg(matrix, jnp.ones(5, FLOAT), omega=1.0)
+    with pytest.raises(TypeError, match=r"AMG\(A\)"):
+        multigrid_cg(matrix, jnp.ones(5, FLOAT))

@@ -233,6 +233,9 @@ def as_system(function: str, A: Any, dtype) -> System:
     if hasattr(A, "as_matrix"):
         A = A.as_matrix()
     if not isinstance(A, System):
+        if hasattr(A, "tocoo"):
+            expected = "a system; a SciPy matrix comes over by `SparseRows.from_scipy(A)`, with multigrid by `AMG(A)`"
+            fail(function, "A", expected, type(A).__name__, TypeError)
         if callable(A):
             fail(
                 function, "A", "a system; wrap a function and its diagonal in `MatrixFree`", type(A).__name__, TypeError
