@@ -157,8 +157,9 @@ def test_an_arm_of_a_sequence():
         return SMALL.with_values(SMALL.values * (1 + 0.1 * t.astype(FLOAT))), jnp.asarray(B[:60], FLOAT) + x
 
     solution = solve_sequence(
-        step, arms=Arms.multigrid_cg(), key=jax.random.key(3), x0=jnp.zeros(60, FLOAT), num_systems=3, tol=TOL
-    )
+        step, arms=Arms.multigrid_cg(), key=jax.random.key(3), x0=jnp.zeros(60, FLOAT), num_systems=3,
+        tol=max(TOL, 2e-4 if FLOAT == "float32" else 0),  # float32 stagnates at 7e-5 on these
+    )  # fmt: skip
     assert bool(solution.converged.all())
     x = np.zeros(60)
     for t in range(3):
