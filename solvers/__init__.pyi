@@ -7,7 +7,9 @@ from . import curvature as curvature
 from . import inverse as inverse
 from . import linear as linear
 from . import lowrank as lowrank
+from . import ode as ode
 from . import pde as pde
+from . import sde as sde
 from . import statespace as statespace
 from . import stochastic as stochastic
 from . import tensor as tensor
