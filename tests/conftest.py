@@ -2,6 +2,8 @@
 
 import gc
 import os
+import shutil
+import tempfile
 from importlib import metadata
 from pathlib import Path
 
@@ -13,6 +15,14 @@ os.environ.setdefault(
 )
 os.environ.setdefault("JAX_PLATFORMS", "cpu" if not os.environ.get("SOLVERS_TEST_ACCELERATOR") else "")
 os.environ.setdefault("MPLBACKEND", "agg")
+
+# The workers, and tests that make the same program again, share what is compiled. A folder of your own outlasts the run:
+# JAX_COMPILATION_CACHE_DIR=~/.cache/jax pytest
+SHARED = None
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    SHARED = os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="compiled-")
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 
 import jax
 import numpy as np
@@ -43,6 +53,12 @@ def pytest_xdist_make_scheduler(config, log):
             return _group(nodeid)
 
     return ByPrograms(config, log)
+
+
+def pytest_unconfigure(config):
+    """Remove what was compiled for this run."""
+    if SHARED is not None:
+        shutil.rmtree(SHARED, ignore_errors=True)
 
 
 def _group(nodeid: str) -> str:
