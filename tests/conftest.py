@@ -18,9 +18,8 @@ os.environ.setdefault("MPLBACKEND", "agg")
 
 # The workers, and tests that make the same program again, share what is compiled. A folder of your own outlasts the run:
 # JAX_COMPILATION_CACHE_DIR=~/.cache/jax pytest
-SHARED = None
-if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
-    SHARED = os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="compiled-")
+SHARED = None if "JAX_COMPILATION_CACHE_DIR" in os.environ else tempfile.mkdtemp(prefix="compiled-")
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", SHARED or "")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 

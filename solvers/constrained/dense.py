@@ -85,7 +85,9 @@ class DenseKKT(KKT):
         zero, no, none = jnp.zeros((), dtype), jnp.zeros((), bool), jnp.zeros((), jnp.int32)
         start = Attempt(zero, system.initial, zeros, jnp.zeros(m, dtype), zeros, no, no, no, none)
         end = lax.while_loop(
-            lambda done: ~done.tame & (done.tries < FACTORISATIONS), lambda done: attempt(system, model, ask, done), start
+            lambda done: ~done.tame & (done.tries < FACTORISATIONS),
+            lambda done: attempt(system, model, ask, done),
+            start,
         )
         gv = product(model.G, end.v)
         curvature = dot(end.v, product(system.H, end.v)) + jnp.where(ask.penalised, dot(gv, gv), 0)
