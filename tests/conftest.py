@@ -16,10 +16,9 @@ os.environ.setdefault(
 os.environ.setdefault("JAX_PLATFORMS", "cpu" if not os.environ.get("SOLVERS_TEST_ACCELERATOR") else "")
 os.environ.setdefault("MPLBACKEND", "agg")
 
-# The workers, and tests that make the same program again, share what is compiled. A folder of your own outlasts the run:
-# JAX_COMPILATION_CACHE_DIR=~/.cache/jax pytest
-SHARED = None if "JAX_COMPILATION_CACHE_DIR" in os.environ else tempfile.mkdtemp(prefix="compiled-")
-os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", SHARED or "")
+# Workers, and tests that make the same program again, share what is compiled. JAX_COMPILATION_CACHE_DIR=~/.cache/jax
+# pytest makes it outlast the run.
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", f"{tempfile.gettempdir()}/solvers-programs-{os.getpid()}")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 
@@ -56,8 +55,9 @@ def pytest_xdist_make_scheduler(config, log):
 
 def pytest_unconfigure(config):
     """Remove what was compiled for this run."""
-    if SHARED is not None:
-        shutil.rmtree(SHARED, ignore_errors=True)
+    shared = os.environ["JAX_COMPILATION_CACHE_DIR"]
+    if shared.endswith(f"/solvers-programs-{os.getpid()}"):
+        shutil.rmtree(shared, ignore_errors=True)
 
 
 def _group(nodeid: str) -> str:
