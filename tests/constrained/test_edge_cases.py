@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from jax import lax
 
-from solvers import Status, sketched_newton
+from solvers import Status
 
+from ..compiled import sketched_newton
 from ..conftest import FLOAT, X64
 from .shared import LOOSE, TOL, problem, solution
 

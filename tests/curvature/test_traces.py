@@ -7,10 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from solvers import blockwise_trace, trace
 from solvers.core.operators import FunctionOperator, MatrixOperator
 from solvers.curvature import BlockFisher, diagonal, fisher, gauss_newton, hessian
 
+from ..compiled import blockwise_trace, trace
 from ..conftest import FLOAT, X64
 
 N = 60

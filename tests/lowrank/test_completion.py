@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from jax.sharding import Mesh, PartitionSpec
 
-from solvers import LowRankStatus, Status, complete
+from solvers import LowRankStatus, Status
 
+from ..compiled import complete
 from ..conftest import FLOAT, needs_x64
 
 N, P, R = 60, 50, 3

@@ -9,20 +9,10 @@ import pytest
 from jax.test_util import check_grads
 from scipy.special import gammainc
 
-from solvers import (
-    GaussianStatus,
-    LinearGaussian,
-    Matern,
-    PeriodicKernel,
-    SolveError,
-    SquaredExponential,
-    gp_regression,
-    kalman_filter,
-    kalman_smoother,
-    to_sde,
-)
+from solvers import GaussianStatus, LinearGaussian, Matern, PeriodicKernel, SolveError, SquaredExponential, to_sde
 from solvers.core.gaussian.sde import lower_gamma
 
+from ..compiled import gp_regression, kalman_filter, kalman_smoother
 from ..conftest import FLOAT, X64, needs_x64
 
 TOL = 1e-10 if X64 else 3e-4

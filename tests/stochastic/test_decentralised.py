@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 from scipy.linalg import expm
 
-from solvers import DecentralisedStatus, Status, dadao, gossip_rates, mudag
+from solvers import DecentralisedStatus, Status, gossip_rates
 from solvers.problems.stochastic import barbell, network, ring
 from solvers.stochastic.gossip.decentralised import Flow
 
+from ..compiled import dadao, mudag
 from ..conftest import FLOAT, needs_x64
 
 NODES, D = 8, 3
