@@ -199,8 +199,8 @@ def quadratic_rows(options) -> list[dict]:
 def block_rows(options) -> list[dict]:
     """Return steps to a tenth of the first distance, medians of seeds, for 1, 2, 4, ... blocks a step."""
     m = 1000 if options.gpu else 64
-    sampled = (16, 32, 64, 128) if options.gpu else (2, 4, 8, 16, 32)
-    lanes, most = (2, 200) if options.quick else (8, 4000)
+    sampled = (64, 128, 256, 512) if options.gpu else (2, 4, 8, 16, 32)
+    lanes, most = (2, 200) if options.quick else (8, 10_000)
     problem = block_quadratics(np.random.default_rng(SEED), blocks=m, p=3, d=4)
     rows = []
     for I in sampled:  # noqa: E741
@@ -210,7 +210,7 @@ def block_rows(options) -> list[dict]:
             return block._replace(c=block.c + 0.02 * jax.random.normal(key, block.c.shape))
 
         made = bsvrb(
-            problem.upper, problem.lower, sample, blocks=m, sampled=I, x_step=0.1, y_step=0.3, momentum=0.02
+            problem.upper, problem.lower, sample, blocks=m, sampled=I, x_step=0.1, y_step=0.1, momentum=0.02
         )  # fmt: skip
 
         def distances(key, made=made):
