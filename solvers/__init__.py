@@ -18,6 +18,8 @@ Linear
     `solve_sequence`, `learned_sor`: many related systems, the setting learned by `TsallisINF`, `ChebCB`, ...
 Differential equations
     `gp_solve` of a `PDEProblem` on a `Box` with `Dirichlet`, `Neumann`, `Robin`, `Periodic`, `Observe`.
+    `TrackHeuristics` of a diffrax solver: `error_penalty`, `stiffness_penalty`.
+    `lstd`, `martingale_loss`, `td_learning` on `Paths`: value functions of stochastic equations.
 Curvature
     `hessian`, `gauss_newton`, `EmpiricalFisher`, `head_hessian`: operators. `trace`, `blockwise_trace`: with errors.
     `spectral_density`, `extreme_eigenpairs`, `sgd_stability`. `mfac`, `adahessian`, `slq_heavy_ball` for Optax.
@@ -184,13 +186,35 @@ FACES: dict[str, tuple[str, ...]] = {
     "bilevel": (
         "bsvrb",
         "hypergradient",
+        "lv_hba",
         "single_loop",
+        "BilevelSolution",
         "CGSolve",
         "DirectSolve",
         "Hypergradient",
         "LinearSolver",
         "NeumannSeries",
         "NystromInverse",
+        "PublishedSteps",
+    ),
+    "ode": (
+        "error_penalty",
+        "stiffness_penalty",
+        "Heuristics",
+        "TrackHeuristics",
+    ),
+    "sde": (
+        "lstd",
+        "martingale_loss",
+        "orthogonality",
+        "simulate",
+        "squared_td_error",
+        "td_learning",
+        "LinearValue",
+        "Moments",
+        "Paths",
+        "TDLearner",
+        "TDState",
     ),
     "pde": (
         "gp_solve",

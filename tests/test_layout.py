@@ -24,7 +24,18 @@ PACKAGE = ROOT / "solvers"
 MODULES = sorted(PACKAGE.rglob("*.py"))
 SHARED = ("core", "problems", "tour")
 FAMILIES = sorted(p.parent.name for p in PACKAGE.glob("*/__init__.py") if p.parent.name not in SHARED)
-HEAVY = ("matplotlib", "scipy.optimize", "scipy.sparse", "sklearn", "optax", "lineax", "optimistix", "PIL", "tqdm")
+HEAVY = (
+    "matplotlib",
+    "scipy.optimize",
+    "scipy.sparse",
+    "sklearn",
+    "optax",
+    "diffrax",
+    "lineax",
+    "optimistix",
+    "PIL",
+    "tqdm",
+)
 LONGEST = 450
 SUBFOLDERS = {  # from the ground up: a subfolder may import from those before it
     "inverse": ("forward", "variational", "learned", "diffusion"),
