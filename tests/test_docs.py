@@ -23,7 +23,7 @@ DOCS = ROOT / "docs"
 PAGES = sorted(DOCS.rglob("*.md"))
 DOCUMENTS = [*PAGES, *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md"))]
 OURS = re.compile(r'^( *)```python title="solvers"\n(.*?)^\1```', re.MULTILINE | re.DOTALL)
-MADE = ("api/", "notebooks/", "benchmarks.md")
+MADE = ("api/", "notebooks/", "benchmarks.md", "contract.md")
 """Pages that are made while the site is built."""
 
 
