@@ -255,6 +255,18 @@ def test_public_names_are_documented(name):
     assert not inspect.signature(thing).parameters, f"{name} has parameters but no Parameters section"
 
 
+def test_names_in_docstrings_can_be_imported():
+    """A class that a public docstring names is in the library or in one of its families."""
+    rooms = [solvers, *(getattr(solvers, family) for family in FAMILIES)]
+    lost = {}
+    for name, thing in public().items():
+        own = {*dir(thing), *getattr(thing, "__annotations__", {})}
+        for mentioned in re.findall(r"(?<!`)`([A-Z]\w*[a-z]\w*)`(?!`)", inspect.getdoc(thing) or ""):
+            if mentioned not in own and not any(hasattr(room, mentioned) for room in rooms):
+                lost.setdefault(name, []).append(mentioned)
+    assert not lost
+
+
 @pytest.mark.parametrize("name", sorted(solver_functions()))
 def test_solvers_have_every_section(name):
     docstring = inspect.getdoc(solver_functions()[name]) or ""

@@ -46,7 +46,7 @@ def sketch_and_project(
         The system.
     key : PRNG key
     sketch : str
-        "gaussian", "kaczmarz", "countsketch" or "srht"; see `core.sketch.draw`. Static.
+        "gaussian", "kaczmarz", "countsketch" or "srht". Static.
     block : int
         Columns of S. Static.
     tol : scalar

@@ -8,6 +8,7 @@ from ..core.gaussian.kernels import SquaredExponential as SquaredExponential
 from ..core.gaussian.kernels import StudentMixture as StudentMixture
 from .gaussian.published import PublishedGPHM as PublishedGPHM
 from .problem import Box as Box
+from .problem import Condition as Condition
 from .problem import Dirichlet as Dirichlet
 from .problem import Neumann as Neumann
 from .problem import Observe as Observe
