@@ -42,7 +42,7 @@ SUBFOLDERS = {  # from the ground up: a subfolder may import from those before i
     "transport": ("costs", "entropic", "losses"),
     "linear": ("systems", "cycles", "learned"),
     "stochastic": ("gossip", "online"),
-    "pde": ("spectral", "gaussian", "exact"),
+    "pde": ("spectral", "gaussian", "exact", "neural", "operators", "variational"),
     "constrained": ("interior",),
 }
 LARGE, MOST_FILES = 1500, 9
