@@ -67,6 +67,8 @@ def walls(k, shift):
         ((4, 3, 5), False, (2, 0)),
         ((6, 4), True, (1, 0)),
         ((4, 5), (True, False), (0,)),
+        ((7, 3), False, (0, 1)),
+        ((4, 7), (True, False), (1, 0)),
     ],
 )
 @pytest.mark.parametrize("varying", [True, False])
