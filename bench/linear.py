@@ -256,7 +256,7 @@ def large(options):
         x = row.pop("x")
         error = float(np.linalg.norm(b - system.matrix @ x) / np.linalg.norm(b))
         rows.append({
-            "what": "P1 triangles, a million rows", "solver": row["solver"], "rows": b.size, "ms": 1e3 * row["solve"],
+            "what": "P1 triangles (a million rows)", "solver": row["solver"], "rows": b.size, "ms": 1e3 * row["solve"],
             "set-up": row["set-up"], "steps": row["steps"], "error": error, "compile": row["compile"],
         })  # fmt: skip
     except ImportError as cause:

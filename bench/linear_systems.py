@@ -104,16 +104,16 @@ def three_scales(n: int) -> System:
 
 
 SYSTEMS: dict[str, tuple[Callable[[int], System], int]] = {
-    "diffusion 1, 10, 100 in 3-D (stencil)": (three_scales, 256),
+    "three scales in 3-D (stencil)": (three_scales, 256),
     "rotated anisotropy 1e-3": (rotated, 256),
     "jumps of 1e6 from point to point": (islands, 256),
     "elasticity, Q1": (elasticity, 256),
-    "P1 triangles, unstructured": (linear_triangles, 320),
-    "P2 triangles, unstructured": (quadratic_triangles, 320),
+    "P1 triangles": (linear_triangles, 320),
+    "P2 triangles": (quadratic_triangles, 320),
     "P1 tetrahedra": (tetrahedra, 256),
-    "P1 triangles, a million rows": (linear_triangles, 1002),
+    "P1 triangles (a million rows)": (linear_triangles, 1002),
 }
-"""What makes each system, and the size it is made at: about the root of the rows."""
+"""What makes each system, and the size it is made at: about the root of the rows. Meshes are unstructured."""
 
 
 def own(system: System) -> Callable[[], Any]:
