@@ -184,6 +184,8 @@ def test_entries_in_any_order_and_twice():
     system, expected = AMG(rows, max_coarse=20), DENSE.copy()
     expected[3, 3] += 0.5
     np.testing.assert_allclose(system.mv(jnp.asarray(B, FLOAT)), expected @ B, rtol=1e-4, atol=1e-4)
+    whole = AMG(sp.csr_matrix(np.round(10 * expected).astype(int)), max_coarse=20)
+    assert all(x.dtype == FLOAT for x in (whole.values, *whole.data, *whole.weights, whole.inverse))
     assert relative(expected, solve(system, jnp.asarray(B, FLOAT)).value, B) <= 1e-4
 
 

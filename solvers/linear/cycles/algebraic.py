@@ -267,6 +267,7 @@ def _host(matrix: Any) -> tuple[Array, Any, Array]:
         if matrix.shape[0] != matrix.shape[1]:
             fail("AMG", "matrix", "square", matrix.shape)
         given = matrix.tocsr()
+        given = given if given.dtype.kind in "fc" else given.astype(float)
         if given.has_canonical_format:
             return float_array("AMG", "matrix", given.data), given, jax.device_put(np.arange(given.nnz, dtype=np.int32))
         values, column, n = given.data, given.indices, given.shape[0]
