@@ -256,7 +256,7 @@ def large(options):
         x = row.pop("x")
         error = float(np.linalg.norm(b - system.matrix @ x) / np.linalg.norm(b))
         rows.append({
-            "what": "P1 triangles (a million rows)", "solver": row["solver"], "rows": b.size, "ms": 1e3 * row["solve"],
+            "what": "P1 triangles, a million rows", "solver": row["solver"], "rows": b.size, "ms": 1e3 * row["solve"],
             "set-up": row["set-up"], "steps": row["steps"], "error": error, "compile": row["compile"],
         })  # fmt: skip
     except ImportError as cause:
@@ -349,10 +349,11 @@ def main():
     options = harness.arguments(__doc__.splitlines()[0])
     record = harness.machine("pyamg", "sparsax", "scikit-fem")
     if options.gpu:
-        rows = large(options) if harness.chosen("large", options.only) else []
-        rows += accelerator(options) if harness.chosen("small", options.only) else []
-        print(json.dumps(rows, default=float))
-        harness.save(options.out / "linear_gpu.json", rows, key=("what", "solver"), record=record)
+        for kind, job, name in (("large", large, "linear_gpu_large.json"), ("small", accelerator, "linear_gpu.json")):
+            if harness.chosen(kind, options.only):
+                rows = job(options)
+                print(json.dumps(rows, default=float))
+                harness.save(options.out / name, rows, key=("what", "solver"), record=record)
         return
     jobs = {
         "single": (single, ("system", "solver")), "heat": (heat, ("run",)), "overhead": (overhead, ("learner",)),

@@ -85,7 +85,7 @@ def elements(mesh: Any, element: Any):
 def linear_triangles(n: int) -> System:
     import skfem
 
-    return System(elements(mesh(n), skfem.ElementTriP1()), improve=0)
+    return System(elements(mesh(n), skfem.ElementTriP1()))
 
 
 def quadratic_triangles(n: int) -> System:
