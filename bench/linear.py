@@ -336,11 +336,14 @@ def draw(rows, record, path):
     for ax, name in zip(axes, list(dict.fromkeys(r["system"] for r in rows))[-2:], strict=False):
         mine = sorted((r for r in rows if r["system"] == name), key=lambda r: -r["ms"])
         ours = [r["solver"].startswith(("multigrid", "chebyshev", "sor")) for r in mine]
-        ax.barh(range(len(mine)), [r["ms"] for r in mine], color=[harness.PALETTE[0 if o else 1] for o in ours])
+        for k, (r, o) in enumerate(zip(mine, ours, strict=True)):
+            ax.plot(r["ms"], k, "o", color=harness.PALETTE[0 if o else 1])
         for k, r in enumerate(mine):
-            ax.text(r["ms"] * 1.05, k, f"{r['ms']:.3g}  (error {r['error']:.0e})", va="center", fontsize=6.5)
+            ax.text(r["ms"] * 1.15, k, f"{r['ms']:.3g}  (error {r['error']:.0e})", va="center", fontsize=6.5)
         ax.set_yticks(range(len(mine)), [r["solver"] for r in mine], fontsize=7)
-        ax.set(xscale="log", xlabel="ms a solve, set-up included", title=name, xlim=(None, 30 * mine[0]["ms"]))
+        ax.set(xscale="log", xlabel="ms a solve, set-up included; blue: ours", title=name)
+        ax.set_xlim(0.6 * mine[-1]["ms"], 12 * mine[0]["ms"])
+        ax.grid(axis="y", color="#e8e8e8", linewidth=0.6)
     fig.tight_layout(rect=(0, 0.04, 1, 1))
     harness.save_figure(fig, path, record)
 

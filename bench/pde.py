@@ -163,12 +163,14 @@ def picture(rows, record, path):
         groups[r["method"]].append((r["seconds"], r["error"]))
         if r.get("gp_hm_error"):
             groups["GP-HM, authors' logs"].append((r["gp_hm_seconds"], r["gp_hm_error"]))
+    taken = sorted(r["steps"] for r in rows if r["method"] == "GP-HM as published, Adam")
     for (name, points), color, marker in zip(groups.items(), PALETTE, "os^Dv", strict=False):
         if points:
-            axes.loglog(*zip(*points, strict=True), marker, color=color, label=name, markersize=5, alpha=0.85)
+            label = f"{name}, after {taken[0]} to {taken[-1]:,} steps" if name.endswith("Adam") else name
+            axes.loglog(*zip(*points, strict=True), marker, color=color, label=label, markersize=5, alpha=0.85)
     axes.set(xlabel="seconds (the authors' on their machine)", ylabel="relative L2 error on the test grid",
              title="The eleven problems of GP-HM")  # fmt: skip
-    axes.legend(frameon=False, fontsize=8, loc="lower right")
+    axes.legend(frameon=False, fontsize=8, loc="upper left")
     fig.tight_layout()
     save_figure(fig, path, record)
 

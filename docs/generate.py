@@ -6,6 +6,7 @@ Run by mkdocs while it builds the site.
 import ast
 import json
 import re
+import sys
 from pathlib import Path
 
 import mkdocs_gen_files
@@ -164,6 +165,34 @@ def about(stem: str) -> list[str]:
     return [sentence, "", f"`python bench/{script.name}{flag}` writes `bench/results/{stem}.json`."]
 
 
+def contract() -> None:
+    """Write which public calls pass which checks, read from the tests; calls without an entry with the reason."""
+    sys.path.insert(0, str(ROOT))
+    from tests.cases import WITHOUT_ENTRY, collect
+
+    page = [
+        "# Contract",
+        "",
+        "Every public call that iterates passes all checks of its kind, or stands below with the reason why not. This "
+        "page is made from the tests themselves.",
+        "",
+    ]
+    for path in sorted((ROOT / "tests").glob("test_contract*.py")):
+        text = path.read_text()
+        tree = ast.parse(text)
+        kind = re.search(r'collect\("(\w+)"\)', text)
+        names = sorted({entry.name for entry in collect(kind[1] if kind else "CASES")})
+        checks = [node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name.startswith("test_")]
+        page += [f"## {(ast.get_docstring(tree) or path.stem).split('.')[0].split(' (see')[0]}", ""]
+        page += [", ".join(f"`{name}`" for name in names), ""]
+        page += [f"- {check.name.removeprefix('test_').replace('_', ' ')}" for check in checks]
+        page += ["", f"`tests/{path.name}`", ""]
+    page += ["## Without an entry", "", "| call | why, and where it is tested |", "|---|---|"]
+    page += [f"| `{name}` | {reason} |" for name, reason in sorted(WITHOUT_ENTRY.items())]
+    write("contract.md", "\n".join(page) + "\n")
+
+
 reference()
 examples()
 benchmarks()
+contract()

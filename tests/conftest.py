@@ -2,6 +2,8 @@
 
 import gc
 import os
+import shutil
+import tempfile
 from importlib import metadata
 from pathlib import Path
 
@@ -13,6 +15,12 @@ os.environ.setdefault(
 )
 os.environ.setdefault("JAX_PLATFORMS", "cpu" if not os.environ.get("SOLVERS_TEST_ACCELERATOR") else "")
 os.environ.setdefault("MPLBACKEND", "agg")
+
+# Workers, and tests that make the same program again, share what is compiled. JAX_COMPILATION_CACHE_DIR=~/.cache/jax
+# pytest makes it outlast the run.
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", f"{tempfile.gettempdir()}/solvers-programs-{os.getpid()}")
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 
 import jax
 import numpy as np
@@ -43,6 +51,13 @@ def pytest_xdist_make_scheduler(config, log):
             return _group(nodeid)
 
     return ByPrograms(config, log)
+
+
+def pytest_unconfigure(config):
+    """Remove what was compiled for this run."""
+    shared = os.environ["JAX_COMPILATION_CACHE_DIR"]
+    if shared.endswith(f"/solvers-programs-{os.getpid()}"):
+        shutil.rmtree(shared, ignore_errors=True)
 
 
 def _group(nodeid: str) -> str:

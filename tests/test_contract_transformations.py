@@ -50,7 +50,7 @@ def run(transformation, entry, params, key, steps, objective=loss):
     def step(carry, key):
         params, state = carry
         extra = entry.extra(objective, params, key)
-        updates, state = transformation.update(jax.grad(objective)(params), state, params, **extra)
+        updates, state = transformation.update(entry.gradient(objective, params), state, params, **extra)
         return (optax.apply_updates(params, updates), state), updates
 
     (params, state), updates = jax.lax.scan(step, (params, transformation.init(params)), jax.random.split(key, steps))
@@ -100,7 +100,7 @@ def test_a_scan_equals_a_python_loop_of_eager_steps(entry):
     state = made.init(params)
     for t in range(2):
         before = jax.tree.map(np.array, jax.tree.map(_plain, state))
-        updates, after = made.update(jax.grad(loss)(params), state, params, **entry.extra(loss, params, keys[t]))
+        updates, after = made.update(entry.gradient(loss, params), state, params, **entry.extra(loss, params, keys[t]))
         jax.tree.map(np.testing.assert_array_equal, before, jax.tree.map(_plain, state))
         close(updates, jax.tree.map(lambda u, t=t: u[t], ran(entry)[2]), entry)
         params, state = optax.apply_updates(params, updates), after
@@ -144,7 +144,7 @@ def test_it_chains(entry):
     params, key = params_of(), jax.random.key(3)
     made = optax.with_extra_args_support(doubled)
     extra = entry.extra(loss, params, jax.random.split(key, 5)[0])
-    updates, _ = jax.jit(lambda p: made.update(jax.grad(loss)(p), made.init(p), p, **extra))(params)
+    updates, _ = jax.jit(lambda p: made.update(entry.gradient(loss, p), made.init(p), p, **extra))(params)
     close(jax.tree.map(lambda u: u / 2, updates), jax.tree.map(lambda u: u[0], ran(entry)[2]), entry)
 
 
@@ -159,7 +159,7 @@ def test_it_runs_under_a_mask(entry):
         return loss({**params, "w": w})
 
     extra = entry.extra(branch, params, key)
-    grads = jax.grad(loss)(params)
+    grads = entry.gradient(loss, params)
     updates, state = jax.jit(lambda g, p: made.update(g, made.init(p), p, **extra))(grads, params)
     jax.tree.map(np.testing.assert_array_equal, updates["rest"], grads["rest"])
     assert updates["w"].shape == params["w"].shape
@@ -192,7 +192,7 @@ def test_it_works_under_inject_hyperparams(entry):
     extra = entry.extra(loss, params, jax.random.split(key, 5)[0])
     made = optax.with_extra_args_support(made)
     state = made.init(params)
-    step = jax.jit(lambda s, p: made.update(jax.grad(loss)(p), s, p, **extra)[0])
+    step = jax.jit(lambda s, p: made.update(entry.gradient(loss, p), s, p, **extra)[0])
     expected = jax.jit(lambda p: run(entry.make(**{name: value}), entry, p, key, 5)[2])(params)
     close(step(state, params), jax.tree.map(lambda u: u[0], expected), entry)
     state.hyperparams[name] = 0.5 * state.hyperparams[name]

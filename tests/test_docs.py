@@ -1,5 +1,7 @@
 """The documents: every block of ours runs, every family has a page, no sentence breaks off, no link leads nowhere."""
 
+import importlib
+import operator
 import os
 import re
 import socket
@@ -11,6 +13,7 @@ import jax
 import numpy as np
 import pytest
 
+import solvers
 from solvers import sns_sinkhorn
 
 from .conftest import X64
@@ -20,7 +23,7 @@ DOCS = ROOT / "docs"
 PAGES = sorted(DOCS.rglob("*.md"))
 DOCUMENTS = [*PAGES, *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md"))]
 OURS = re.compile(r'^( *)```python title="solvers"\n(.*?)^\1```', re.MULTILINE | re.DOTALL)
-MADE = ("api/", "notebooks/", "benchmarks.md")
+MADE = ("api/", "notebooks/", "benchmarks.md", "contract.md")
 """Pages that are made while the site is built."""
 
 
@@ -101,6 +104,22 @@ def test_pages_have_a_heading_and_links_that_lead_somewhere(path):
         there = (path.parent / target).resolve()
         made = str(there.relative_to(DOCS)).startswith(MADE)
         assert made or there.exists(), f"{named(path)} links to {target}"
+
+
+def test_seeds_name_what_exists():
+    """Each paper's row names public objects, and files that hold its tests or its benchmark."""
+    importlib.import_module("solvers.problems.stochastic")
+    rows = re.findall(
+        r"^\| (?!paper|---)(.*) \| (.*) \| (.*) \| (.*) \|$", (DOCS / "seeds.md").read_text(), re.MULTILINE
+    )
+    assert len(rows) > 40
+    for paper, here, found, shown in rows:
+        for name in re.findall(r"`([\w.]+)`", here):
+            assert operator.attrgetter(name)(solvers) is not None
+        files = re.findall(r"`([\w/]+\.py)`", shown)
+        assert files, paper
+        assert all((ROOT / file).exists() for file in files), paper
+        assert re.match(r"\*\*(Agrees|Better|Did not hold)", found), paper
 
 
 def test_every_choosing_page_is_listed():

@@ -24,15 +24,27 @@ PACKAGE = ROOT / "solvers"
 MODULES = sorted(PACKAGE.rglob("*.py"))
 SHARED = ("core", "problems", "tour")
 FAMILIES = sorted(p.parent.name for p in PACKAGE.glob("*/__init__.py") if p.parent.name not in SHARED)
-HEAVY = ("matplotlib", "scipy.optimize", "scipy.sparse", "sklearn", "optax", "lineax", "optimistix", "PIL", "tqdm")
+HEAVY = (
+    "matplotlib",
+    "scipy.optimize",
+    "scipy.sparse",
+    "sklearn",
+    "optax",
+    "diffrax",
+    "lineax",
+    "optimistix",
+    "PIL",
+    "tqdm",
+)
 LONGEST = 450
 SUBFOLDERS = {  # from the ground up: a subfolder may import from those before it
     "inverse": ("forward", "variational", "learned", "diffusion"),
     "transport": ("costs", "entropic", "losses"),
     "linear": ("systems", "cycles", "learned"),
     "stochastic": ("gossip", "online"),
-    "pde": ("spectral", "gaussian", "exact"),
+    "pde": ("spectral", "gaussian", "exact", "neural", "operators", "variational"),
     "constrained": ("interior",),
+    "curvature": ("estimates",),
 }
 LARGE, MOST_FILES = 1500, 9
 MOST_ARGUMENTS = 7
@@ -242,6 +254,18 @@ def test_public_names_are_documented(name):
     if inspect.isclass(thing) or "Parameters" in sections(docstring):
         return
     assert not inspect.signature(thing).parameters, f"{name} has parameters but no Parameters section"
+
+
+def test_names_in_docstrings_can_be_imported():
+    """A class that a public docstring names is in the library or in one of its families."""
+    rooms = [solvers, *(getattr(solvers, family) for family in FAMILIES)]
+    lost = {}
+    for name, thing in public().items():
+        own = {*dir(thing), *getattr(thing, "__annotations__", {})}
+        for mentioned in re.findall(r"(?<!`)`([A-Z]\w*[a-z]\w*)`(?!`)", inspect.getdoc(thing) or ""):
+            if mentioned not in own and not any(hasattr(room, mentioned) for room in rooms):
+                lost.setdefault(name, []).append(mentioned)
+    assert not lost
 
 
 @pytest.mark.parametrize("name", sorted(solver_functions()))

@@ -13,3 +13,6 @@ from .implicit_gradient import hypergradient as hypergradient
 from .single import SingleLoop as SingleLoop
 from .single import SingleState as SingleState
 from .single import single_loop as single_loop
+from .value_function import BilevelSolution as BilevelSolution
+from .value_function import PublishedSteps as PublishedSteps
+from .value_function import lv_hba as lv_hba

@@ -8,13 +8,14 @@ from jax import lax
 from jax.scipy.linalg import solve_triangular
 
 from ..core.precision import dot, eps, matmul
-from ..core.typing import Array, Float
-from .kkt import KKT, Answer, Question, norm, unit
+from ..core.typing import Array, Bool, Float, Int
+from .kkt import KKT, SHIFTS, Answer, Question, norm, unit
 
 SWEPT = 16
 """Systems up to this size are inverted by sweeps, one kernel a pivot; larger ones by Cholesky factorisation."""
 
-
+FACTORISATIONS = 200
+"""Factorisations before a system is given up."""
 LARGE = 1e3
 """Where the Hessian needs a shift, multipliers are estimates: damping keeps them below this in the scaled problem."""
 
@@ -78,89 +79,28 @@ class DenseKKT(KKT):
 
     def solve(self, model, ask: Question, penalties):
         """Raise shift and damping until the system is convex and the multipliers tame."""
-        (m, n), dtype, G = model.G.shape, model.H.dtype, model.G
-        identity = jnp.eye(n, dtype=dtype)
-        H = jnp.where(ask.renew, identity, model.H)
-        size_h = jnp.sqrt(dot(H, H))
-        size_g = dot(G, G) / max(m, 1)
-        size_g = jnp.where(size_g > 0, size_g, 1)
-        scale = jnp.where(size_h > 0, size_h, jnp.where(ask.hint > 0, ask.hint, 1))
-        penalty = eps(dtype) ** -0.25 * scale / size_g
-        least = jnp.maximum(1e-3 * size_h, jnp.where(ask.hint > 0, 0, eps(dtype) ** 0.375))
-        first = jnp.maximum(ask.hint / 3, least)
-        initial = jnp.where(ask.penalised, 1, eps(dtype) ** 0.5 / penalty)
-        squared, norm_lam = product(G.T, G), norm(ask.lam)
+        system = System.of(model, ask)
+        (m, n), dtype = model.G.shape, model.H.dtype
+        zeros = jnp.zeros(n, dtype)
         zero, no, none = jnp.zeros((), dtype), jnp.zeros((), bool), jnp.zeros((), jnp.int32)
-
-        def condense(shift, damping):
-            """Factorise K and what it leaves; return also rho and the factor that makes the whole symmetric."""
-            rho = jnp.where(ask.penalised, 1, jnp.minimum(penalty, 0.5 / damping))
-            half = jnp.sqrt(jnp.where(ask.penalised, 0, 1 - rho * damping))
-            K = H + shift * identity + rho * squared
-            factor, pivot, dual_pivot = factorise(K, half * G, damping)
-            floor = jnp.maximum(0.1 * shift, 10 * n * eps(dtype) * jnp.max(jnp.abs(K), initial=0))
-            return factor, rho, half, pivot > floor, dual_pivot
-
-        def attempt(carry):
-            shift, damping, *_, tries = carry
-
-            def raise_shift(carry):
-                shift, *_, tries = carry
-                shift = jnp.where(tries == 0, shift, jnp.where(shift > 0, 8 * shift, first))
-                return shift, *condense(shift, damping), tries + 1
-
-            blank = jax.tree.map(
-                lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), jax.eval_shape(condense, shift, damping)
-            )
-            found = lax.while_loop(lambda s: ~s[4] & (s[6] < 30), raise_shift, (shift, *blank, none))
-            shift, factor, rho, half, convex, dual_pivot, more = found
-
-            def improve(k, carry):
-                step, own, v = carry
-                stage = k // 2
-                z = jnp.where(stage == 0, step, own)
-                x, u = z[:n], z[n:]
-                ex = ask.rx - product(H, x) - shift * x - product(G.T, u)
-                ec = jnp.where(stage == 0, ask.rc, damping * ask.lam) - product(G, x) + damping * u
-                r = jnp.concatenate([ex + rho * product(G.T, ec), half * ec])
-                r = jnp.where(stage < 2, r, v)
-                w = back_substitute(factor, r, n)
-                better = z + jnp.concatenate([w[:n], w[n:] / jnp.where(half > 0, half, 1)])
-                step, own = jnp.where(stage == 0, better, step), jnp.where(stage == 1, better, own)
-                return step, own, jnp.where(stage < 2, v, unit(jnp.where(jnp.arange(n + m) < n, w, 0)))
-
-            # Two passes solve and refine; two more, without the constraints' residual, give the multipliers of a
-            # shifted system, whose own mean nothing, damped towards zero: along dependent gradients they would grow
-            # without limit. Then inverse iteration for a direction of curvature.
-            estimate = (shift > 0) | ask.renew
-            passes = jnp.where(estimate, jnp.where(ask.explore, 10, 4), 2)
-            nothing = jnp.zeros(n + m, dtype)
-            initial_v = jnp.concatenate([start_vector(n, dtype), nothing[n:]])
-            step, own, v = lax.fori_loop(0, passes, improve, (nothing, nothing, initial_v))
-            dlam = jnp.where(estimate, own[n:], step[n:])
-            bound = jnp.where(estimate, jnp.maximum(LARGE, norm_lam), 10 * jnp.maximum(10, norm_lam))
-            size = norm(jnp.where(estimate, ask.lam, 0) + dlam)
-            tame = ask.penalised | (size <= bound) | (damping > size_g) | ~convex
-            deficient = (damping > initial) | (dual_pivot <= 10 * m * damping)
-            damping = jnp.where(tame, damping, 1000 * damping)
-            return shift, damping, step[:n], dlam, v[:n], deficient, convex, tame, tries + more
-
-        start = (zero, initial, jnp.zeros(n, dtype), jnp.zeros(m, dtype), jnp.zeros(n, dtype), no, no, no, none)
-        end = lax.while_loop(lambda s: ~s[7] & (s[8] < 200), attempt, start)
-        shift, _, dx, dlam, v, deficient, valid, _, tries = end
-        gv = product(G, v)
-        curvature = dot(v, product(H, v)) + jnp.where(ask.penalised, dot(gv, gv), 0)
-        found = ask.explore & (shift > 0) & (curvature < -(eps(dtype) ** 0.5) * size_h)
-        valid = valid & jnp.all(jnp.isfinite(dx)) & jnp.all(jnp.isfinite(dlam))
+        start = Attempt(zero, system.initial, zeros, jnp.zeros(m, dtype), zeros, no, no, no, none)
+        end = lax.while_loop(
+            lambda done: ~done.tame & (done.tries < FACTORISATIONS),
+            lambda done: attempt(system, model, ask, done),
+            start,
+        )
+        gv = product(model.G, end.v)
+        curvature = dot(end.v, product(system.H, end.v)) + jnp.where(ask.penalised, dot(gv, gv), 0)
+        found = ask.explore & (end.shift > 0) & (curvature < -(eps(dtype) ** 0.5) * system.size_h)
         return Answer(
-            dx,
-            dlam,
-            shift,
-            valid,
-            deficient & ~ask.penalised,
-            jnp.where(found, v, 0),
-            jnp.where(found, curvature, 0),
-            tries,
+            dx=end.dx,
+            dlam=end.dlam,
+            shift=end.shift,
+            valid=end.convex & jnp.all(jnp.isfinite(end.dx)) & jnp.all(jnp.isfinite(end.dlam)),
+            deficient=end.deficient & ~ask.penalised,
+            v=jnp.where(found, end.v, 0),
+            curvature=jnp.where(found, curvature, 0),
+            inner=end.tries,
         )
 
     def implicit(self, matvec, b, n):
@@ -181,6 +121,148 @@ class DenseKKT(KKT):
         z = apply(b)
         z = z + apply(b - matmul(A, z))
         return z + apply(b - matmul(A, z))
+
+
+class System(NamedTuple):
+    """The system of a `Question` and the scales that go with it."""
+
+    H: Float[Array, "n n"]
+    squared: Float[Array, "n n"]
+    """``G'G``."""
+    size_h: Float[Array, ""]
+    size_g: Float[Array, ""]
+    penalty: Float[Array, ""]
+    """rho, unless the damping bounds it."""
+    first: Float[Array, ""]
+    """The first shift that is tried."""
+    initial: Float[Array, ""]
+    """The least damping."""
+
+    @classmethod
+    def of(cls, model: DenseModel, ask: Question) -> "System":
+        """Read the scales off H and G."""
+        (m, n), dtype, G = model.G.shape, model.H.dtype, model.G
+        H = jnp.where(ask.renew, jnp.eye(n, dtype=dtype), model.H)
+        size_h = jnp.sqrt(dot(H, H))
+        size_g = dot(G, G) / max(m, 1)
+        size_g = jnp.where(size_g > 0, size_g, 1)
+        scale = jnp.where(size_h > 0, size_h, jnp.where(ask.hint > 0, ask.hint, 1))
+        penalty = eps(dtype) ** -0.25 * scale / size_g
+        least = jnp.maximum(1e-3 * size_h, jnp.where(ask.hint > 0, 0, eps(dtype) ** 0.375))
+        initial = jnp.where(ask.penalised, 1, eps(dtype) ** 0.5 / penalty)
+        return cls(H, product(G.T, G), size_h, size_g, penalty, jnp.maximum(ask.hint / 3, least), initial)
+
+
+class Attempt(NamedTuple):
+    """A shift and a damping, the step that they gave, and whether that will do."""
+
+    shift: Float[Array, ""]
+    damping: Float[Array, ""]
+    dx: Float[Array, " n"]
+    dlam: Float[Array, " m"]
+    v: Float[Array, " n"]
+    deficient: Bool[Array, ""]
+    convex: Bool[Array, ""]
+    tame: Bool[Array, ""]
+    tries: Int[Array, ""]
+
+
+class Condensed(NamedTuple):
+    """A factorised K and complement; rho, and the factor that makes the whole symmetric."""
+
+    factor: "Factor"
+    rho: Float[Array, ""]
+    half: Float[Array, ""]
+    convex: Bool[Array, ""]
+    dual_pivot: Float[Array, ""]
+
+
+class Shifted(NamedTuple):
+    """A shift and what it made of the system."""
+
+    shift: Float[Array, ""]
+    condensed: Condensed
+    tries: Int[Array, ""]
+
+
+class Refined(NamedTuple):
+    """The step; the multipliers of a shifted system; a direction of curvature."""
+
+    step: Float[Array, " n+m"]
+    own: Float[Array, " n+m"]
+    v: Float[Array, " n+m"]
+
+
+def attempt(system: System, model: DenseModel, ask: Question, before: Attempt) -> Attempt:
+    """Find a shift that makes the system convex, solve it, and judge the multipliers: if wild, damp them more."""
+    (m, n), dtype, damping = model.G.shape, model.H.dtype, before.damping
+    found = convexified(system, model, ask, before)
+    # Two passes solve and refine; two more, without the constraints' residual, give the multipliers of a shifted
+    # system, whose own mean nothing, damped towards zero: along dependent gradients they would grow without limit.
+    # Then inverse iteration for a direction of curvature.
+    estimate = (found.shift > 0) | ask.renew
+    passes = jnp.where(estimate, jnp.where(ask.explore, 10, 4), 2)
+    nothing = jnp.zeros(n + m, dtype)
+    start = Refined(nothing, nothing, jnp.concatenate([start_vector(n, dtype), nothing[n:]]))
+    step, own, v = lax.fori_loop(0, passes, lambda k, r: improve(k, r, system, model, ask, found, damping), start)
+    dlam = jnp.where(estimate, own[n:], step[n:])
+    norm_lam = norm(ask.lam)
+    bound = jnp.where(estimate, jnp.maximum(LARGE, norm_lam), 10 * jnp.maximum(10, norm_lam))
+    size = norm(jnp.where(estimate, ask.lam, 0) + dlam)
+    convex = found.condensed.convex
+    tame = ask.penalised | (size <= bound) | (damping > system.size_g) | ~convex
+    return Attempt(
+        shift=found.shift,
+        damping=jnp.where(tame, damping, 1000 * damping),
+        dx=step[:n],
+        dlam=dlam,
+        v=v[:n],
+        deficient=(damping > system.initial) | (found.condensed.dual_pivot <= 10 * m * damping),
+        convex=convex,
+        tame=tame,
+        tries=before.tries + found.tries,
+    )
+
+
+def convexified(system: System, model: DenseModel, ask: Question, before: Attempt) -> Shifted:
+    """Raise the shift eightfold until the pivots say that the system is convex."""
+    damping, n, dtype = before.damping, model.H.shape[0], model.H.dtype
+
+    def condense(shift) -> Condensed:
+        rho = jnp.where(ask.penalised, 1, jnp.minimum(system.penalty, 0.5 / damping))
+        half = jnp.sqrt(jnp.where(ask.penalised, 0, 1 - rho * damping))
+        K = system.H + shift * jnp.eye(n, dtype=dtype) + rho * system.squared
+        factor, pivot, dual_pivot = factorise(K, half * model.G, damping)
+        floor = jnp.maximum(0.1 * shift, 10 * n * eps(dtype) * jnp.max(jnp.abs(K), initial=0))
+        return Condensed(factor, rho, half, pivot > floor, dual_pivot)
+
+    def raised(tried: Shifted) -> Shifted:
+        higher = jnp.where(tried.shift > 0, 8 * tried.shift, system.first)
+        shift = jnp.where(tried.tries == 0, tried.shift, higher)
+        return Shifted(shift, condense(shift), tried.tries + 1)
+
+    blank = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), jax.eval_shape(condense, before.shift))
+    start = Shifted(before.shift, blank, jnp.zeros((), jnp.int32))
+    return lax.while_loop(lambda tried: ~tried.condensed.convex & (tried.tries < SHIFTS), raised, start)
+
+
+def improve(k, so_far: Refined, system: System, model: DenseModel, ask: Question, found: Shifted, damping) -> Refined:
+    """Refine what pass k is for: the step in passes 0 and 1, the multipliers in 2 and 3, then the curvature."""
+    factor, rho, half, *_ = found.condensed
+    n, G, stage = model.H.shape[0], model.G, k // 2
+    z = jnp.where(stage == 0, so_far.step, so_far.own)
+    x, u = z[:n], z[n:]
+    ex = ask.rx - product(system.H, x) - found.shift * x - product(G.T, u)
+    ec = jnp.where(stage == 0, ask.rc, damping * ask.lam) - product(G, x) + damping * u
+    r = jnp.concatenate([ex + rho * product(G.T, ec), half * ec])
+    w = back_substitute(factor, jnp.where(stage < 2, r, so_far.v), n)
+    better = z + jnp.concatenate([w[:n], w[n:] / jnp.where(half > 0, half, 1)])
+    primal = jnp.where(jnp.arange(len(w)) < n, w, 0)
+    return Refined(
+        step=jnp.where(stage == 0, better, so_far.step),
+        own=jnp.where(stage == 1, better, so_far.own),
+        v=jnp.where(stage < 2, so_far.v, unit(primal)),
+    )
 
 
 class Factor(NamedTuple):

@@ -1,4 +1,18 @@
-"""One step of Newton's method on the exact augmented Lagrangian, and what it does when the constraints resist."""
+"""One step of Newton's method on the exact augmented Lagrangian, and what it does when the constraints resist.
+
+========  =====================  ==================  ======================  =========================================
+mode      linearised             descends on         multipliers             then
+========  =====================  ==================  ======================  =========================================
+NEWTON    the Lagrangian         exact augmented     move with the step      NEWTON; where it fails, RESTORE far from
+                                 Lagrangian                                  the constraints and REFRESH near them
+RESTORE   ``|c|^2 / 2``          the same            stay                    REFRESH once ``|c|`` is a tenth
+REFRESH   the gradient, over     nothing: x stays    best by least squares   NEWTON
+          the range of G'
+========  =====================  ==================  ======================  =========================================
+
+From a stationary point or a slow descent with an indefinite Hessian a step leaves along negative curvature (`escape`);
+a stationary point reached with a shifted Hessian first gets its multipliers settled, without a step (`settle`).
+"""
 
 from typing import NamedTuple
 
@@ -8,7 +22,7 @@ from ..core.precision import dot, eps
 from ..core.solution import Status
 from ..core.typing import Array, Bool, Float, Int
 from . import merit
-from .kkt import KKT, Question, norm, unit
+from .kkt import KKT, Answer, Question, norm, unit
 from .problem import Point, Problem
 
 NEWTON, RESTORE, REFRESH = 0, 1, 2
@@ -74,17 +88,51 @@ def start(problem: Problem, x, lam, point: Point, *, tol, max_steps) -> State:
     )
 
 
+class Direction(NamedTuple):
+    """Where to go from a state, and what the merit function promises of it."""
+
+    dx: Float[Array, " n"]
+    dlam: Float[Array, " m"]
+    eta1: Float[Array, ""]
+    eta2: Float[Array, ""]
+    slope: Float[Array, ""]
+    bend: Float[Array, ""]
+    """Curvature along an escape, where the slope is zero."""
+    escape: Bool[Array, ""]
+    settle: Bool[Array, ""]
+    answer: Answer
+
+
+class Move(NamedTuple):
+    """The point that the line search accepted, and the merit before and after it."""
+
+    x: Float[Array, " n"]
+    lam: Float[Array, " m"]
+    point: Point
+    accepted: Bool[Array, ""]
+    trials: Int[Array, ""]
+    before: Float[Array, ""]
+    after: Float[Array, ""]
+    noise: Float[Array, ""]
+
+
 def step(s: State, problem: Problem, kkt: KKT, tol) -> State:
     """Take one step in the state's mode."""
+    restore = s.mode == RESTORE
+    # One linearisation serves all modes: of the Lagrangian, or of |c|^2/2, whose Hessian is that of mu'c at mu = c
+    # plus G'G.
+    sigma = jnp.where(restore, 0, 1).astype(s.x.dtype)
+    model = kkt.model(problem, s.x, sigma, jnp.where(restore, s.point.c, s.lam))
+    way = direction(s, model, kkt)
+    move = search(s, way, problem, kkt.width)
+    return following(s, model, way, move, problem, kkt, tol)
+
+
+def direction(s: State, model, kkt: KKT) -> Direction:
+    """Solve the KKT system of the state's mode and set the penalties so that its answer leads down."""
     newton, restore, refresh = (s.mode == mode for mode in (NEWTON, RESTORE, REFRESH))
     dtype = s.x.dtype
     c, g = s.point.c, s.point.g
-    violation = norm(c)
-
-    # One linearisation serves all modes: of the Lagrangian, or of |c|^2/2, whose Hessian is that of mu'c at mu = c
-    # plus G'G.
-    sigma = jnp.where(restore, 0, 1).astype(dtype)
-    model = kkt.model(problem, s.x, sigma, jnp.where(restore, c, s.lam))
     ask = Question(
         rx=jnp.where(restore, 0, -g),
         rc=-c,
@@ -98,9 +146,8 @@ def step(s: State, problem: Problem, kkt: KKT, tol) -> State:
     answer = kkt.solve(model, ask, (s.eta1, s.eta2))
     escape = (s.suspect | s.slow) & (answer.curvature < 0) & ~refresh
     settle = s.suspect & ~escape & (s.moves == 0)
-    still = refresh | settle
 
-    dx = jnp.where(still, 0, answer.dx)
+    dx = jnp.where(refresh | settle, 0, answer.dx)
     dlam = jnp.where(restore | settle, 0, answer.dlam)
     terms = merit.slope(s.point, model, dx, dlam)
     eta1, eta2 = merit.penalties(terms, s.eta1, s.eta2)
@@ -110,80 +157,103 @@ def step(s: State, problem: Problem, kkt: KKT, tol) -> State:
     uphill = dot(c, model.jacobian(answer.v)) + jnp.where(restore, 0, dot(g, answer.v))
     toward = jnp.where(uphill > 0, -1, 1) * jnp.maximum(norm(s.x), 1) * answer.v
     dx, dlam = jnp.where(escape, toward, dx), jnp.where(escape, 0, dlam)
-    bend = answer.curvature * dot(dx, dx) * escape.astype(dtype)
     hv = model.hessian(answer.v)
     cap = 0.25 * jnp.abs(answer.curvature) / jnp.maximum(dot(hv, hv), jnp.finfo(dtype).tiny)
-    eta1 = jnp.where(escape | ~newton, s.eta1, eta1)
-    eta2 = jnp.where(escape & newton, jnp.minimum(s.eta2, cap), jnp.where(newton, eta2, s.eta2))
-    slope = jnp.where(escape, 0, slope)
+    return Direction(
+        dx=dx,
+        dlam=dlam,
+        eta1=jnp.where(escape | ~newton, s.eta1, eta1),
+        eta2=jnp.where(escape & newton, jnp.minimum(s.eta2, cap), jnp.where(newton, eta2, s.eta2)),
+        slope=jnp.where(escape, 0, slope),
+        bend=answer.curvature * dot(dx, dx) * escape.astype(dtype),
+        escape=escape,
+        settle=settle,
+        answer=answer,
+    )
+
+
+def search(s: State, way: Direction, problem: Problem, width: int) -> Move:
+    """Go along the direction as far as the merit function of the mode allows."""
+    restore, refresh = s.mode == RESTORE, s.mode == REFRESH
 
     def measure(point, lam):
-        return jnp.where(restore, 0.5 * dot(point.c, point.c), merit.value(point, lam, eta1, eta2))
+        return jnp.where(restore, 0.5 * dot(point.c, point.c), merit.value(point, lam, way.eta1, way.eta2))
 
     before = measure(s.point, s.lam)
-    noise = jnp.where(restore, 10 * eps(dtype) * before, merit.rounding(s.point, s.lam, before))
+    noise = jnp.where(restore, 10 * eps(s.x.dtype) * before, merit.rounding(s.point, s.lam, before))
 
     def trial(alpha):
-        lam = s.lam + alpha * dlam
-        point = problem.evaluate(s.x + alpha * dx, lam)
+        lam = s.lam + alpha * way.dlam
+        point = problem.evaluate(s.x + alpha * way.dx, lam)
         return measure(point, lam) - before, point
 
     def decrease(alpha):
-        return merit.BETA * (alpha * slope + 0.5 * alpha**2 * bend)
+        return merit.BETA * (alpha * way.slope + 0.5 * alpha**2 * way.bend)
 
-    willing = (answer.valid & ((slope < 0) | escape) | refresh) & ~settle
-    search = merit.armijo(trial, decrease, s.point, noise=noise, willing=willing, always=refresh, width=kkt.width)
-    moved, alpha = search.accepted, search.alpha
-    x = jnp.where(moved, s.x + alpha * dx, s.x)
-    lam = jnp.where(moved, s.lam + alpha * dlam, s.lam)
-    point = search.point
-    error = problem.residual(point)
+    willing = (way.answer.valid & ((way.slope < 0) | way.escape) | refresh) & ~way.settle
+    found = merit.armijo(trial, decrease, s.point, noise=noise, willing=willing, always=refresh, width=width)
+    x = jnp.where(found.accepted, s.x + found.alpha * way.dx, s.x)
+    lam = jnp.where(found.accepted, s.lam + found.alpha * way.dlam, s.lam)
+    return Move(x, lam, found.point, found.accepted, found.trials, before, measure(found.point, lam), noise)
 
-    # What next: the constraints' restoration when their linearisation is hopeless or the search failed far from them.
+
+def stands_still(s: State, model, kkt: KKT, after: Point, tol):
+    """Whether nothing nearby violates the constraints less.
+
+    On the way to a singular root G fades with c, so a gradient that is merely small proves nothing. Evidence is c
+    orthogonal to the range of G, or a G that vanishes beside a c that no longer falls: a singular root is approached by
+    a constant factor a step.
+    """
+    c, dtype = s.point.c, s.x.dtype
+    violation, pull = norm(c), model.adjoint(c)
+    size = jnp.maximum(norm(kkt.row_norms(model, c.shape[0], dtype)), norm(model.jacobian(unit(pull))))
+    orthogonal = norm(pull) <= eps(dtype) ** FLATNESS * size * violation
+    level = (norm(pull) <= tol * violation) & (norm(after.c) >= LEVEL * violation)
+    return orthogonal | level
+
+
+def following(s: State, model, way: Direction, move: Move, problem: Problem, kkt: KKT, tol) -> State:
+    """Return the state after the move: its mode, what it has proved, and when to give up."""
+    newton, restore, refresh = (s.mode == mode for mode in (NEWTON, RESTORE, REFRESH))
+    dtype, answer, point, moved = s.x.dtype, way.answer, move.point, move.accepted
+    violation, error = norm(s.point.c), problem.residual(point)
+
+    # The constraints' restoration when their linearisation is hopeless or the search failed far from them.
     infeasible = problem.violation(s.point) > tol
-    hopeless = norm(c + model.jacobian(dx)) > 0.9 * violation
-    give_up = newton & ~escape & ~settle & (~moved | (hopeless & infeasible))
+    hopeless = norm(s.point.c + model.jacobian(way.dx)) > 0.9 * violation
+    give_up = newton & ~way.escape & ~way.settle & (~moved | (hopeless & infeasible))
     restored = norm(point.c) <= 0.1 * s.entry
     after_newton = jnp.where(give_up, jnp.where(infeasible, RESTORE, REFRESH), NEWTON)
     after_restore = jnp.where(restored, REFRESH, RESTORE)
     mode = jnp.where(newton, after_newton, jnp.where(restore, after_restore, NEWTON)).astype(jnp.int32)
     changed = mode != s.mode
 
-    after = measure(point, lam)
-    stuck = (jnp.abs(after - before) <= noise) & (error > 0.9 * s.least)
+    stuck = (jnp.abs(move.after - move.before) <= move.noise) & (error > 0.9 * s.least)
     idle = jnp.where(moved & ~stuck, 0, s.idle + jnp.where(moved, 1, IDLE // 2))
     explored = (answer.shift == 0) | s.slow
-    idle = jnp.where(refresh | settle | (restore & (changed | ~explored)), s.idle, idle)
-    # On the way to a singular root G fades with c, so a gradient that is merely small proves nothing. Evidence is c
-    # orthogonal to the range of G, or a G that vanishes beside a c that no longer falls: a singular root is approached
-    # by a constant factor a step.
-    pull = model.adjoint(c)
-    size = jnp.maximum(norm(kkt.row_norms(model, c.shape[0], dtype)), norm(model.jacobian(unit(pull))))
-    orthogonal = norm(pull) <= eps(dtype) ** FLATNESS * size * violation
-    level = (norm(pull) <= tol * violation) & (norm(point.c) >= LEVEL * violation)
-    stationary = orthogonal | level
+    idle = jnp.where(refresh | way.settle | (restore & (changed | ~explored)), s.idle, idle)
     verdict = jnp.where(idle >= IDLE, Status.STAGNATED, Status.RUNNING)
     far = 1e20 if dtype == jnp.float64 else 1e12
-    verdict = jnp.where((norm(x) > far) | (point.f < -far), Status.UNBOUNDED, verdict)
-    settled = stationary & infeasible & explored & ~escape & ~restored
+    verdict = jnp.where((norm(move.x) > far) | (point.f < -far), Status.UNBOUNDED, verdict)
+    settled = stands_still(s, model, kkt, point, tol) & infeasible & explored & ~way.escape & ~restored
     verdict = jnp.where(restore & settled, Status.INFEASIBLE, verdict)
     return State(
-        x=x,
-        lam=lam,
+        x=move.x,
+        lam=move.lam,
         point=point,
-        eta1=jnp.where(refresh, merit.ETA1, eta1).astype(dtype),
-        eta2=jnp.where(refresh, merit.ETA2, eta2).astype(dtype),
+        eta1=jnp.where(refresh, merit.ETA1, way.eta1).astype(dtype),
+        eta2=jnp.where(refresh, merit.ETA2, way.eta2).astype(dtype),
         shift=jnp.where(changed, 0, answer.shift),
         mode=mode,
         entry=jnp.where(newton, norm(point.c), s.entry),
         error=error,
         verdict=verdict.astype(jnp.int32),
-        suspect=(error <= tol) & (answer.shift > 0) & ~settle & ~(s.suspect & ~escape),
-        slow=restore & ~changed & (norm(point.c) > 0.95 * violation) & ~(s.slow & ~escape),
+        suspect=(error <= tol) & (answer.shift > 0) & ~way.settle & ~(s.suspect & ~way.escape),
+        slow=restore & ~changed & (norm(point.c) > 0.95 * violation) & ~(s.slow & ~way.escape),
         least=jnp.minimum(s.least, error),
         idle=idle.astype(jnp.int32),
-        moves=s.moves + jnp.where(settle, 0, 1),
+        moves=s.moves + jnp.where(way.settle, 0, 1),
         deficient=jnp.where(restore | (answer.shift > 0), s.deficient, answer.deficient),
-        evaluations=s.evaluations + search.trials,
+        evaluations=s.evaluations + move.trials,
         inner=s.inner + answer.inner,
     )

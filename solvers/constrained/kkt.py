@@ -9,6 +9,9 @@ from ..core.precision import dot
 from ..core.typing import Array, Bool, Float, Int, Scalar
 from .problem import Problem
 
+SHIFTS = 30
+"""Shifts of the Hessian, eightfold each, that are tried before a system is given up."""
+
 
 class Question(NamedTuple):
     """Solve ``[[B, G'], [G, -d I]] (dx, dlam) = (rx, rc)`` with ``B = H + shift I`` made convex.

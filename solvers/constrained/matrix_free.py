@@ -11,7 +11,7 @@ from ..core.krylov.cg import cg
 from ..core.krylov.minres import minres
 from ..core.precision import dot, eps
 from ..core.typing import Array, Scalar
-from .kkt import KKT, Answer
+from .kkt import KKT, SHIFTS, Answer
 from .preconditioning import Precondition, Preconditioner
 
 
@@ -107,7 +107,12 @@ class KrylovKKT(KKT):
         zero, none = jnp.zeros((), dtype), jnp.zeros((), jnp.int32)
         no = jnp.zeros((), bool)
         first = (zero, jnp.zeros_like(ask.rx), jnp.zeros_like(ask.rc), ask.renew, no, none, none)
-        end = lax.while_loop(lambda s: ~s[4] & (s[5] < 30), attempt, first)
+
+        def unfinished(carry):
+            *_, done, tries, _ = carry
+            return ~done & (tries < SHIFTS)
+
+        end = lax.while_loop(unfinished, attempt, first)
         shift, dx, dlam, _, done, _, inner = end
         valid = done & jnp.all(jnp.isfinite(dx)) & jnp.all(jnp.isfinite(dlam))
         return Answer(dx, dlam, shift, valid, no, jnp.zeros_like(dx), zero, inner)

@@ -80,8 +80,8 @@ def armijo(trial: Callable, decrease: Callable, point: Point, *, noise, willing,
     dtype = point.f.dtype
     ladder = jnp.asarray([0.5**k for k in range(width)], dtype)
 
-    def body(carry):
-        top, _, at, _, k = carry
+    def shorten(so_far: tuple[Array, Search]):
+        top, (_, at, _, tried) = so_far
         alphas = top * ladder
         change, points = jax.vmap(trial)(alphas)
         finite = jnp.isfinite(change) & jnp.all(jnp.isfinite(points.g), axis=-1)
@@ -90,12 +90,15 @@ def armijo(trial: Callable, decrease: Callable, point: Point, *, noise, willing,
         for i in reversed(range(width)):  # selections fuse where a gather would not
             at = jax.tree.map(lambda many, one: jnp.where(good[i], many[i], one), points, at)  # noqa: B023
             alpha, trials = jnp.where(good[i], alphas[i], alpha), jnp.where(good[i], i + 1, trials)
-        return top * 0.5**width, alpha, at, jnp.any(good), k + trials
+        return top * 0.5**width, Search(alpha, at, jnp.any(good), tried + trials)
+
+    def searching(so_far: tuple[Array, Search]):
+        _, found = so_far
+        return willing & ~found.accepted & (found.trials < TRIALS)
 
     one = jnp.ones((), dtype)
-    start = (one, one, point, jnp.zeros((), bool), jnp.zeros((), jnp.int32))
-    end = lax.while_loop(lambda s: willing & ~s[3] & (s[4] < TRIALS), body, start)
-    return Search(*end[1:])
+    nothing = Search(one, point, jnp.zeros((), bool), jnp.zeros((), jnp.int32))
+    return lax.while_loop(searching, shorten, (one, nothing))[1]
 
 
 def rounding(point: Point, lam, merit):

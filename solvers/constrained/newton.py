@@ -204,8 +204,7 @@ def sketched_newton(
         cure = "a function c(x, args), for c = 0; for inequalities and bounds, or none at all, call `interior_point`"
         checks.fail(NAME, "equality", cure, "none", TypeError)
     for name, function in (("objective", objective), ("equality", equality)):
-        if not callable(function):
-            checks.fail(NAME, name, "a function of (x, args)", type(function).__name__, TypeError)
+        checks.takes(NAME, name, function, "x", "args")
     if isinstance(kkt, str):
         checks.choice(NAME, "kkt", kkt, ("auto", "dense", "krylov"))
     elif not isinstance(kkt, KKT):

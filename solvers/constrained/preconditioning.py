@@ -74,7 +74,7 @@ class NystromPreconditioner(Preconditioner):
         more. The condition number left is at most about ``((1 + q) / (1 - q))^2`` with ``q = oversampling^-1/2``,
         whatever that of G. Static.
     sketch : str
-        Kind of W; see `core.sketch.draw`. Static.
+        Kind of W: "gaussian", "kaczmarz", "countsketch" or "srht". Static.
 
     Notes
     -----

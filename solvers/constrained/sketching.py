@@ -46,7 +46,7 @@ def sketch_and_project(
         The system.
     key : PRNG key
     sketch : str
-        "gaussian", "kaczmarz", "countsketch" or "srht"; see `core.sketch.draw`. Static.
+        "gaussian", "kaczmarz", "countsketch" or "srht". Static.
     block : int
         Columns of S. Static.
     tol : scalar
@@ -81,8 +81,12 @@ def sketch_and_project(
         move = matmul(weights, rows)
         return x - move, r - matmul(A, move), k + 1
 
+    def unfinished(carry):
+        _, r, k = carry
+        return (dot(r, r) > tol**2) & (k < max_steps)
+
     start = (jnp.zeros(A.shape[1], A.dtype), -b, jnp.zeros((), jnp.int32))
-    x, r, k = lax.while_loop(lambda s: (dot(s[1], s[1]) > tol**2) & (s[2] < max_steps), project, start)
+    x, r, k = lax.while_loop(unfinished, project, start)
     return Projected(x, jnp.sqrt(dot(r, r)), k)
 
 

@@ -1,5 +1,6 @@
 """Errors of shape, dtype and option, raised while tracing and worded alike everywhere."""
 
+import inspect
 from numbers import Real
 from typing import NoReturn
 
@@ -58,6 +59,21 @@ def choice(function: str, argument: str, x, allowed: tuple) -> None:
     """Raise unless ``x`` is one of ``allowed``."""
     if x not in allowed:
         fail(function, argument, "one of " + ", ".join(repr(a) for a in allowed), repr(x))
+
+
+def takes(function: str, argument: str, f, *names: str) -> None:
+    """Raise unless ``f`` can be called with that many positional arguments."""
+    expected = f"a function of ({', '.join(names)})"
+    if not callable(f):
+        fail(function, argument, expected, type(f).__name__, TypeError)
+    try:
+        signature = inspect.signature(f)
+    except (TypeError, ValueError):  # built-in functions need not have one
+        return
+    try:
+        signature.bind(*names)
+    except TypeError:
+        fail(function, argument, expected, f"one of {signature}", TypeError)
 
 
 def known(x) -> bool:

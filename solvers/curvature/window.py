@@ -67,7 +67,7 @@ def scale_by_mfac(num_grads: int = 512, damping: Scalar = 1e-5) -> optax.Gradien
     The present gradient is a row of the window, so that ``F^-1 g = G^T (damping I + G G^T / k)^-1 e`` exactly, with no
     division by `damping`, by which the usual form of Woodbury's identity loses digits. A step is one row of the Gram
     matrix and one combination of the window, O(d m), and a slide of its Cholesky factor, O(m^2): dropping the oldest
-    gradient is a rank-one *update* of the rest (`core.linalg.sliding`), so nothing cancels, rounding leaves the window
+    gradient is a rank-one *update* of the rest, so nothing cancels, rounding leaves the window
     with its gradient and no refactorisation is needed. The matrix is factored anew, O(m^3), while the window fills and
     when the shift ``k damping`` changes.
 

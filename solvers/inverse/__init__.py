@@ -3,6 +3,7 @@
 from ..core.prox import L1 as L1
 from ..core.prox import Box as Box
 from ..core.prox import GroupL1 as GroupL1
+from ..core.prox import ProximalFunction as ProximalFunction
 from ..core.total_variation import Differences as Differences
 from ..core.total_variation import TotalVariation as TotalVariation
 from ..core.total_variation import TotalVariationSolution as TotalVariationSolution

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
-from ..core.checks import fail
+from ..core.checks import fail, takes
 from ..core.linalg.kronecker import along
 from ..core.typing import Array, Float
 
@@ -147,7 +147,7 @@ class PDEProblem(eqx.Module):
         result a tuple of as many residuals, the k-th one that of the k-th unknown.
     domain : Box
         Where.
-    conditions : sequence
+    conditions : sequence, or a single one
         `Dirichlet`, `Neumann`, `Robin`, `Periodic`, `Observe`. A face without a condition is free (outflow).
     noise : float, optional
         Standard deviation of the equation's source; None means exact.
@@ -168,10 +168,15 @@ class PDEProblem(eqx.Module):
 
     def __init__(self, residual: Callable, domain: Box, conditions=(), *, noise=None, fields: int = 1):
         self.residual, self.domain, self.noise, self.fields = residual, domain, noise, fields
+        takes("PDEProblem", "residual", residual, "x", "u", "args")
+        if isinstance(conditions, Condition | Periodic | Observe):
+            conditions = (conditions,)
         self.conditions = tuple(single for c in conditions for single in _split(c, domain))
         for c in self.conditions:
             if not isinstance(c, Periodic) and not 0 <= c.field < fields:
                 fail("PDEProblem", "conditions", f"on fields 0 to {fields - 1}", f"field {c.field}")
+            if isinstance(c, Condition) and callable(c.value):
+                takes(type(c).__name__, "value", c.value, "x", "args")
             if isinstance(c, Observe) and c.points.shape[1] != domain.ndim:
                 fail("PDEProblem", "conditions", f"points with {domain.ndim} coordinates", c.points.shape)
         for c in self.conditions:

@@ -23,6 +23,7 @@ class PDEStatus(StatusCode):
     ALIASED = 102, "aliased: the uniform grid takes a frequency of the data for a slow one; use non-uniform nodes"
     CONTRADICTED = 103, "contradicted: equation, conditions and data exclude each other; state more noise, or fewer"
     UNDETERMINED = 104, "undetermined: most of what the conditions leave open no datum has seen; state or observe more"
+    SADDLE = 106, "saddle: stationary, but the energy falls along some direction; start elsewhere"
     SINGULAR = 105, "singular: the equation with its conditions has no solution, or many; state other conditions"
 
 

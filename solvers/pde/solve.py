@@ -123,11 +123,11 @@ def gp_solve(
 
     Notes
     -----
-    *Spectral.* In each dimension the highest derivative is a Legendre series, so nothing is lost to differentiation
-    (`axes.Legendre`). A linear equation that separates, found by tracing, is solved directly: each symmetric dimension
-    by one `eigh`, one general dimension beside them by small LU factorisations, two by squaring Cayley transforms. In
-    one dimension, or with few unknowns, Newton's method factorises densely; otherwise by GMRES with the averaged
-    separable operator. Cost after set-up: 2 d mode products, ``2 n^(d+1)`` operations each, and memory for a few
+    *Spectral.* In each dimension the highest derivative is a Legendre series, so nothing is lost to differentiation.
+    A linear equation that separates, found by tracing, is solved directly: each symmetric dimension
+    by one eigendecomposition, one general dimension beside them by small LU factorisations, two by squaring Cayley
+    transforms. In one dimension, or with few unknowns, Newton's method factorises densely; otherwise by GMRES with the
+    averaged separable operator. Cost after set-up: 2 d mode products of ``2 n^(d+1)`` operations, memory for a few
     fields; no Kronecker product is formed.
 
     *Exact equations with data.* Noisy conditions, or missing ones, are replaced by unknown values on their faces, which

@@ -64,3 +64,92 @@ def block_quadratics(
     A = Q @ np.swapaxes(Q, 1, 2) / d + np.eye(d)
     B, c = rng.standard_normal((blocks, d, p)) / 3, rng.standard_normal((blocks, d))
     return BlockQuadratics(Block(*(jnp.asarray(M, dtype) for M in (A, B, c))), ridge)
+
+
+class CoupledToy(NamedTuple):
+    """``min |x - y2|^2 / 2 + |y1 - 1|^2 / 2``, y of the minimisers of ``|y1|^2 / 2 - x.y1 + 1.y2`` at sum zero.
+
+    The lower problem has many solutions, ``y1 = x + 1`` and any y2 of the right sum; the answer is x = -0.3, y1 = 0.7
+    and y2 = -0.4, all entries alike.
+    """
+
+    n: int
+
+    def upper(self, x, y, args):
+        """Return the upper loss."""
+        return (jnp.sum((x - y[self.n :]) ** 2) + jnp.sum((y[: self.n] - 1) ** 2)) / 2
+
+    def lower(self, x, y, args):
+        """Return the lower loss."""
+        first = y[: self.n]
+        return jnp.sum(first**2) / 2 - jnp.vdot(x, first) + jnp.sum(y[self.n :])
+
+    def constraint(self, x, y, args):
+        """Return what is to be zero."""
+        return (jnp.sum(x) + jnp.sum(y))[None]
+
+    def project(self, x, y, args):
+        """Return the nearest pair of sum zero."""
+        shift = (jnp.sum(x) + jnp.sum(y)) / (3 * self.n)
+        return x - shift, y - shift
+
+    @property
+    def optimum(self) -> tuple[np.ndarray, np.ndarray]:
+        """The answer, by hand: with ``y1 = x + 1`` and ``y2 = -2 x - 1`` the loss is ``(3 x + 1)^2 / 2 + x^2 / 2``."""
+        return np.full(self.n, -0.3), np.concatenate([np.full(self.n, 0.7), np.full(self.n, -0.4)])
+
+
+class HalfSpace(NamedTuple):
+    """``min |y - target|^2 / 2 + ridge |x|^2 / 2``, y minimising ``y'A y / 2 - y'B x`` where ``a.y + b.x <= bound``."""
+
+    A: Float[Array, "d d"]
+    B: Float[Array, "d p"]
+    target: Float[Array, " d"]
+    a: Float[Array, " d"]
+    b: Float[Array, " p"]
+    bound: Float[Array, ""]
+    ridge: Float[Array, ""]
+
+    @staticmethod
+    def upper(x, y, data):
+        """Return the upper loss."""
+        return jnp.sum((y - data.target) ** 2) / 2 + data.ridge * jnp.sum(x**2) / 2
+
+    @staticmethod
+    def lower(x, y, data):
+        """Return the lower loss."""
+        return jnp.vdot(y, matmul(data.A, y)) / 2 - jnp.vdot(y, matmul(data.B, x))
+
+    @staticmethod
+    def constraint(x, y, data):
+        """Return the constraint, of length one."""
+        return (jnp.vdot(data.a, y) + jnp.vdot(data.b, x) - data.bound)[None]
+
+    @staticmethod
+    def project(x, y, data):
+        """Return the nearest pair in the half-space."""
+        over = jnp.maximum(HalfSpace.constraint(x, y, data)[0], 0)
+        shift = over / (jnp.vdot(data.a, data.a) + jnp.vdot(data.b, data.b))
+        return x - shift * data.b, y - shift * data.a
+
+    def solution(self, x) -> tuple[Array, Array]:
+        """Return the lower solution and its multiplier in closed form."""
+        free = jnp.linalg.solve(self.A, matmul(self.B, x))
+        along = jnp.linalg.solve(self.A, self.a)
+        over = jnp.maximum(jnp.vdot(self.a, free) + jnp.vdot(self.b, x) - self.bound, 0)
+        multiplier = over / jnp.vdot(self.a, along)
+        return free - multiplier * along, multiplier
+
+    def value(self, x):
+        """Return the objective in closed form."""
+        return HalfSpace.upper(x, self.solution(x)[0], self)
+
+
+def half_space(rng: np.random.Generator, *, p: int, d: int, ridge: float = 0.3, dtype=None) -> HalfSpace:
+    """Return a random instance; the constraint is active at the answer of about every second."""
+    Q = rng.standard_normal((d, d))
+    parts = (
+        Q @ Q.T / d + np.eye(d) / 2, rng.standard_normal((d, p)), rng.standard_normal(d), rng.standard_normal(d),
+        rng.standard_normal(p), rng.standard_normal(), ridge,
+    )  # fmt: skip
+    return HalfSpace(*(jnp.asarray(part, dtype) for part in parts))

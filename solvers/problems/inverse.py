@@ -88,7 +88,8 @@ class GaussianPrior(eqx.Module):
         """Return one draw."""
         values, vectors = jnp.linalg.eigh(self.covariance)
         noise = jax.random.normal(key, self.mean.shape, self.mean.dtype)
-        return self.mean + matmul(vectors, jnp.sqrt(jnp.maximum(values, 0)) * noise)
+        # By the symmetric root, which does not depend on the signs that a backend gives its eigenvectors.
+        return self.mean + matmul(vectors, jnp.sqrt(jnp.maximum(values, 0)) * matmul(vectors.T, noise))
 
 
 class GaussianMixture(eqx.Module):

@@ -75,7 +75,8 @@ def diff2(
     -------
     optax.GradientTransformationExtraArgs
         Its `update` takes *per-example* gradients (leading axis n on every leaf), the parameters, and
-        ``before=``: the same examples' gradients at `previous_point`. All examples must be used in every step.
+        ``before=``: the same examples' gradients at `previous_point`, or the function that returns them at a point. All
+        examples must be used in every step.
 
     Raises
     ------
@@ -124,6 +125,7 @@ def diff2(
             checks.fail(name, "params", "given to update", None)
         if before is None:
             checks.fail(name, "before", "given to update: per-example gradients at `previous_point`", None)
+        before = before(state.previous) if callable(before) else before
         dtype = state.rho.dtype
         n = jax.tree.leaves(updates)[0].shape[0]
         afresh = state.count % restart == 0

@@ -21,6 +21,7 @@ from .losses.monge import fit_transport_map as fit_transport_map
 from .losses.monge import monge_gap as monge_gap
 from .problem import TransportStatus as TransportStatus
 from .ragged import stack_ragged as stack_ragged
+from .solution import Potentials as Potentials
 from .solution import TransportSolution as TransportSolution
 from .unbalanced import UnbalancedSolution as UnbalancedSolution
 from .unbalanced import unbalanced_sinkhorn as unbalanced_sinkhorn

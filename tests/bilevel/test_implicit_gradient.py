@@ -5,9 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from solvers import CGSolve, DirectSolve, NeumannSeries, NystromInverse, hypergradient
+from solvers import CGSolve, DirectSolve, NeumannSeries, NystromInverse
 from solvers.problems.bilevel import block_quadratics
 
+from ..compiled import hypergradient
 from ..conftest import FLOAT
 
 TOL = {"float64": 1e-10, "float32": 2e-4}[FLOAT.name]

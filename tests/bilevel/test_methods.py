@@ -7,9 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from solvers import bsvrb, hypergradient, single_loop
+from solvers import bsvrb, single_loop
 from solvers.problems.bilevel import block_quadratics
 
+from ..compiled import hypergradient
 from ..conftest import FLOAT
 
 M = 8

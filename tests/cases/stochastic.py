@@ -128,7 +128,24 @@ def _same_sample(objective, params, key):
     return {"gradient": jax.grad(objective)}
 
 
+def _same_examples(objective, params, key):
+    return {"before": lambda x: DIFF2.gradient(objective, x)}
+
+
+DIFF2 = Transformation(
+    name="diff2",
+    make=lambda learning_rate=0.01: solvers.diff2(
+        learning_rate, clip=1e4, clip_difference=300.0, noise=1e-7, noise_difference=1e-7, restart=4,
+        key=jax.random.key(5),
+    ),
+    number=("learning_rate", 0.01),
+    extra=_same_examples,
+    descends=0.5,
+    examples=3,
+)  # fmt: skip
+
 TRANSFORMATIONS = [
+    DIFF2,
     Transformation(
         name="igt_momentum",
         make=lambda learning_rate=0.05: solvers.igt_momentum(learning_rate),

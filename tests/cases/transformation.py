@@ -4,6 +4,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import jax
+import jax.numpy as jnp
+import numpy as np
+
 
 def _nothing(loss, params, key) -> dict[str, Any]:
     return {}
@@ -35,6 +39,8 @@ class Transformation:
         Relative difference allowed between two ways of running it, by dtype name.
     dtypes : tuple of str
         Dtypes of parameters that it works in.
+    examples : int
+        How many examples it wants the gradients of, on a leading axis; 0 for the plain gradient.
     """
 
     name: str
@@ -46,3 +52,13 @@ class Transformation:
     steps: int = 60
     tol: tuple[tuple[str, float], ...] = (("float64", 1e-9), ("float32", 1e-4), ("bfloat16", 5e-2))
     dtypes: tuple[str, ...] = ("bfloat16", "float32", "float64")
+    examples: int = 0
+
+    def gradient(self, loss: Callable[[Any], Any], params: Any) -> Any:
+        """Return what ``update`` takes: the gradient, or examples' gradients whose mean it is."""
+        plain = jax.grad(loss)(params)
+        if not self.examples:
+            return plain
+        shares = np.linspace(0.5, 1.5, self.examples)
+        stacked = lambda g: jnp.stack([jnp.asarray(s, g.dtype) * g for s in shares])  # noqa: E731
+        return jax.tree.map(stacked, plain)

@@ -5,8 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from solvers import EmpiricalFisher, obs_scores, obs_update
+from solvers import EmpiricalFisher
 
+from ..compiled import obs_scores, obs_update
 from ..conftest import FLOAT, X64
 
 TOL = 1e-9 if X64 else 2e-4

@@ -5,9 +5,9 @@ import functools
 import jax
 from jax import lax
 
-from solvers import sketched_newton
 from solvers.problems.constrained import HAND_WRITTEN
 
+from ..compiled import sketched_newton
 from ..conftest import FLOAT
 
 TOL = {"float64": 1e-8, "float32": 1e-3}[FLOAT.name]

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from jax import lax
 
-from solvers import Status, sketched_newton
+from solvers import Status
 
+from ..compiled import sketched_newton
 from ..conftest import FLOAT, X64
 from .shared import LOOSE, TOL, problem, solution
 
@@ -252,3 +253,8 @@ def test_a_missed_tolerance_says_which_part_missed():
 def test_no_constraint_is_told_where_to_go():
     with pytest.raises(TypeError, match="interior_point"):
         sketched_newton(lambda x, args: jnp.sum(x**2), jnp.ones(3, FLOAT))
+
+
+def test_a_function_of_x_alone_is_told_what_is_missing():
+    with pytest.raises(TypeError, match=r"`equality` must be a function of \(x, args\), got one of \(x\)"):
+        sketched_newton(lambda x, args: jnp.sum(x**2), jnp.ones(3, FLOAT), equality=lambda x: x[:1])

@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 from scipy.optimize import linprog, nnls
 
-from solvers import Status, interior_point
+import solvers
+from solvers import Status
 
+from ..compiled import interior_point
 from ..conftest import FLOAT, needs_x64
 
 TOL = 1e-7 if FLOAT == "float64" else 3e-3
@@ -148,7 +150,7 @@ def test_contradictory_bounds_raise_when_concrete_and_are_a_status_when_traced()
     assert solution.status == Status.INFEASIBLE
     assert not solution.converged
     with pytest.raises(ValueError, match=r"interior_point: `bounds` must be lower <= upper"):
-        interior_point(lambda x, _: jnp.sum(x), one, bounds=(1.0, -1.0))
+        solvers.interior_point(lambda x, _: jnp.sum(x), one, bounds=(1.0, -1.0))
 
 
 @cache

@@ -4,11 +4,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from solvers import DiagonalPreconditioner, KrylovKKT, NystromPreconditioner, Status, sketched_newton
+from solvers import DiagonalPreconditioner, KrylovKKT, NystromPreconditioner, Status
 from solvers.constrained.matrix_free import ProductModel
 from solvers.core.krylov.minres import minres
 from solvers.problems.constrained import pde_control, pde_preconditioner
 
+from ..compiled import sketched_newton
 from ..conftest import FLOAT, needs_x64
 from .shared import problem
 

@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 import scipy.linalg
 
-from solvers import SketchProject, sketched_newton
+from solvers import SketchProject
 from solvers.constrained.sketching import sketch_and_project
 from solvers.core.linalg.sketch import SKETCHES, draw, hadamard
 
+from ..compiled import sketched_newton
 from ..conftest import FLOAT, needs_x64
 from .shared import alike, problem, shape
 

@@ -7,9 +7,10 @@ import pytest
 import scipy.optimize
 from jax.test_util import check_grads
 
-from solvers import SolveError, sketched_newton
+from solvers import SolveError
 from solvers.problems.constrained import HAND_WRITTEN, logistic
 
+from ..compiled import sketched_newton
 from ..conftest import FLOAT, needs_x64
 from .shared import TOL, problem, solution
 

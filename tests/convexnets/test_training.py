@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 from scipy.optimize import minimize
 
-from solvers import ConvexReLU, ConvexReLUSolution, Status, train_relu
+from solvers import ConvexReLU, ConvexReLUSolution, Status
 from solvers.convexnets.problem import Blocks, distinct_rows, dual_bound, network_objective
 
+from ..compiled import train_relu
 from ..conftest import FLOAT, needs_x64
 
 KINDS = [("squared", False), ("squared", True), ("hinge", False), ("hinge", True)]

@@ -82,6 +82,7 @@ def test_one_step_and_none(rng, kind, method):
 def test_derivatives_to_second_order(rng, kind, method):
     a, b, start = terms(rng, kind)
 
+    @jax.jit
     def observe(a, b, start):
         return jnp.sum(jnp.sin(SCANS[kind](a[:5], b[:5], start=start, method=method, block=2)))
 

@@ -5,9 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from solvers import Status, extreme_eigenpairs, spectral_density
+from solvers import Status
 from solvers.core.probes import probes
 
+from ..compiled import extreme_eigenpairs, spectral_density
 from ..conftest import FLOAT, X64, needs_x64
 
 N = 40

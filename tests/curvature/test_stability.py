@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from scipy.special import gammaincinv
 
-from solvers import batch_hessian_outlier, hessian_alignment, scale_learning_rate, sgd_stability
+from solvers import batch_hessian_outlier, scale_learning_rate
 
+from ..compiled import hessian_alignment, sgd_stability
 from ..conftest import FLOAT
 
 

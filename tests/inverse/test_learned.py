@@ -46,7 +46,9 @@ def test_any_network_is_a_proximal_map(kind, rng):
     y = jnp.asarray(rng.standard_normal(shape), FLOAT)
     count = y.size
     J = jax.jit(jax.jacobian(model.prox))(y).reshape(count, count)
-    np.testing.assert_allclose(J, J.T, atol=1e-12 if DOUBLE else 1e-5)
+    # A GPU's library chooses among convolutions, of which some are good to ten digits in float64.
+    tol = 1e-12 if jax.default_backend() == "cpu" else 1e-9
+    np.testing.assert_allclose(J, J.T, atol=tol if DOUBLE else 1e-5)
     assert np.linalg.eigvalsh(J)[0] >= 0.1 - 1e-5
     assert np.linalg.eigvalsh(J)[-1] > 0.2
 

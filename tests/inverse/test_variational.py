@@ -181,7 +181,8 @@ def test_units_of_the_data_do_not_matter(name, power, rng):
     plain, scaled = solve(jnp.ones((), FLOAT)), solve(unit)
     assert scaled.converged, scaled
     assert scaled.num_steps == plain.num_steps
-    np.testing.assert_array_equal(scaled.value / unit, plain.value)
+    # To the bit on a CPU; on a GPU other kernels may serve other ranges.
+    np.testing.assert_allclose(scaled.value / unit, plain.value, rtol=1e-12 if DOUBLE else 1e-5)
 
 
 @pytest.mark.parametrize("name", SOLVERS)

@@ -5,19 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from solvers import (
-    LinearStatus,
-    MatrixFree,
-    Status,
-    Stencil,
-    chebyshev_cg,
-    flexible_cg,
-    multigrid_cg,
-    sor,
-    ssor,
-    ssor_cg,
-)
+from solvers import LinearStatus, MatrixFree, Status, Stencil
 
+from ..compiled import chebyshev_cg, flexible_cg, multigrid_cg, sor, ssor, ssor_cg
 from .reference import dense, pcg
 
 X64 = jax.config.jax_enable_x64

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 import scipy.sparse as sp
 
-from solvers import LinearStatus, SparseRows, Status, Stencil, sor, ssor, young_omega, young_rate
+from solvers import LinearStatus, SparseRows, Status, Stencil, young_omega, young_rate
 from solvers.linear.learned.relaxation_theory import jacobi_radius
 
+from ..compiled import sor, ssor
 from .reference import count_sor, dense, sor_iterates
 
 X64 = jax.config.jax_enable_x64

@@ -11,10 +11,8 @@ from solvers import (
     Status,
     Stencil,
     TsallisINF,
-    chebyshev_cg,
     learned_sor,
     solve_sequence,
-    sor,
     young_omega,
     young_prior,
     young_rate,
@@ -24,6 +22,8 @@ from solvers.core.loop import Run
 from solvers.linear.learned.relaxation_theory import arm_features, relaxation_features
 from solvers.linear.learned.sequence import charge
 from solvers.problems.linear import heat_start, heat_step, model_radius, shifted_laplacians
+
+from ..compiled import chebyshev_cg, sor
 
 DTYPE = jnp.result_type(float)
 X64 = jax.config.jax_enable_x64

@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 from jax.sharding import Mesh, PartitionSpec
 
-from solvers import LowRankStatus, Status, complete
+import solvers
+from solvers import LowRankStatus, Status
 
+from ..compiled import complete
 from ..conftest import FLOAT, needs_x64
 
 N, P, R = 60, 50, 3
@@ -233,7 +235,7 @@ def test_the_sketch_keeps_up_where_columns_differ_in_length():
 
 @pytest.mark.parametrize("broken", [
     lambda r, c, v: complete(r, c[:-1], v, (N, P), R),
-    lambda r, c, v: complete(r, c, v, (N, P - 1), R),
+    lambda r, c, v: solvers.complete(r, c, v, (N, P - 1), R),
     lambda r, c, v: complete(r, c, v, (N, P), P + 1),
     lambda r, c, v: complete(r, c, v, (N, P), 0),
     lambda r, c, v: complete(r, c, v, (N, P), R, method="svd"),

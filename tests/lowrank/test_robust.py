@@ -5,8 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from solvers import DenseMeasurements, Entries, Status, robust_recovery
+from solvers import DenseMeasurements, Entries, Status
 
+from ..compiled import robust_recovery
 from ..conftest import FLOAT
 
 DIM, RANK, COUNT = 20, 3, 600

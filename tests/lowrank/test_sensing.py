@@ -5,16 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from solvers import (
-    DenseMeasurements,
-    Entries,
-    LowRankStatus,
-    RankOneMeasurements,
-    Status,
-    WholeMatrix,
-    matrix_sensing,
-)
+from solvers import DenseMeasurements, Entries, LowRankStatus, RankOneMeasurements, Status, WholeMatrix
 
+from ..compiled import matrix_sensing
 from ..conftest import FLOAT, needs_x64
 
 N, R, K = 30, 3, 6

@@ -53,3 +53,13 @@ def test_a_negative_noise_is_refused():
                  lambda: PDEProblem(poisson, BOX, [*ENDS, Observe(np.array([0.5]), np.zeros(1), -0.1)])):  # fmt: skip
         with pytest.raises(ValueError, match="at least zero"):
             make()
+
+
+def test_functions_of_too_few_arguments_are_refused_and_one_condition_needs_no_list():
+    for make, whose in (
+        (lambda: PDEProblem(lambda u: u.dxx, BOX, ENDS), r"residual` must be a function of \(x, u, args\)"),
+        (lambda: PDEProblem(poisson, BOX, Dirichlet("x-", lambda x: 0 * x)), r"value` must be a function of \(x,"),
+    ):
+        with pytest.raises(TypeError, match=whose):
+            make()
+    assert len(PDEProblem(poisson, BOX, Dirichlet("all")).conditions) == 2

@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 from scipy.linalg import expm
 
-from solvers import DecentralisedStatus, Status, dadao, gossip_rates, mudag
+from solvers import DecentralisedStatus, Status, gossip_rates
 from solvers.problems.stochastic import barbell, network, ring
 from solvers.stochastic.gossip.decentralised import Flow
 
+from ..compiled import dadao, mudag
 from ..conftest import FLOAT, needs_x64
 
 NODES, D = 8, 3
@@ -120,6 +121,20 @@ def test_units_do_not_matter(method, problem):
         assert sol.converged
         assert abs(int(sol.num_steps) - int(plain.num_steps)) <= 1
         np.testing.assert_allclose(sol.value / unit, plain.value, rtol=100 * TOL, atol=10 * TOL)
+
+
+@pytest.mark.parametrize("method", [dadao, mudag])
+def test_nodes_may_lie_on_several_devices(method, problem):
+    """Their data sharded over four devices, two nodes each: the same steps and answer, found where the data are."""
+    net, args, curvature = problem
+    mesh = jax.make_mesh((4,), ("nodes",), axis_types=(jax.sharding.AxisType.Auto,))
+    there = jax.device_put(args, jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("nodes")))
+    plain, spread = run(method, problem), run(method, (net, there, curvature))
+    assert spread.converged
+    assert abs(int(spread.num_steps) - int(plain.num_steps)) <= 1
+    np.testing.assert_allclose(spread.value, plain.value, rtol=100 * TOL, atol=10 * TOL)
+    if method is mudag:
+        assert len(spread.nodes.sharding.device_set) == 4
 
 
 def test_what_cannot_be_is_refused(problem):

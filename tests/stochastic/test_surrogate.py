@@ -6,8 +6,9 @@ import numpy as np
 import optax
 import pytest
 
-from solvers import Status, target_surrogate
+from solvers import Status
 
+from ..compiled import target_surrogate
 from ..conftest import FLOAT
 
 N, D = 40, 6

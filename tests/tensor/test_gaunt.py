@@ -10,10 +10,10 @@ from jax.test_util import check_grads
 from scipy.spatial.transform import Rotation
 from scipy.special import sph_harm_y
 
-from solvers import gaunt_convolution, gaunt_power, gaunt_product
 from solvers.tensor import spherical_harmonics
 from solvers.tensor.harmonics import gaunt_table, grid_of, grid_table
 
+from ..compiled import gaunt_convolution, gaunt_power, gaunt_product
 from ..conftest import FLOAT, X64, needs_x64
 
 TOL = 2e-13 if X64 else 2e-4

@@ -5,8 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from solvers import Grid, PointCloud, Status, TransportStatus, barycenter, sinkhorn_divergence, sns_sinkhorn
+from solvers import Grid, PointCloud, Status, TransportStatus
 
+from ..compiled import barycenter, sinkhorn_divergence, sns_sinkhorn
 from ..conftest import FLOAT, needs_x64
 
 X = np.linspace(-4, 4, 41)[:, None]

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from scipy.spatial.distance import cdist
 
-from solvers import Grid, PointCloud, sinkhorn, sinkhorn_divergence, sns_sinkhorn
+from solvers import Grid, PointCloud
 
+from ..compiled import sinkhorn, sinkhorn_divergence, sns_sinkhorn
 from ..conftest import FLOAT, X64, needs_x64
 
 N, M, TILE = 26, 31, 200

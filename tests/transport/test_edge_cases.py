@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from scipy.optimize import linprog
 
-from solvers import Status, TransportStatus, sinkhorn, sns_sinkhorn
+from solvers import Status, TransportStatus
 
+from ..compiled import sinkhorn, sns_sinkhorn
 from ..conftest import FLOAT, X64, needs_x64
 
 TOL = 1e-10 if X64 else 2e-5

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 from scipy.optimize import linear_sum_assignment
 
-from solvers import Grid, PointCloud, Status, TransportStatus, transport_exactly
+from solvers import Grid, PointCloud, Status, TransportStatus
 from solvers.transport.entropic import newton
 
+from ..compiled import transport_exactly
 from ..conftest import FLOAT, X64, needs_x64
 
 GAP = 1e-6 if X64 else 3e-3

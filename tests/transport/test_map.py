@@ -5,8 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from solvers import PointCloud, sinkhorn, sns_sinkhorn
+from solvers import PointCloud
 
+from ..compiled import sinkhorn, sns_sinkhorn
 from ..conftest import FLOAT, needs_x64
 
 TOL = {"float64": 1e-7, "float32": 1e-3}[FLOAT.name]

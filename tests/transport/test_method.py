@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from jax.scipy.special import xlogy
 
-from solvers import PublishedSNS, Status, sinkhorn, sns_sinkhorn
+from solvers import PublishedSNS, Status
 from solvers.core.loop import Limits
 from solvers.transport.entropic import newton_step as ascent
 from solvers.transport.entropic.gibbs_kernel import absorb, empty, row_error, sweep
@@ -14,6 +14,7 @@ from solvers.transport.entropic.newton import begin
 from solvers.transport.entropic.newton_systems import Direction
 from solvers.transport.problem import prepare
 
+from ..compiled import sinkhorn, sns_sinkhorn
 from ..conftest import FLOAT, X64, needs_x64
 
 

@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from solvers import PointCloud, fit_transport_map, monge_gap, sns_sinkhorn, stack_ragged
+from solvers import PointCloud, fit_transport_map, stack_ragged
 
+from ..compiled import monge_gap, sns_sinkhorn
 from ..conftest import FLOAT, X64, needs_x64
 
 TIGHT = 1e-12 if X64 else 1e-5
@@ -61,7 +62,8 @@ try:
 except Exception:
     pass
 jax.distributed.initialize("localhost:" + sys.argv[1], 2, int(sys.argv[2]))
-from solvers import PointCloud, sns_sinkhorn
+from solvers import PointCloud
+from ..compiled import sns_sinkhorn
 rng = np.random.default_rng(91)
 x, y = rng.random((26, 2)), rng.random((31, 2))
 mesh = Mesh(np.array(jax.devices()), ("rows",))

@@ -5,12 +5,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from solvers import sns_sinkhorn
 from solvers.transport.entropic.gibbs_kernel import absorb, empty
 from solvers.transport.entropic.newton_systems import DenseCG, System
 from solvers.transport.entropic.sparse_systems import DROPPED, SparseCG, default_width
 from solvers.transport.problem import prepare
 
+from ..compiled import sns_sinkhorn
 from ..conftest import FLOAT, needs_x64
 
 

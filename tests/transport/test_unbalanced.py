@@ -5,18 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from solvers import (
-    PointCloud,
-    PublishedSNS,
-    Status,
-    TransportStatus,
-    UnbalancedSolution,
-    sinkhorn,
-    sns_sinkhorn,
-    unbalanced_sinkhorn,
-)
+from solvers import PointCloud, PublishedSNS, Status, TransportStatus, UnbalancedSolution
 from solvers.transport import DenseCG
 
+from ..compiled import sinkhorn, sns_sinkhorn, unbalanced_sinkhorn
 from ..conftest import FLOAT, X64, needs_x64
 
 N, M = 14, 17

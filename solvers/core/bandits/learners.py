@@ -88,7 +88,7 @@ class TsallisINF(Learner):
 
     Notes
     -----
-    ``p_i = 4 / (eta (L_i + u))^2`` with u such that they sum to one, found by `tsallis_probabilities`. The context is
+    ``p_i = 4 / (eta (L_i + u))^2`` with u such that they sum to one, found by Newton's method. The context is
     ignored. Expected regret against the best arm is at most ``4 K sqrt(d T)`` for costs in [0, K]. O(d) a round.
 
     References

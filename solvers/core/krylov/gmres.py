@@ -115,5 +115,10 @@ def gmres(
     reason = jnp.where(jnp.asarray(max_steps) <= 0, int(KrylovReason.MAX_STEPS), int(KrylovReason.RUNNING))
     reason = jnp.where(res <= tol, int(KrylovReason.CONVERGED), reason).astype(jnp.int32)
     start = (jnp.zeros_like(flat), flat, res, jnp.zeros((), jnp.int32), reason)
-    x, _, res, k, reason = lax.while_loop(lambda c: c[4] == KrylovReason.RUNNING, cycle, start)
+
+    def running(carry):
+        *_, reason = carry
+        return reason == KrylovReason.RUNNING
+
+    x, _, res, k, reason = lax.while_loop(running, cycle, start)
     return KrylovResult(unravel(x), k, res, reason)

@@ -106,7 +106,7 @@ def arm_features(context: Array, arms: Any) -> Array:
 
 
 def young_prior(**options: Any) -> ThompsonRegression:
-    """Return Thompson sampling on `relaxation_features`, expecting before any data what Young's theory expects.
+    """Return Thompson sampling that expects before any data what Young's theory expects.
 
     Parameters
     ----------

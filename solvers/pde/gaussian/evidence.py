@@ -204,11 +204,20 @@ def pruned(prior: tuple[Kernel, ...], evidence: Callable[[Any], Float[Array, ""]
     return tuple(kernels)
 
 
+class Descent(NamedTuple):
+    """A point of BFGS, its value and gradient, and the estimate of the inverse Hessian."""
+
+    x: Array
+    value: Array
+    gradient: Array
+    inverse: Array
+
+
 def bfgs(objective: Callable, x):
     """Minimise a function of a few dozen numbers by BFGS with backtracking, at most STEPS steps, each at most one."""
     slope = jax.value_and_grad(objective)
 
-    def step(state):
+    def step(state: Descent) -> Descent:
         x, value, gradient, inverse = state
         p = -matmul(inverse, gradient)
         descent = jnp.vdot(p, gradient)
@@ -221,7 +230,8 @@ def bfgs(objective: Callable, x):
             return ~(after <= value + 1e-4 * t * descent) & (t > 1e-4)
 
         def shorter(carry):
-            return carry[0] / 3, objective(x + carry[0] / 3 * p)
+            t, _ = carry
+            return t / 3, objective(x + t / 3 * p)
 
         one = jnp.ones((), x.dtype)
         t, after = lax.while_loop(rejected, shorter, (one, objective(x + p)))
@@ -232,16 +242,17 @@ def bfgs(objective: Callable, x):
         safe = jnp.where(sy > 0, sy, 1)
         left = jnp.eye(x.size, dtype=x.dtype) - jnp.outer(s, y) / safe
         updated = matmul(matmul(left, inverse), left.T) + jnp.outer(s, s) / safe
-        return new, value, after, jnp.where(sy > eps(x.dtype) * jnp.vdot(y, y), updated, jnp.eye(x.size, dtype=x.dtype))
+        kept = jnp.where(sy > eps(x.dtype) * jnp.vdot(y, y), updated, jnp.eye(x.size, dtype=x.dtype))
+        return Descent(new, value, after, kept)
 
     value, gradient = slope(x)
-    start = (x, value, gradient, jnp.eye(x.size, dtype=x.dtype))
+    start = Descent(x, value, gradient, jnp.eye(x.size, dtype=x.dtype))
     run = iterate(
         step,
         start,
         Limits(FLAT, STEPS),
-        value=lambda s: s[0],
-        error=lambda s: jnp.max(jnp.abs(s[2])),
+        value=lambda s: s.x,
+        error=lambda s: jnp.max(jnp.abs(s.gradient)),
         stall=STEPS,
     )
-    return run.state[0]
+    return run.state.x

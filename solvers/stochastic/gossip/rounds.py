@@ -85,7 +85,8 @@ def mudag(
     Notes
     -----
     The mixing matrix is ``I - Laplacian / largest eigenvalue``, so the gossip is that of equal rates. Derivatives as
-    for `dadao`. One multiplication n x n x d a round.
+    for `dadao`. One multiplication n x n x d a round. Where `args` is sharded over its leading axis, every device takes
+    the gradients of its own nodes.
 
     References
     ----------

@@ -148,7 +148,7 @@ def optimistic_mirror_descent(
         Which published steps; the Newton mirror is for exp-concave losses and only for them. Static.
     domain : ProximalFunction, optional
         The set of answers, from `solvers.core.prox`; the ball of that `diameter` by default. Newton takes a ball or
-        nothing (`Zero`), entropy none.
+        nothing, entropy none.
     diameter, bound, smoothness : scalar
         Of the set; of gradients, ``|g| <= bound``; of the mean losses. Traced.
     curvature : scalar

@@ -98,7 +98,12 @@ def absorb(problem: Problem, kernel: Kernel, f, g, epsilon) -> Kernel:
         return new, trips + 1, in_range
 
     start = (kernel, jnp.zeros((), jnp.int32), jnp.zeros((), bool))
-    return lax.while_loop(lambda c: ~c[2] & (c[1] < 2), body, start)[0]
+
+    def unfinished(carry):
+        _, trips, in_range = carry
+        return ~in_range & (trips < 2)
+
+    return lax.while_loop(unfinished, body, start)[0]
 
 
 REACH = 15.0

@@ -1,7 +1,7 @@
 """The Sinkhorn divergence: entropic transport with its bias removed."""
 
 from functools import partial
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -49,6 +49,13 @@ class DivergenceSolution(Solution):
     def g(self) -> Float[Array, "*batch m"]:
         """Derivative of the divergence with respect to b, up to a constant."""
         return self.between.g - self.second.f
+
+
+class Swept(NamedTuple):
+    """A potential of a measure with itself, and Sinkhorn's half step of it."""
+
+    f: Float[Array, " n"]
+    moved: Float[Array, " n"]
 
 
 def sinkhorn_divergence(
@@ -170,20 +177,20 @@ def solve_symmetric(data, limits: Limits, unconverged: str) -> TransportSolution
         sums = problem.cost.logsumexp(f, problem.rows, epsilon, problem.shift)
         return jnp.where(problem.rows, epsilon * (jnp.log(jnp.where(problem.rows, a, 1)) - sums), 0)
 
-    def error(state):
+    def error(state: Swept):
         f, moved = state
         return 2 * jnp.sum(a * jnp.abs(jnp.expm1((f - moved) / epsilon)))
 
-    def step(state):
-        f = (state[0] + state[1]) / 2
-        return f, transform(f)
+    def step(state: Swept) -> Swept:
+        f = (state.f + state.moved) / 2
+        return Swept(f, transform(f))
 
     start = jnp.zeros_like(a)
     run: Run = iterate(
         step,
-        (start, transform(start)),
+        Swept(start, transform(start)),
         limits,
-        value=lambda state: (state[0], state[0]),
+        value=lambda state: (state.f, state.f),
         error=error,
         refused=lambda _: problem.status,
         stall=SYMMETRIC_STEPS,

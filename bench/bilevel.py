@@ -1,0 +1,342 @@
+"""Bilevel methods: LV-HBA on the toy, quadratics as in benchmark_bilevel, blocks sampled, labels cleaned.
+
+python bench/bilevel.py [--quick] [--gpu] [--only toy,quadratic,blocks,cleaning]
+
+toy        starts in a box of side 10, default settings against the published steps
+quadratic  means of rank-one quadratics drawn as benchmark_bilevel draws them (benchopt), its sizes; gap: the squared
+           hypergradient in closed form; stochastic methods at their best of nine settings
+blocks     BSVRB: steps to a tenth of the distance against the number of blocks sampled; ``--gpu``: 1,000 blocks
+cleaning   weights of 400 digits with half of the labels wrong, learned through the trained classifier, against the
+           number of gradients of single examples
+"""
+
+import itertools
+import sys
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+jax.config.update("jax_enable_x64", True)
+
+import harness  # noqa: E402
+
+from solvers import CGSolve, PublishedSteps, bsvrb, hypergradient, lv_hba, single_loop  # noqa: E402
+from solvers.core.krylov.cg import cg  # noqa: E402
+from solvers.problems.bilevel import CoupledToy, block_quadratics  # noqa: E402
+
+SEED = 23
+
+
+def toy_rows(options) -> list[dict]:
+    """Return steps, gradients and errors from random starts."""
+    toy, starts = CoupledToy(100), 4 if options.quick else 32
+    rng = np.random.default_rng(SEED)
+    x, y = (jnp.asarray(rng.uniform(-5, 5, (starts, k))) for k in (100, 200))
+    rows = []
+    for name, published, most in (("lv_hba", None, 5000), ("lv_hba, published steps", PublishedSteps(), 20_000)):
+        solve = lambda x, y, p=published, k=most: lv_hba(  # noqa: E731
+            toy.upper, toy.lower, x, y, constraint=toy.constraint, equality=True, project=toy.project, published=p,
+            max_steps=k,
+        )  # fmt: skip
+        begin = time.perf_counter()
+        sol = jax.block_until_ready(jax.jit(jax.vmap(solve))(x, y))
+        seconds = time.perf_counter() - begin
+        far = np.linalg.norm(np.asarray(sol.value[0]) - toy.optimum[0], axis=1) / np.linalg.norm(toy.optimum[0])
+        rows.append({
+            "part": "toy", "instance": f"n 100, {starts} starts", "contestant": name,
+            "converged": int(sol.converged.sum()), "error_median": np.median(far), "error_worst": far.max(),
+            "steps_worst": int(sol.num_steps.max()),
+            "gradients_worst": int((2 * sol.num_steps + sol.num_inner).max()), "seconds_with_compiling": seconds,
+        })  # fmt: skip
+    return rows
+
+
+def draw_quadratic(rng, n: int, inner: int, outer: int, mu: float, cross: float) -> dict:
+    """Return vectors whose products are the matrices of n quadratics, with spectra between mu and one."""
+
+    def factor(d, values):
+        U = np.linalg.qr(rng.standard_normal((d, d)))[0]
+        return rng.standard_normal((n, d)) @ (U * np.sqrt(values)) @ U.T
+
+    least = min(inner, outer)
+    U, V = np.linalg.qr(rng.standard_normal((outer, outer)))[0], np.linalg.qr(rng.standard_normal((inner, inner)))[0]
+    seed = rng.standard_normal((n, inner))
+    values = np.geomspace(mu, cross, least)
+    parts = {
+        "yy": factor(inner, np.geomspace(mu, 1, inner)), "xx": factor(outer, np.r_[0, np.geomspace(mu, 1, outer - 1)]),
+        "left": seed[:, :least] * values @ U[:, :least].T, "right": seed @ V.T,
+        "y": rng.standard_normal((n, inner)), "x": rng.standard_normal((n, outer)),
+    }  # fmt: skip
+    return {k: jnp.asarray(v) for k, v in parts.items()}
+
+
+def quadratic(x, y, d):
+    """Return one term."""
+    square = (jnp.vdot(d["yy"], y) ** 2 + jnp.vdot(d["xx"], x) ** 2) / 2
+    return square + jnp.vdot(d["left"], x) * jnp.vdot(d["right"], y) + jnp.vdot(d["y"], y) + jnp.vdot(d["x"], x)
+
+
+class Dense:
+    """The mean quadratics as matrices, and the hypergradient in closed form: what judges everybody."""
+
+    def __init__(self, lower, upper):
+        mean = lambda d, a, b: np.asarray(d[a]).T @ np.asarray(d[b]) / len(d[a])  # noqa: E731
+        self.low = {k: mean(lower, *k) for k in (("yy", "yy"), ("left", "right"))}
+        self.up = {k: mean(upper, *k) for k in (("yy", "yy"), ("xx", "xx"), ("left", "right"))}
+        self.low_y = np.asarray(lower["y"]).mean(0)
+        self.up_y, self.up_x = np.asarray(upper["y"]).mean(0), np.asarray(upper["x"]).mean(0)
+
+    def gradient(self, x):
+        """Return it at one x."""
+        H, C = self.low["yy", "yy"], self.low["left", "right"]
+        y = -np.linalg.solve(H, self.low_y + C.T @ x)
+        K = self.up["left", "right"]
+        v = np.linalg.solve(H, self.up["yy", "yy"] @ y + K.T @ x + self.up_y)
+        return self.up["xx", "xx"] @ x + K @ y + self.up_x - C @ v
+
+    def curvature(self):
+        """Return the least curvature of the outer problem."""
+        p = len(self.up_x)
+        zero = self.gradient(np.zeros(p))
+        H = np.stack([self.gradient(e) - zero for e in np.eye(p)])
+        return np.linalg.eigvalsh((H + H.T) / 2)[0]
+
+
+def exact_descent(lower, upper, x, steps):
+    """Descend along hypergradients by steps of Barzilai and Borwein; the lower problem by conjugate gradients."""
+    mean = lambda d: lambda x, y, _: jnp.mean(jax.vmap(lambda e: quadratic(x, y, e))(d))  # noqa: E731
+    up, low = mean(upper), mean(lower)
+    zero = jnp.zeros(lower["y"].shape[1])
+
+    def slope(x, y):
+        b = -jax.grad(low, argnums=1)(x, zero, None)
+        product = lambda v: jax.grad(low, argnums=1)(x, v, None) + b  # noqa: E731
+        y = cg(product, b, y, tol=1e-11, max_steps=200).x
+        return y, hypergradient(up, low, x, y, solver=CGSolve(tol=1e-11)).value
+
+    def step(c, _):
+        x, y, g, length = c
+        after = x - length * g
+        y, new = slope(after, y)
+        moved, change = after - x, new - g
+        bent = jnp.vdot(moved, change)
+        length = jnp.where(bent > 0, bent / jnp.maximum(jnp.vdot(change, change), 1e-300), length)
+        return (after, y, new, length), after
+
+    y, g = slope(x, zero)
+    return jax.lax.scan(step, (x, y, g, jnp.asarray(0.1)), None, length=steps)[1]
+
+
+def term(data):
+    """Return one example's quadratic; the smaller set is gone through several times."""
+    count = data["y"].shape[0]
+    return lambda x, y, i: quadratic(x, y, jax.tree.map(lambda a: a[i % count], data))
+
+
+def looped(made, start, key, steps):
+    """Run 20 blocks of steps and return x after each."""
+
+    def block(s, key):
+        s, _ = made.run(s, key, steps)
+        return s, s.x
+
+    return jax.lax.scan(block, start, jax.random.split(key, 20))[1]
+
+
+def quadratic_rows(options) -> list[dict]:
+    """Return seconds to the gap that the best stochastic method reaches, and the smallest gaps."""
+    sizes = [
+        (1024, 1024, 100, 100, "default"),
+        (32768, 1024, 100, 10, "best_params"),
+        (100_000, 25_000, 10, 10, "config"),
+    ]
+    rows = []
+    for n, m, inner, outer, label in sizes[:1] if options.quick else sizes:
+        rng = np.random.default_rng(SEED)
+        for _ in range(20):
+            lower, upper = (draw_quadratic(rng, k, inner, outer, 0.1, 0.1) for k in (n, m))
+            dense = Dense(lower, upper)
+            if dense.curvature() > 1e-12:
+                break
+        x0 = jnp.zeros(outer)
+        gap = lambda x, d=dense: float(np.sum(d.gradient(np.asarray(x)) ** 2))  # noqa: E731
+        found = {}
+        program = harness.compiled(lambda lo, up, x: exact_descent(lo, up, x, 40), lower, upper, x0)
+        timing = harness.clock(lambda p=program, a=(lower, upper, x0): p(*a), repeat=3, budget=5, warm=True)
+        gaps = np.array([gap(x) for x in timing.output])
+        found["hypergradient, cg"] = (timing.seconds / 40 * (1 + np.arange(40)), gaps, "40 steps")
+        steps = 2_000 if options.quick else 10_000
+
+        for method in ("soba", "saba", "f2sa"):
+            best = None
+            for y_step in (0.003, 0.01, 0.03):
+                for ratio in (0.1, 1.0, 10.0):
+                    made = single_loop(
+                        term(upper), term(lower), jnp.arange(n), method=method, x_step=y_step * ratio, y_step=y_step,
+                        batch=64,
+                    )  # fmt: skip
+                    key, start = jax.random.key(SEED), made.init(x0, jnp.zeros(inner))
+                    once = harness.compiled(lambda s, k, made=made, c=steps // 20: looped(made, s, k, c), start, key)
+                    timing = harness.clock(lambda p=once, a=(start, key): p(*a), repeat=1)
+                    gaps = np.array([gap(x) if np.all(np.isfinite(x)) else np.inf for x in np.asarray(timing.output)])
+                    if best is None or gaps[-1] < best[1][-1]:
+                        times = timing.seconds / 20 * (1 + np.arange(20))
+                        best = (times, gaps, f"y step {y_step}, x step {y_step * ratio:g}, {steps} steps")
+            found[method] = best
+        target = min(np.nanmin(found[k][1]) for k in ("soba", "saba", "f2sa"))
+        for name, (times, gaps, setting) in found.items():
+            reached = np.flatnonzero(gaps <= target)
+            rows.append({
+                "part": "quadratic", "instance": f"{label}: n {n}, {m}; d {inner}, {outer}", "contestant": name,
+                "setting": setting, "least_gap": np.min(gaps), "target": target,
+                "seconds_to_target": times[reached[0]] if len(reached) else None, "seconds": times[-1],
+            })  # fmt: skip
+    return rows
+
+
+def block_rows(options) -> list[dict]:
+    """Return steps to a tenth of the first distance, medians of seeds, for 1, 2, 4, ... blocks a step."""
+    m = 1000 if options.gpu else 64
+    sampled = (64, 128, 256, 512) if options.gpu else (2, 4, 8, 16, 32)
+    lanes, most = (2, 200) if options.quick else (8, 10_000)
+    problem = block_quadratics(np.random.default_rng(SEED), blocks=m, p=3, d=4)
+    rows = []
+    for I in sampled:  # noqa: E741
+
+        def sample(i, key):
+            block = jax.tree.map(lambda a: a[i], problem.data)
+            return block._replace(c=block.c + 0.02 * jax.random.normal(key, block.c.shape))
+
+        made = bsvrb(
+            problem.upper, problem.lower, sample, blocks=m, sampled=I, x_step=0.1, y_step=0.1, momentum=0.02
+        )  # fmt: skip
+
+        def distances(key, made=made):
+            state = made.init(jnp.zeros(3), jnp.zeros((m, 4)))
+            return made.run(state, key, most, lambda s: jnp.linalg.norm(s.x - problem.optimum))[1]
+
+        keys = jax.random.split(jax.random.key(SEED), lanes)
+        program = harness.compiled(jax.vmap(distances), keys)
+        timing = harness.clock(lambda p=program, k=keys: p(k), repeat=2, budget=60)
+        reached = np.asarray(timing.output) < 0.1 * float(jnp.linalg.norm(problem.optimum))
+        first = np.where(reached.any(axis=1), reached.argmax(axis=1), most)
+        rows.append({
+            "part": "blocks", "instance": f"m {m}", "contestant": f"bsvrb, {I} blocks a step", "sampled": I,
+            "steps_median": float(np.median(first)), "reached": int(reached.any(axis=1).sum()), "lanes": lanes,
+            "seconds_a_step_and_lane": min(timing.runs) / most / lanes,
+        })  # fmt: skip
+    for before, after in itertools.pairwise(rows):
+        after["ratio"] = after["steps_median"] / before["steps_median"]
+    return rows
+
+
+def digits(n: int):
+    """Return training digits with half of the labels wrong, a clean validation set, test digits, and what is wrong."""
+    from sklearn.datasets import load_digits
+
+    X, y = load_digits(return_X_y=True)
+    rng = np.random.default_rng(SEED)
+    order = rng.permutation(len(y))
+    X, y = np.c_[X[order] / 16, np.ones(len(y))], y[order]
+    noisy = y[:n].copy()
+    wrong = rng.random(n) < 0.5
+    noisy[wrong] = (noisy[wrong] + rng.integers(1, 10, wrong.sum())) % 10
+    parts = (X[:n], noisy, X[n : 2 * n], y[n : 2 * n])
+    return [jnp.asarray(p) for p in parts], (X[2 * n :], y[2 * n :]), wrong
+
+
+def cleaning_rows(options) -> list[dict]:
+    """Return validation loss, accuracy, and how well the weights tell wrong labels, at several budgets of gradients."""
+    n = 100 if options.quick else 400
+    (X, y, V, t), (T, s), wrong = digits(n)
+
+    def entropy(w, a, label):
+        return -jax.nn.log_softmax(a @ w.reshape(65, 10))[label]
+
+    def lower(x, w, i):
+        return jax.nn.sigmoid(x[i]) * entropy(w, X[i], y[i]) + 5e-3 * jnp.sum(w**2)
+
+    def upper(x, w, i):
+        return entropy(w, V[i], t[i])
+
+    every = jnp.arange(n)
+    full = lambda f: lambda x, w, _: jnp.mean(jax.vmap(lambda i: f(x, w, i))(every))  # noqa: E731
+    F, f = full(upper), full(lower)
+
+    @jax.jit
+    def train(x):
+        def step(w, _):
+            g = jax.grad(f, argnums=1)(x, w, None)
+            H = lambda v: jax.jvp(lambda w: jax.grad(f, argnums=1)(x, w, None), (w,), (v,))[1]  # noqa: E731
+            return w - cg(H, g, tol=1e-10, max_steps=200).x, None
+
+        return jax.lax.scan(step, jnp.zeros(650), None, length=12)[0]
+
+    def judge(x, name, gradients, seconds):
+        w = train(x)
+        order = np.argsort(np.asarray(x))
+        rank = np.empty(n)
+        rank[order] = np.arange(n)
+        good = ~wrong
+        area = (rank[good].sum() - good.sum() * (good.sum() - 1) / 2) / (good.sum() * wrong.sum())
+        hits = np.mean(np.argmax(T @ np.asarray(w).reshape(65, 10), axis=1) == s)
+        return {
+            "part": "cleaning", "instance": f"{n} digits, half wrong", "contestant": name, "gradients": gradients,
+            "validation_loss": float(F(x, w, None)), "test_accuracy": hits, "told_apart": area, "seconds": seconds,
+        }  # fmt: skip
+
+    x0, w0 = jnp.zeros(n), jnp.zeros(650)
+    rows = [judge(x0, "no weights", 0, 0.0), judge(jnp.where(jnp.asarray(wrong), -30.0, 30.0), "told which", 0, 0.0)]
+    budget = 200_000 if options.quick else 4_000_000
+    key = jax.random.key(SEED)
+    # Gradients a step and example: SOBA two and a Hessian and a mixed product, each counted as two; F2SA four.
+    for method, each in (("soba", 6), ("f2sa", 4)):
+        best = None
+        for x_step in (30.0, 100.0, 300.0):
+            made = single_loop(upper, lower, every, method=method, x_step=x_step, y_step=0.3, batch=32, penalty=10.0)
+            steps = budget // (each * 32)
+            begin = time.perf_counter()
+            state, _ = jax.jit(lambda k, m=made, c=steps: m.run(m.init(x0, w0), k, c))(key)
+            jax.block_until_ready(state)
+            seconds = time.perf_counter() - begin
+            if not bool(jnp.all(jnp.isfinite(state.x))):
+                continue
+            row = judge(state.x, method, budget, seconds)
+            row["setting"] = f"x step {x_step:g}, y step 0.3, batch 32"
+            if best is None or row["validation_loss"] < best["validation_loss"]:
+                best = row
+        rows.append(best or {"part": "cleaning", "instance": f"{n} digits, half wrong", "contestant": method,
+                             "failed": "not finite at any setting"})  # fmt: skip
+    most = 50 if options.quick else 800
+    begin = time.perf_counter()
+    box = lambda x, w, _: (jnp.clip(x, -6.0, 6.0), w)  # noqa: E731
+    sol = jax.block_until_ready(lv_hba(F, f, x0, w0, project=box, max_steps=most, inner_steps=20))
+    row = judge(sol.value[0], "lv_hba", n * (4 * int(sol.num_steps) + int(sol.num_inner)), time.perf_counter() - begin)
+    rows.append({**row, "setting": f"default, {int(sol.num_steps)} steps, error {float(sol.error):.1e}"})
+    return rows
+
+
+PARTS = {"toy": toy_rows, "quadratic": quadratic_rows, "blocks": block_rows, "cleaning": cleaning_rows}
+
+
+def main() -> int:
+    """Run, print, save."""
+    options = harness.arguments(__doc__)
+    record = harness.machine("equinox")
+    for name, part in PARTS.items():
+        if not harness.chosen(name, options.only) or (options.gpu and name != "blocks"):
+            continue
+        rows = part(options)
+        harness.table(rows)
+        stem = "bilevel_gpu" if options.gpu else "bilevel"
+        if not options.quick:
+            harness.save(
+                options.out / f"{stem}.json", rows, key=("part", "instance", "contestant"), record=record
+            )  # fmt: skip
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

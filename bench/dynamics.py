@@ -1,0 +1,178 @@
+"""Learned parts of differential equations: penalties for diffrax's solvers, value functions from paths.
+
+python bench/dynamics.py [--quick] [--gpu] [--only overhead,spiral,bias,paths]
+
+overhead   time and evaluations of solves that keep their heuristics, against the same solves that do not
+spiral     a neural differential equation fitted to a spiral, with and without the error penalty, several seeds
+bias       coefficients of x^2 and T - t by squared temporal differences, martingale loss and lstd; truth one and one
+paths      lstd against the number of paths: errors, seconds; ``--gpu``: a million paths of 200 steps
+"""
+
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+jax.config.update("jax_enable_x64", True)
+
+import harness  # noqa: E402
+
+from solvers import (  # noqa: E402
+    Paths,
+    lstd,
+    martingale_loss,
+    simulate,
+    squared_td_error,
+)
+from solvers.problems.sde import SquaredBrownian  # noqa: E402
+from solvers.tour.ode import train  # noqa: E402
+
+SEED = 23
+
+
+def overhead_rows(options) -> list[dict]:
+    """Return seconds of a plain and of a tracked solve in turns, values and gradients, for small and larger fields."""
+    import diffrax
+
+    from solvers import TrackHeuristics, error_penalty, stiffness_penalty
+
+    rows, save = [], diffrax.SaveAt(t1=True, solver_state=True)
+    for width, batch in ((32, 1), (256, 64)):
+        key = jax.random.key(SEED)
+        W = [jax.random.normal(k, s) / s[0] ** 0.5 for k, s in zip(
+            jax.random.split(key, 2), ((16, width), (width, 16)), strict=True)]  # fmt: skip
+        y0 = jax.random.normal(jax.random.key(5), (batch, 16))
+        controller = diffrax.PIDController(rtol=1e-6, atol=1e-6)
+
+        def solved(W, y0, solver, controller=controller):
+            term = diffrax.ODETerm(lambda t, y, args: jnp.tanh(y @ args[0]) @ args[1])
+            return diffrax.diffeqsolve(
+                term, solver, 0.0, 5.0, 0.1, y0, W, saveat=save, stepsize_controller=controller, max_steps=256
+            )  # fmt: skip
+
+        def plain(W, y0, solved=solved):
+            sol = solved(W, y0, diffrax.Tsit5())
+            return jnp.sum(sol.ys**2), sol.stats["num_steps"]
+
+        def tracked(W, y0, solved=solved):
+            sol = solved(W, y0, TrackHeuristics(diffrax.Tsit5(), rtol=1e-6, atol=1e-6))
+            return jnp.sum(sol.ys**2) + 1e-3 * (error_penalty(sol) + stiffness_penalty(sol)), sol.stats["num_steps"]
+
+        for kind in ("value", "gradient"):
+            calls, steps = {}, {}
+            for name, function in (("tsit5", plain), ("tracked tsit5", tracked)):
+                made = function if kind == "value" else jax.grad(function, has_aux=True)
+                program = harness.compiled(made, W, y0)
+                steps[name] = int(program(W, y0)[1])
+                calls[name] = lambda p=program, a=(W, y0): p(*a)
+            times = harness.alternate(calls, repeat=5 if options.quick else 31)
+            for name, timing in times.items():
+                rows.append({
+                    "part": "overhead", "instance": f"width {width}, batch {batch}, {kind}", "contestant": name,
+                    "seconds": timing.seconds, "steps": steps[name],
+                    "over_plain": float(np.median(np.array(timing.runs) / np.array(times["tsit5"].runs))),
+                })  # fmt: skip
+    return rows
+
+
+def spiral_rows(options) -> list[dict]:
+    """Return losses and evaluations at the end of training, medians of seeds, by weight of the penalty."""
+    seeds, steps = (2, 100) if options.quick else (6, 600)
+    weights = jnp.asarray([0.0, 0.1, 0.3, 1.0])
+    keys = jax.random.split(jax.random.key(SEED), seeds)
+    program = harness.compiled(jax.vmap(lambda w: jax.vmap(lambda k: train(k, w, steps)[1:])(keys)), weights)
+    timing = harness.clock(lambda: program(weights), repeat=1)
+    losses, evaluations = (np.asarray(a)[:, :, -20:].mean(axis=2) for a in timing.output)
+    return [{
+        "part": "spiral", "instance": f"{steps} steps of Adam, {seeds} seeds", "contestant": f"penalty {float(w):g}",
+        "loss_median": float(np.median(losses[i])), "evaluations_median": float(np.median(evaluations[i])),
+        "fewer": 1 - float(np.median(evaluations[i]) / np.median(evaluations[0])), "seconds": timing.seconds,
+    } for i, w in enumerate(weights)]  # fmt: skip
+
+
+def brownian(N: int, K: int, dtype, key) -> Paths:
+    """Return paths from zero with their squares as payoffs."""
+    problem = SquaredBrownian()
+    times = jnp.linspace(0, 1, K + 1, dtype=dtype)
+    states = simulate(problem.drift, problem.diffusion, jnp.zeros((N, 1), dtype), times, key)
+    return Paths(times, states, problem.payoff(states[:, -1]))
+
+
+def bias_rows(options) -> list[dict]:
+    """Return both coefficients by every objective, and the unit vector of least squared error without the payoff."""
+    N, K = (2000, 50) if options.quick else (20_000, 200)
+    problem = SquaredBrownian()
+    paths = jax.jit(lambda key: brownian(N, K, jnp.float64, key))(jax.random.key(SEED))
+    J = lambda c, t, x: jnp.sum(c * problem.features(t, x))  # noqa: E731
+
+    def least(objective):
+        zero = jnp.zeros(2)
+        return -jnp.linalg.solve(jax.hessian(objective)(zero), jax.grad(objective)(zero))
+
+    # With the model's own end values nothing but zero is least: on the unit circle, the quadratic form's lowest vector.
+    features = jax.vmap(jax.vmap(problem.features), (None, 0))(paths.times, paths.states)
+    moved = jnp.diff(features, axis=1)
+    form = jnp.einsum("nkp,nkq->pq", moved, moved)
+    unit = jnp.abs(jnp.linalg.eigh(form)[1][:, 0])
+    found = {
+        "squared temporal differences, unit norm": unit,
+        "squared temporal differences": jax.jit(lambda: least(lambda c: squared_td_error(J, c, paths)))(),
+        "martingale loss": jax.jit(lambda: least(lambda c: martingale_loss(J, c, paths)))(),
+        "lstd": jax.jit(lambda: lstd(problem.features, paths).coefficients)(),
+    }
+    return [{
+        "part": "bias", "instance": f"{N} paths, {K} steps", "contestant": name, "of_square": float(c[0]),
+        "of_time": float(c[1]), "truth": "0.707, 0.707" if "unit" in name else "1, 1",
+    } for name, c in found.items()]  # fmt: skip
+
+
+def fitted(value) -> tuple:
+    """Return coefficients and their errors."""
+    return value.coefficients, value.standard_error
+
+
+def path_rows(options) -> list[dict]:
+    """Return errors and seconds of `lstd`, simulation apart."""
+    rows, dtype = [], jnp.float32 if options.gpu else jnp.float64
+    K = 200
+    sizes = (10_000, 1_000_000) if options.gpu else ((2000,) if options.quick else (2000, 20_000, 100_000))
+    if options.quick and options.gpu:
+        sizes, K = (2000,), 20
+    for N in sizes:
+        make = harness.compiled(lambda key, N=N: brownian(N, K, dtype, key), jax.random.key(SEED))
+        simulated = harness.clock(lambda p=make: p(jax.random.key(SEED)), repeat=3, budget=5)
+        paths = simulated.output
+        fit = harness.compiled(
+            lambda p: fitted(lstd(SquaredBrownian().features, p)), paths
+        )  # fmt: skip
+        timing = harness.clock(lambda p=fit, a=paths: p(a), repeat=3, budget=10)
+        c, error = (np.asarray(a, float) for a in timing.output)
+        rows.append({
+            "part": "paths", "instance": f"{N} paths, {K} steps, {jnp.dtype(dtype).name}", "contestant": "lstd",
+            "error": float(np.max(np.abs(c - 1))), "standard_error": float(error.max()), "seconds": timing.seconds,
+            "simulation_seconds": simulated.seconds,
+        })  # fmt: skip
+    return rows
+
+
+PARTS = {"overhead": overhead_rows, "spiral": spiral_rows, "bias": bias_rows, "paths": path_rows}
+
+
+def main() -> int:
+    """Run, print, save."""
+    options = harness.arguments(__doc__)
+    record = harness.machine("equinox", "diffrax", "optax")
+    for name, part in PARTS.items():
+        if not harness.chosen(name, options.only) or (options.gpu and name != "paths"):
+            continue
+        rows = part(options)
+        harness.table(rows)
+        stem = "dynamics_gpu" if options.gpu else "dynamics"
+        if not options.quick:
+            harness.save(options.out / f"{stem}.json", rows, key=("part", "instance", "contestant"), record=record)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,394 @@
+"""First-order methods: gossip events a second, messages, private regression, surrogates, regret, policies.
+
+python bench/stochastic.py [--quick] [--gpu] [--only events,messages,private,surrogate,regret,policy]
+
+events     dadao on a ring of 32 nodes with 100 unknowns each: events a second, and time to a tolerance
+messages   dadao (equal and designed rates) and mudag: messages and gradients to 1e-8, on several graphs
+private    DIFF2 against noisy gradient descent over (n, d, budget): the best of a grid of settings for either
+surrogate  target_surrogate against the exact surrogate minimiser at equal oracle calls; monotone problems of 100
+regret     optimistic mirror descent against rounds, at three noises; ``--gpu``: 10,000 adversaries in one vmap
+policy     trajectories to 1e-2 of the optimum of linear-quadratic control, REINFORCE and two momenta, 20 seeds
+"""
+
+import functools
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+jax.config.update("jax_enable_x64", True)
+
+import harness  # noqa: E402
+
+from solvers import (  # noqa: E402
+    Trajectory,
+    dadao,
+    diff2,
+    diff2_noise,
+    gossip_rates,
+    hessian_aided_momentum,
+    igt_momentum,
+    mudag,
+    optimistic_mirror_descent,
+    play,
+    policy_gradient,
+    policy_hvp,
+    previous_point,
+    regret,
+    rewards_to_go,
+    target_surrogate,
+    transported_point,
+)
+from solvers.problems.stochastic import barbell, complete, grid, network, ring, scalar_lqr, star  # noqa: E402
+
+SEED = 23
+
+
+def node_gradient(x, node):
+    """Return the gradient of one node's quadratic."""
+    return node[0] @ x - node[1]
+
+
+def local_gradient(x, node):
+    """Return the gradient of a node's least squares, from its rows."""
+    rows, right = node
+    return rows.T @ (rows @ x) + 0.1 * x - right
+
+
+def gossip_for(gradient, n, d, smoothness, dtype, args, most):
+    """Run dadao on a ring for that many blocks of events."""
+    return dadao(
+        gradient, jnp.zeros(d, dtype), args, ring(n), mu=0.1, smoothness=smoothness, key=jax.random.key(SEED), tol=0.0,
+        max_steps=most,
+    )  # fmt: skip
+
+
+def event_rows(options) -> list[dict]:
+    """Return events a second: quadratics as matrices, and as rows, of which a gradient costs less than an event."""
+    rows = []
+    for n, d, count in ((32, 100, 100), (32, 100, 10)):
+        rng = np.random.default_rng(SEED)
+        data = rng.standard_normal((n, count, d)) / count**0.5
+        target = rng.standard_normal((n, d))
+        smoothness = float(max(np.linalg.norm(A, 2) ** 2 for A in data)) + 0.1
+        if count == d:
+            args = (jnp.asarray(np.einsum("nij,nik->njk", data, data) + 0.1 * np.eye(d)), jnp.asarray(target))
+            gradient, name = node_gradient, "a matrix a node"
+        else:
+            args, gradient, name = (jnp.asarray(data), jnp.asarray(target)), local_gradient, f"{count} rows a node"
+        for dtype in (jnp.float32, jnp.float64):
+            cast = jax.tree.map(lambda a, t=dtype: a.astype(t), args)
+            few, many = (20, 80) if options.quick else (50, 400)
+            steps = {}
+            call = functools.partial(gossip_for, gradient, n, d, smoothness, dtype)
+            program = harness.compiled(call, cast, jnp.int32(many))
+            for most in (few, many):
+                steps[most] = harness.clock(lambda p=program, a=cast, k=most: p(a, jnp.int32(k)), repeat=3, warm=True)
+            sol, less = steps[many].output, steps[few].output
+            events = int(sol.num_gradients + sol.num_messages - less.num_gradients - less.num_messages)
+            rows.append({
+                "part": "events", "instance": f"ring of {n}, d {d}, {name}", "contestant": "dadao",
+                "dtype": jnp.dtype(dtype).name, "events": events,
+                "events_per_second": events / (min(steps[many].runs) - min(steps[few].runs)),
+            })  # fmt: skip
+    return rows
+
+
+def message_rows(options) -> list[dict]:
+    """Return messages and gradients to 1e-8 (the ring of 8 to 1e-12), and the errors on the way."""
+    graphs = {"ring of 8": (ring(8), 8), "grid 4 x 4": (grid(4, 4), 16), "star of 16": (star(16), 16),
+              "barbell 2 x 8": (barbell(8), 16), "complete 16": (complete(16), 16)}  # fmt: skip
+    rows = []
+    for name, (edges, n) in list(graphs.items())[: 1 if options.quick else None]:
+        net = network(np.random.default_rng(SEED), n, 5)
+        args = (jnp.asarray(net.A), jnp.asarray(net.b))
+        tol = 1e-12 if name == "ring of 8" else 1e-8
+        common = {"mu": net.mu, "smoothness": net.smoothness, "tol": tol, "max_steps": 4000, "history": 4000}
+        designed = gossip_rates(edges, n).value
+        for contestant, call in (
+            ("dadao, equal rates", lambda **k: dadao(node_gradient, key=jax.random.key(SEED), **k)),
+            ("dadao, designed rates",
+             lambda r=designed, **k: dadao(node_gradient, key=jax.random.key(SEED), rates=r, **k)),
+            ("mudag", lambda **k: mudag(node_gradient, **k)),
+        ):  # fmt: skip
+            sol = call(x0=jnp.zeros(5), args=args, edges=edges, **common)
+            errors = np.asarray(sol.history)[: int(sol.num_steps) + 1]
+            keep = np.unique(np.linspace(0, len(errors) - 1, 60).astype(int))
+            distance = np.linalg.norm(np.asarray(sol.nodes) - net.optimum, axis=1).max() / np.linalg.norm(net.optimum)
+            rows.append({
+                "part": "messages", "instance": name, "contestant": contestant, "converged": bool(sol.converged),
+                "error": float(sol.error), "distance": distance, "messages": int(sol.num_messages),
+                "gradients": int(sol.num_gradients),
+                "path": [[int(sol.num_messages) * k / max(len(errors) - 1, 1), errors[k]] for k in keep],
+            })  # fmt: skip
+    return rows
+
+
+def private_run(examples, d, steps, setting, rate, key):
+    """Return the squared gradient after that many private steps from zero."""
+    restart, change, noise, noise_difference = setting
+    made = diff2(
+        rate, clip=0.7, clip_difference=change, noise=noise, noise_difference=noise_difference, restart=restart, key=key
+    )
+
+    def step(carry, _):
+        x, state = carry
+        updates, state = made.update(examples(x), state, x, before=examples(previous_point(state)))
+        return (x + updates, state), None
+
+    x = jnp.zeros(d, jnp.float32)
+    (x, _), _ = jax.lax.scan(step, (x, made.init(x)), None, length=steps)
+    return jnp.sum(jnp.mean(examples(x), axis=0) ** 2)
+
+
+def private_rows(options) -> list[dict]:
+    """Return the squared gradient that either method ends with: best of a grid, mean of seeds.
+
+    An example's loss is ``r^2 / (1 + r^2)``: gradients of length 0.65 at most, 2 apart per unit of distance.
+    """
+    rows, seeds, steps = [], (2 if options.quick else 4), 60
+    sizes = [(2000, 30)] if options.quick else [(n, d) for n in (500, 2000, 8000, 32000) for d in (5, 30)]
+    plain, budgets = (1, 1.0), (0.005, 0.05, 0.5)
+    choices = [(rho, *c) for rho in budgets for c in (plain, (6, 0.5), (6, 2.0), (60, 0.5), (60, 2.0))]
+    settings = [(r, change, *diff2_noise(rho, steps, r)) for rho, r, change in choices]
+    columns = [np.asarray(c, np.int32 if k == 0 else np.float32) for k, c in enumerate(zip(*settings, strict=True))]
+    rates = np.asarray([0.25, 1.0, 4.0, 16.0], np.float32)
+    for n, d in sizes:
+        rng = np.random.default_rng(SEED)
+        X = rng.standard_normal((n, d))
+        X /= np.maximum(np.linalg.norm(X, axis=1, keepdims=True), 1)
+        y = X @ rng.standard_normal(d) + 0.3 * rng.standard_normal(n)
+        X, y = jnp.asarray(X, jnp.float32), jnp.asarray(y, jnp.float32)
+
+        def examples(x, X=X, y=y):
+            r = X @ x - y
+            return (r / (1 + r**2) ** 2)[:, None] * X * 2
+
+        one = functools.partial(private_run, examples, d, steps)
+        over_seeds = jax.vmap(one, (None, None, 0))
+        keys = jax.random.split(jax.random.key(SEED), seeds)
+        over_rates = lambda s, f=over_seeds, k=keys: jax.lax.map(lambda r: jnp.mean(f(s, r, k)), rates)  # noqa: E731
+        ends = np.asarray(jax.jit(lambda c, f=over_rates: jax.lax.map(f, c))(tuple(columns)))
+        for rho in budgets:
+            best = {}
+            for (own, restart, change), values in zip(choices, ends, strict=True):
+                if own != rho:
+                    continue
+                kind = "noisy gradients" if restart == 1 else "diff2"
+                k = int(np.nanargmin(values))
+                if kind not in best or values[k] < best[kind][0]:
+                    best[kind] = (float(values[k]), f"restart {restart}, step {rates[k]:g}, change {change:g}")
+            for kind, (value, setting) in best.items():
+                rows.append({
+                    "part": "private", "instance": f"n {n}, d {d}, rho {rho:g}", "contestant": kind, "n": n, "d": d,
+                    "rho": rho, "squared_gradient": value, "setting": setting, "seeds": seeds,
+                    "over_noisy_gradients": value / best["noisy gradients"][0],
+                })  # fmt: skip
+    return rows
+
+
+def surrogate_rows(options) -> list[dict]:
+    """Return objectives after 200 oracle calls on an ill-conditioned logistic regression, and how many are monotone."""
+
+    def instance(rng, n, k):
+        X = rng.standard_normal((n, k)) * np.geomspace(1, 0.03, k)
+        w = rng.standard_normal(k) * np.geomspace(1, 30, k)
+        return {"X": jnp.asarray(X), "y": jnp.asarray(np.sign(X @ w + 0.1 * rng.standard_normal(n)))}
+
+    model = lambda w, a: a["X"] @ w  # noqa: E731
+    loss = lambda z, a: jnp.mean(jnp.logaddexp(0, -a["y"] * z))  # noqa: E731
+    args = instance(np.random.default_rng(SEED), 500, 30)
+    eta, rows, ends = 4.0 * 500, [], {}
+    # The surrogate's curvature is at most |X|^2 / eta: what plain inner steps may use.
+    plain = optax.sgd(eta / float(np.linalg.norm(args["X"], 2)) ** 2)
+    for name, extra in (("1 gradient step inside", {"inner": plain, "inner_steps": 1}),
+                        ("10 gradient steps inside", {"inner": plain, "inner_steps": 10}),
+                        ("100 gradient steps inside", {"inner": plain, "inner_steps": 100}),
+                        ("default", {}), ("40 conjugate gradients inside", {"inner_steps": 40})):  # fmt: skip
+        row = {"part": "surrogate", "instance": "logistic, 500 x 30, 200 calls", "contestant": name}
+        try:
+            sol = target_surrogate(model, loss, jnp.zeros(30), args, eta=eta, tol=0.0, max_steps=200, **extra)
+            ends[name] = float(loss(model(sol.value, args), args))
+            rows.append({**row, "objective": ends[name]})
+        except Exception as cause:
+            rows.append({**row, "failed": f"{type(cause).__name__}: {str(cause)[:100]}"})
+    # The exact minimiser of a quadratic surrogate of a linear model is a least-squares step.
+    X = np.asarray(args["X"])
+    w, pull = np.zeros(30), np.linalg.pinv(X)
+    for _ in range(200):
+        w = w - eta * pull @ np.asarray(jax.grad(loss)(jnp.asarray(X @ w), args))
+    exact = float(loss(jnp.asarray(X @ w), args))
+    rows.append({"part": "surrogate", "instance": "logistic, 500 x 30, 200 calls", "contestant": "least squares",
+                 "objective": exact})  # fmt: skip
+    for row in rows:
+        if "objective" in row:
+            row["over_exact"] = row["objective"] / exact
+    count = 10 if options.quick else 100
+    lanes = [instance(np.random.default_rng(SEED + i), 40, 6) for i in range(count)]
+    batch = jax.tree.map(lambda *a: jnp.stack(a), *lanes)
+
+    @jax.jit
+    @jax.vmap
+    def values(a):
+        def at(k):
+            sol = target_surrogate(model, loss, jnp.zeros(6), a, eta=4.0 * 40, tol=0.0, max_steps=k)
+            return loss(model(sol.value, a), a)
+
+        return jax.lax.map(at, jnp.arange(12))
+
+    falls = np.diff(np.asarray(values(batch)), axis=1)
+    rows.append({"part": "surrogate", "instance": f"{count} random problems", "contestant": "default",
+                 "monotone": int((falls <= 1e-12).all(axis=1).sum())})  # fmt: skip
+    return rows
+
+
+def regret_rows(options) -> list[dict]:
+    """Return regret after T rounds against one quadratic whose minimum is seen with noise."""
+    D = 5
+    curves = jnp.asarray(np.geomspace(0.2, 1, D))
+    loss = lambda x, target: jnp.sum(curves * (x - target) ** 2) / 2  # noqa: E731
+    centre = np.random.default_rng(SEED).standard_normal(D)
+    centre *= 0.5 / np.linalg.norm(centre)
+    lanes = 10_000 if options.gpu else (4 if options.quick else 64)
+    rows = []
+    for noise in (0.0, 0.1, 1.0):
+        method = optimistic_mirror_descent(bound=2.0 + 2 * noise)
+        for T in (100, 1000) if options.quick or options.gpu else (100, 1000, 10_000):
+
+            def adversary(key, T=T, noise=noise, method=method):
+                rounds = jnp.asarray(centre) + noise * jax.random.normal(key, (T, D))
+                result = play(method, loss, jnp.zeros(D), rounds)
+                return regret(loss, result.answers, rounds, jnp.mean(rounds, axis=0))[-1]
+
+            keys = jax.random.split(jax.random.key(SEED), 1 if noise == 0 and not options.gpu else lanes)
+            program = harness.compiled(jax.vmap(adversary), keys)
+            timing = harness.clock(lambda p=program, k=keys: p(k), repeat=3, budget=10)
+            rows.append({
+                "part": "regret", "instance": f"noise {noise:g}, T {T}", "contestant": "optimistic_mirror_descent",
+                "noise": noise, "rounds": T, "regret_mean": float(np.mean(timing.output)), "adversaries": len(keys),
+                "seconds": timing.seconds,
+            })  # fmt: skip
+    return rows
+
+
+def policy_run(method, rate, key, lqr, steps, batch=4):
+    """Return the gap after every step, relative to the optimum; a step takes `batch` trajectories."""
+    if method == "reinforce":
+        made = optax.sgd(rate)
+    elif method == "igt_momentum":
+        made = igt_momentum(lambda t: rate * 8 / (t + 8))
+    else:
+        made = hessian_aided_momentum(lambda t: rate * 8 / (t + 8), normalise=True)
+    made = optax.with_extra_args_support(made)
+    K = lqr.optimal_gain() * 0 + 0.6
+    best = lqr.cost(lqr.optimal_gain())
+
+    def sampled(K, key, of):
+        runs = jax.vmap(lambda k: lqr.rollout(K, k))(jax.random.split(key, batch))
+        tails = jax.vmap(lambda r: rewards_to_go(r, lqr.discount))(runs[2])
+        # The mean over the other trajectories: independent of this one's actions.
+        others = (jnp.sum(tails, axis=0, keepdims=True) - tails) / (batch - 1)
+        each = jax.vmap(lambda t, b: of(Trajectory(*t), b))(runs, others)
+        return -jnp.mean(each, axis=0)
+
+    def step(carry, key):
+        K, state = carry
+        point = transported_point(state, K) if method == "igt_momentum" else K
+        one, two = jax.random.split(key)
+        g = sampled(
+            point, one, lambda t, b: policy_gradient(lqr.log_policy, point, t, discount=lqr.discount, baseline=b)
+        )
+
+        def hvp(point, v):
+            return sampled(
+                point, two, lambda t, b: policy_hvp(lqr.log_policy, point, t, v, discount=lqr.discount, baseline=b)
+            )
+
+        updates, state = made.update(g, state, K, hvp=hvp)
+        K = K + updates
+        return (K, state), (lqr.cost(K) - best) / best
+
+    return jax.lax.scan(step, (K, made.init(K)), jax.random.split(key, steps))[1]
+
+
+def policy_rows(options) -> list[dict]:
+    """Return trajectories until the gap stays below 1e-2, medians of seeds at each method's best of a grid of rates."""
+    lqr, seeds = scalar_lqr(), 4 if options.quick else 20
+    rows, batch, most = [], 4, 200 if options.quick else 1500
+    grids = {
+        "reinforce": (0.001, 0.003, 0.01, 0.03),
+        "igt_momentum": (0.03, 0.1, 0.3),
+        "hessian_aided_momentum": (0.03, 0.1, 0.3),
+    }
+    for method, rates in grids.items():
+        each = 2 * batch if method == "hessian_aided_momentum" else batch
+        best = None
+        for rate in rates:
+            run = jax.jit(jax.vmap(functools.partial(policy_run, method, rate, lqr=lqr, steps=most)))
+            gaps = np.asarray(run(jax.random.split(jax.random.key(SEED), seeds)))
+            above = ~(gaps <= 1e-2)
+            last = np.where(above.any(axis=1), most - above[:, ::-1].argmax(axis=1), 0)
+            median = float(np.median(last)) * each
+            row = {"part": "policy", "instance": "scalar LQR", "contestant": method, "rate": rate, "seeds": seeds,
+                   "trajectories_median": median, "settled": int((last < most).sum()), "most": most * each}  # fmt: skip
+            if best is None or (row["settled"], -median) > (best["settled"], -best["trajectories_median"]):
+                best = row
+        rows.append(best)
+    for row in rows:
+        row["over_reinforce"] = row["trajectories_median"] / rows[0]["trajectories_median"]
+    return rows
+
+
+def draw(result: dict, path) -> None:
+    """Draw the error against messages, and DIFF2's map."""
+    rows = result["rows"]
+    paths = [r for r in rows if r["part"] == "messages"]
+    names = list(dict.fromkeys(r["instance"] for r in paths))[:4]
+    fig, axes = harness.figure(1, len(names) + 1)
+    for ax, name in zip(axes, names, strict=False):
+        for k, row in enumerate(r for r in paths if r["instance"] == name):
+            messages, errors = np.asarray(row["path"], float).T
+            ax.semilogy(messages, errors, label=row["contestant"], color=harness.PALETTE[k])
+        ax.set(title=name, xlabel="messages", ylabel="bound on the relative distance")
+        ax.ticklabel_format(axis="x", style="sci", scilimits=(0, 3))
+    axes[0].legend(frameon=False, fontsize=7)
+    private = [r for r in rows if r["part"] == "private" and r["contestant"] == "diff2"]
+    for k, (d, rho) in enumerate(sorted({(r["d"], r["rho"]) for r in private})):
+        own = sorted((r["n"], r["over_noisy_gradients"]) for r in private if (r["d"], r["rho"]) == (d, rho))
+        axes[-1].loglog(
+            *zip(*own, strict=True), "o-", label=f"d {d}, rho {rho:g}", color=harness.PALETTE[k], markersize=3
+        )
+    axes[-1].axhline(1, color="#555555", linewidth=0.8)
+    axes[-1].set(title="DIFF2 over noisy gradients", xlabel="examples", ylabel="ratio of squared gradients")
+    if private:
+        axes[-1].legend(frameon=False, fontsize=6)
+    fig.tight_layout()
+    harness.save_figure(fig, path, result["machine"])
+
+
+PARTS = {"events": event_rows, "messages": message_rows, "private": private_rows, "surrogate": surrogate_rows,
+         "regret": regret_rows, "policy": policy_rows}  # fmt: skip
+
+
+def main() -> int:
+    """Run, print, save, draw."""
+    options = harness.arguments(__doc__)
+    record, result = harness.machine("equinox", "optax"), None
+    for name, part in PARTS.items():
+        if not harness.chosen(name, options.only) or (options.gpu and name != "regret"):
+            continue
+        rows = part(options)
+        harness.table([{k: v for k, v in r.items() if k != "path"} for r in rows])
+        stem = "stochastic_gpu" if options.gpu else "stochastic"
+        if not options.quick:
+            key = ("part", "instance", "contestant", "dtype")
+            result = harness.save(options.out / f"{stem}.json", rows, key=key, record=record)
+    if result and not options.gpu:
+        draw(result, options.out / "stochastic.png")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
