@@ -15,9 +15,13 @@ Constrained
 Linear
     `sor`, `ssor`, `ssor_cg`, `chebyshev_cg`, `flexible_cg`, `multigrid_cg`, `multigrid_gmres` on `Stencil`,
     `SparseRows`, `MatrixFree`, `AMG`.
+    `fit_preconditioner`: a `ConvPreconditioner` that proposes directions to `flexible_cg`.
     `solve_sequence`, `learned_sor`: many related systems, the setting learned by `TsallisINF`, `ChebCB`, ...
 Differential equations
     `gp_solve` of a `PDEProblem` on a `Box` with `Dirichlet`, `Neumann`, `Robin`, `Periodic`, `Observe`.
+    `collocate`: by a `GaussianField`. `sobolev_descent`: an energy, in as many steps on every grid.
+    `weak_residual` against a `wendland` function; `random_grid`, `MultiDomainProblem`; layers `DeepONet`, `MultiONet`,
+    `KernelGridEncoder`, `GraphKernelIntegral`.
     `TrackHeuristics` of a diffrax solver: `error_penalty`, `stiffness_penalty`.
     `lstd`, `martingale_loss`, `td_learning` on `Paths`: value functions of stochastic equations.
 Curvature
@@ -106,10 +110,13 @@ FACES: dict[str, tuple[str, ...]] = {
     ),
     "linear": (
         "chebyshev_cg",
+        "energy_residual_loss",
+        "fit_preconditioner",
         "flexible_cg",
         "learned_sor",
         "multigrid_cg",
         "multigrid_gmres",
+        "ritz_dataset",
         "solve_sequence",
         "sor",
         "ssor",
@@ -120,6 +127,7 @@ FACES: dict[str, tuple[str, ...]] = {
         "AMG",
         "Arms",
         "CGSolution",
+        "ConvPreconditioner",
         "HagemanYoung",
         "LinearSolution",
         "LinearStatus",
@@ -217,19 +225,41 @@ FACES: dict[str, tuple[str, ...]] = {
         "TDState",
     ),
     "pde": (
+        "ball_rule",
+        "barron_norm",
+        "collocate",
+        "darcy_residuals",
         "gp_solve",
+        "interface_terms",
+        "neighbours",
+        "random_grid",
+        "random_grid_elbo",
+        "sobolev_descent",
+        "weak_residual",
+        "wendland",
         "Box",
+        "DeepONet",
         "Dirichlet",
+        "FieldSolution",
         "GPSolution",
+        "GaussianField",
+        "GraphKernelIntegral",
+        "KernelGridEncoder",
+        "LowRankGaussian",
         "Matern",
+        "MultiDomainProblem",
+        "MultiONet",
         "Neumann",
         "Observe",
         "PDEProblem",
         "PDEStatus",
         "Periodic",
         "PeriodicKernel",
+        "RandomField",
         "PublishedGPHM",
+        "PublishedPIG",
         "Robin",
+        "SobolevSolution",
         "SpectralMixture",
         "SquaredExponential",
         "StudentMixture",
@@ -310,6 +340,7 @@ FACES: dict[str, tuple[str, ...]] = {
         "ChebCB",
         "ContextBins",
         "ExpertMix",
+        "GPBandit",
         "Solution",
         "SolveError",
         "Status",

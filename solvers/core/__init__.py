@@ -1,5 +1,6 @@
 """What every family builds on: solutions, the loop, implicit derivatives, Krylov methods."""
 
+from .bandits.gaussian_process import GPBandit as GPBandit
 from .bandits.learners import ContextBins as ContextBins
 from .bandits.learners import ExpertMix as ExpertMix
 from .bandits.learners import TsallisINF as TsallisINF

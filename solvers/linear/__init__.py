@@ -6,6 +6,12 @@ from .conjugate_gradients import flexible_cg as flexible_cg
 from .conjugate_gradients import ssor_cg as ssor_cg
 from .cycles.algebraic import AMG as AMG
 from .learned.arms import Arms as Arms
+from .learned.conv_network import ConvPreconditioner as ConvPreconditioner
+from .learned.preconditioner_training import RitzDataset as RitzDataset
+from .learned.preconditioner_training import TrainedPreconditioner as TrainedPreconditioner
+from .learned.preconditioner_training import energy_residual_loss as energy_residual_loss
+from .learned.preconditioner_training import fit_preconditioner as fit_preconditioner
+from .learned.preconditioner_training import ritz_dataset as ritz_dataset
 from .learned.relaxation_theory import HagemanYoung as HagemanYoung
 from .learned.relaxation_theory import young_omega as young_omega
 from .learned.relaxation_theory import young_prior as young_prior

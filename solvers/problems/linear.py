@@ -83,6 +83,56 @@ def shifted_laplacians(rng: np.random.Generator, size: int, *, spread: str, n: i
     return shifts, rhs
 
 
+class ObstacleSystem(NamedTuple):
+    """A 3-, 5- or 7-point matrix on a grid, as `solvers.Stencil` takes it, and where the fluid is."""
+
+    coefficients: jax.Array
+    offsets: tuple[tuple[int, ...], ...]
+    fluid: jax.Array
+
+
+def poisson_with_obstacles(key, shape: tuple[int, ...], *, count: int = 6, dtype=None) -> ObstacleSystem:
+    """Return the pressure equation of a flow round balls: no flux through them, zero outside the box.
+
+    Parameters
+    ----------
+    key : PRNG key
+    shape : tuple of int
+        Of the grid; cells are cubes of side one.
+    count : int
+        Balls, of radii between 6 and 18 per cent of the shortest side; they may overlap and touch the wall.
+    dtype : dtype, optional
+
+    Notes
+    -----
+    A row of the fluid is ``2 d - (neighbours in a ball)`` times u minus the neighbours in the fluid; the rows inside
+    the balls are those of the identity. Symmetric positive definite as long as no fluid is enclosed.
+    """
+    dtype = dtype or jnp.result_type(float)
+    ndim, short = len(shape), min(shape)
+    one, two = jax.random.split(key)
+    centres = jax.random.uniform(one, (count, ndim), dtype) * jnp.asarray(shape, dtype)[None]
+    radii = short * jax.random.uniform(two, (count,), dtype, 0.06, 0.18)
+    axes = jnp.meshgrid(*(jnp.arange(n, dtype=dtype) + 0.5 for n in shape), indexing="ij")
+    solid = jnp.zeros(shape, bool)
+    for k in range(count):
+        solid |= sum((x - c) ** 2 for x, c in zip(axes, centres[k], strict=True)) < radii[k] ** 2
+    fluid = (~solid).astype(dtype)
+    padded = jnp.pad(fluid, 1, constant_values=1)
+    centre = (slice(1, -1),) * ndim
+    offsets, links = [], []
+    for d in range(ndim):
+        for side in (1, -1):
+            o = tuple(side * (e == d) for e in range(ndim))
+            there = tuple(slice(1 + s, 1 + s + n) for s, n in zip(o, shape, strict=True))
+            offsets.append(o)
+            links.append(padded[centre] * padded[there])
+    diagonal = sum(links) + (1 - fluid)
+    # A fluid cell with solids all round is a row of its own.
+    diagonal = jnp.where(diagonal > 0, diagonal, 1)
+    return ObstacleSystem(jnp.stack([diagonal, *(-v for v in links)]), ((0,) * ndim, *offsets), fluid)
+
+
 def _grid(nx: int, dtype):
     g = jnp.arange(1, nx, dtype=dtype or jnp.result_type(float)) / nx
     return jnp.meshgrid(g, g, indexing="ij")

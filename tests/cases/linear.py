@@ -1,5 +1,6 @@
 """Contract entries of linear systems."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -7,6 +8,7 @@ import solvers
 from solvers import Status
 
 from .case import Case
+from .module import ModuleCase
 
 
 def _grid_data(rng, shape):
@@ -78,5 +80,18 @@ CASES = [
     _linear("multigrid_cg", solvers.MultigridSolution, solvers.LinearStatus.INDEFINITE, shape=(9, 8)),
     _linear(
         "multigrid_gmres", solvers.MultigridSolution, Status.MAX_STEPS, shape=(9, 8), limits={"max_steps": 2}, memory=9
+    ),
+]
+
+MODULES = [
+    ModuleCase(
+        name="ConvPreconditioner",
+        module=solvers.ConvPreconditioner,
+        make=lambda key, dtype: solvers.ConvPreconditioner.init(key, 2, channels=2, levels=2, dtype=dtype),
+        example=lambda rng: rng.standard_normal((4, 3)),
+        refuse=(
+            lambda: solvers.ConvPreconditioner.init(jax.random.key(3), 4),
+            lambda: solvers.ConvPreconditioner.init(jax.random.key(3), 2)(jnp.ones(3)),
+        ),
     ),
 ]

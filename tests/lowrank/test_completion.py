@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from jax.sharding import Mesh, PartitionSpec
 
+import solvers
 from solvers import LowRankStatus, Status
 
 from ..compiled import complete
@@ -234,7 +235,7 @@ def test_the_sketch_keeps_up_where_columns_differ_in_length():
 
 @pytest.mark.parametrize("broken", [
     lambda r, c, v: complete(r, c[:-1], v, (N, P), R),
-    lambda r, c, v: complete(r, c, v, (N, P - 1), R),
+    lambda r, c, v: solvers.complete(r, c, v, (N, P - 1), R),
     lambda r, c, v: complete(r, c, v, (N, P), P + 1),
     lambda r, c, v: complete(r, c, v, (N, P), 0),
     lambda r, c, v: complete(r, c, v, (N, P), R, method="svd"),

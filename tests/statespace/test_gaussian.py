@@ -9,6 +9,7 @@ import pytest
 from jax.test_util import check_grads
 from scipy.special import gammainc
 
+import solvers
 from solvers import GaussianStatus, LinearGaussian, Matern, PeriodicKernel, SolveError, SquaredExponential, to_sde
 from solvers.core.gaussian.sde import lower_gamma
 
@@ -279,7 +280,7 @@ def test_bad_times_data_and_kernels():
     t = jnp.asarray([0.0, 0.2, 0.1], FLOAT)
     y = jnp.ones(3, FLOAT)
     with pytest.raises(ValueError, match="not falling"):
-        gp_regression(Matern(), t, y, 0.1)
+        solvers.gp_regression(Matern(), t, y, 0.1)
     assert regress(KERNELS["matern12"], t, y, 0.1).status == GaussianStatus.UNSORTED
     rising = jnp.sort(t)
     assert regress(KERNELS["matern12"], rising, y.at[1].set(jnp.inf), 0.1).status == GaussianStatus.NONFINITE

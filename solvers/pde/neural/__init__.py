@@ -1,0 +1,1 @@
+"""Fields with closed-form derivatives, fitted to differential equations at points."""

@@ -1,0 +1,1 @@
+"""Minimising discretised energies in the inner product of H1."""
