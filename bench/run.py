@@ -22,6 +22,7 @@ FAMILIES = (
     "statespace",
     "tensor",
     "curvature",
+    "curvature_training",
 )
 
 

@@ -44,6 +44,7 @@ SUBFOLDERS = {  # from the ground up: a subfolder may import from those before i
     "stochastic": ("gossip", "online"),
     "pde": ("spectral", "gaussian", "exact", "neural", "operators", "variational"),
     "constrained": ("interior",),
+    "curvature": ("estimates",),
 }
 LARGE, MOST_FILES = 1500, 9
 MOST_ARGUMENTS = 7

@@ -1,4 +1,4 @@
-"""A digit classifier's natural gradient from 256 per-example gradients, beside a dense solve; the weight of pixels."""
+"""A digit classifier: natural gradient beside a dense solve; spectrum and trace of its Hessian beside NumPy."""
 
 from pathlib import Path
 
@@ -9,7 +9,8 @@ from sklearn.datasets import load_digits
 
 from ..core.precision import eps
 from ..core.vectors import axpy, norm
-from ..curvature import EmpiricalFisher, head_hessian
+from ..curvature import EmpiricalFisher, extreme_eigenpairs, head_hessian, spectral_density, trace
+from ..curvature import hessian as hessian_of
 from .record import Peer, Record, timed
 
 DAMPING = 1e-2
@@ -57,7 +58,61 @@ def run(plots: Path, say) -> list[Record]:
     )  # fmt: skip
     for line in record.lines():
         say(line)
-    return [record]
+    return [record, spectrum(loss, weights, pixels, labels, plots, say)]
+
+
+def spectrum(loss, weights, pixels, labels, plots: Path, say) -> Record:
+    """Name the largest eigenvalues and the trace of the Hessian from products, beside the dense matrix."""
+    title = "spectrum of the classifier's Hessian: four largest of 640 eigenvalues, density, trace"
+    say(title)
+
+    def mean(w):
+        return jnp.mean(jax.vmap(loss, (None, 0, 0))(w, pixels, labels))
+
+    def products(w):
+        operator, key = hessian_of(mean, w), jax.random.key(7)
+        return (
+            extreme_eigenpairs(operator, key, 4),
+            spectral_density(operator, key, num_steps=24, num_probes=4),
+            trace(operator, key, rtol=0.02, max_products=256),
+        )
+
+    def dense(w):
+        return jnp.linalg.eigvalsh(jax.hessian(lambda v: mean(v.reshape(10, 64)))(w.ravel()))
+
+    ours, other = timed(products, weights), timed(dense, weights)
+    pairs, density, total = ours.output
+    exact = np.asarray(other.output)
+    error = float(np.max(np.abs(np.asarray(pairs.value) / exact[::-1][:4] - 1)))
+    low, high = (float(end) for end in total.interval())
+    tol = float(10 * pairs.tol)
+    picture = plots / "curvature_spectrum.png"
+    draw_spectrum(exact, density, np.asarray(pairs.value), picture)
+    done = bool(pairs.converged & total.converged) and error <= tol
+    peer = Peer("dense eigenvalues", other.run_seconds, True, 0.0, "forms the 640 x 640 matrix")
+    record = Record(
+        "curvature", title, "extreme_eigenpairs", pairs.message, done, error, tol, int(pairs.num_steps),
+        ours.compile_seconds, ours.run_seconds, peers=[peer], pictures=[str(picture)],
+        facts={"trace from": low, "to": high, "true trace": float(exact.sum()), "products": int(total.num_products)},
+    )  # fmt: skip
+    for line in record.lines():
+        say(line)
+    return record
+
+
+def draw_spectrum(exact: np.ndarray, density, largest: np.ndarray, path: Path) -> None:
+    """Draw the share of eigenvalues below, by products and by NumPy, and the largest."""
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(5, 3.2))
+    grid = np.linspace(exact[0], 1.05 * exact[-1], 600)
+    axes.step(exact, np.arange(1, len(exact) + 1) / len(exact), color="#999999", lw=3, label="dense eigenvalues")
+    axes.plot(grid, density.below(jnp.asarray(grid)), color="#0072B2", label="spectral_density, 96 products")
+    axes.plot(largest, np.ones_like(largest), "|", color="#D55E00", ms=14, label="extreme_eigenpairs")
+    axes.set(xlabel="eigenvalue of the Hessian", ylabel="share of eigenvalues below")
+    axes.legend(frameon=False, loc="lower right")
+    figure.savefig(path, dpi=150, bbox_inches="tight")
+    plt.close(figure)
 
 
 def draw(diagonal: np.ndarray, path: Path) -> None:

@@ -21,7 +21,6 @@ CASES: list[Case] = collect("CASES")
 WITHOUT_ENTRY = {
     "gossip_rates": "its data are a graph, with nothing to differentiate or batch: tests/stochastic/test_graph.py",
     "lv_hba": "has no derivatives to check, and a step to take before it knows: tests/bilevel/test_value_function.py",
-    "extreme_eigenpairs": "eigenvectors are constants, values differentiable once: tests/curvature/test_spectrum.py",
     "fit_transport_map": "trains a network by a fixed schedule: tests/transport/test_scale.py",
     "solve_sequence": "returns one solution a system, with a learner's state: tests/linear/test_sequence.py",
     "learned_sor": "is `solve_sequence` with a learner and arms chosen: tests/linear/test_sequence.py",

@@ -35,12 +35,12 @@ def many(method, count, products):
 @pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
 def test_intervals_hold_the_truth(method):
-    """95 % intervals over 200 keys: never below 90 % (three deviations under 95), for the jackknife above that."""
-    estimates = many(method, 200, 32)
+    """95 % intervals over 400 keys: 95 % within three deviations."""
+    estimates = many(method, 400, 32)
     low, high = estimates.interval()
     for i, spectrum in enumerate(SPECTRA.values()):
         held = np.mean((low[i] <= spectrum.sum()) & (spectrum.sum() <= high[i]))
-        assert held >= 0.9, (list(SPECTRA)[i], held)
+        assert 0.915 <= held <= 0.985, (list(SPECTRA)[i], held)
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -67,7 +67,7 @@ def test_leaving_one_out_is_worth_it():
 @pytest.mark.parametrize("method", METHODS)
 def test_it_stops_at_the_requested_error(method):
     loose, tight = (
-        jax.jit(lambda a, k, r: trace(a, k, rtol=r, method=method, rank=4, max_products=118))(
+        jax.jit(lambda a, k, r: trace(a, k, rtol=r, method=method, rank=4, max_products=120))(
             matrix("quadratic"), jax.random.key(3), rtol)
         for rtol in (0.2, 0.02)
     )  # fmt: skip

@@ -7,14 +7,16 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 
-from ..core import checks
-from ..core.krylov.lanczos import Tridiagonal, lanczos
-from ..core.loop import Limits, iterate
-from ..core.precision import eps, matmul
-from ..core.probes import probes
-from ..core.solution import Solution, Status
-from ..core.typing import Array, Float, Progress, Scalar
-from .estimate import Estimate, Flat, flattened
+from ...core import checks
+from ...core.implicit import UNCONVERGED, attach, distrust, envelope, linear_solve
+from ...core.krylov.lanczos import Tridiagonal, lanczos
+from ...core.krylov.minres import minres
+from ...core.loop import Limits, iterate
+from ...core.precision import dot, eps, matmul
+from ...core.probes import probes
+from ...core.solution import Solution, Status
+from ...core.typing import Array, Float, Progress, Scalar
+from .interval import Estimate, Flat, flattened, shape_of_mean
 
 
 class SpectralDensity(eqx.Module):
@@ -41,10 +43,9 @@ class SpectralDensity(eqx.Module):
         count, steps = self.nodes.shape
         mean = jnp.mean(samples)
         error = jnp.sqrt(jnp.sum((samples - mean) ** 2) / max(count - 1, 1) / count)
-        return Estimate(
-            mean, error if count > 1 else jnp.full_like(mean, jnp.inf), jnp.asarray(count * steps, jnp.int32),
-            jnp.asarray(count - 1, mean.dtype), jnp.isfinite(mean),
-        )  # fmt: skip
+        error = error if count > 1 else jnp.full_like(mean, jnp.inf)
+        products = jnp.asarray(count * steps, jnp.int32)
+        return Estimate(mean, error, *shape_of_mean(samples, count), products, jnp.isfinite(mean))
 
     def moment(self, power: int) -> Estimate:
         """Return an estimate of ``tr A^power``."""
@@ -174,6 +175,7 @@ def extreme_eigenpairs(
     max_steps: Scalar = 100,
     history: bool | int = False,
     progress: Progress | None = None,
+    unconverged: str = "nan",
 ) -> EigenSolution:
     """Find the `count` largest (algebraically) eigenvalues of a symmetric operator and their eigenvectors.
 
@@ -197,6 +199,8 @@ def extreme_eigenpairs(
         Record the errors.
     progress : callable, optional
         Called with step and error.
+    unconverged : str
+        Derivatives where it did not converge: "nan", or "approximate" ones at the pairs returned.
 
     Returns
     -------
@@ -207,15 +211,16 @@ def extreme_eigenpairs(
     Raises
     ------
     TypeError, ValueError
-        For an operator that is not square and real, or counts out of range.
+        For an operator that is not square and real, counts out of range, or an unknown option.
 
     Notes
     -----
     Lanczos with thick restarts and full orthogonalisation: at every restart half of the basis, the best Ritz vectors,
     is kept with its products, and grown again from the residual of the worst pair asked for. A step costs
     ``num_basis / 2`` products. Where the Krylov space ends, a random vector goes on. A copy of a multiple eigenvalue
-    can still be missed: residuals prove eigenvalues, not that none was passed over. Values are differentiable to first
-    order in what the operator was made from (``dlambda = v^T dA v``), vectors are constants.
+    can still be missed: residuals prove eigenvalues, not that none was passed over. Values and vectors are
+    differentiable in what the operator was made from, to any order where the eigenvalues are simple: ``dlambda = v^T dA
+    v`` takes one product, ``(A - lambda) dv = dlambda v - dA v`` MINRES.
 
     References
     ----------
@@ -238,6 +243,7 @@ def extreme_eigenpairs(
     size = min(n, max(2 * count + 12, 20)) if num_basis is None else num_basis
     if isinstance(size, bool) or not isinstance(size, int) or not min(count + 1, n) <= size <= n:
         checks.fail(name, "num_basis", f"an integer from {min(count + 1, n)} to {n}", size)
+    checks.choice(name, "unconverged", unconverged, UNCONVERGED)
     tol = eps(flat.dtype) ** (2 / 3) if tol is None else tol
     tol = checks.number(name, "tol", tol, dtype=flat.dtype)
     sign = -1 if smallest else 1
@@ -280,10 +286,35 @@ def extreme_eigenpairs(
         step, ritz(basis, image), Limits(tol, max_steps, history, progress),
         value=lambda s: s.basis[:count], error=lambda s: s.error, stall=20,
     )  # fmt: skip
-    rows = frozen(run.value)
-    values = jnp.sum(rows * flat.rows(rows), axis=1)
+    values, rows = _differentiable(flat, run.value)
     values = jnp.where(run.status == Status.NONFINITE, jnp.nan, values)
+    if unconverged == "nan":
+        values, rows = distrust((values, rows), run.status == Status.CONVERGED)
     return EigenSolution(values, run.status, run.num_steps, run.error, tol, run.history, jax.vmap(flat.unravel)(rows))
+
+
+def _differentiable(flat: Flat, rows: Float[Array, "c n"]) -> tuple[Array, Array]:
+    """Return Rayleigh quotients and eigenvectors with the derivatives of simple eigenpairs."""
+    rows = jax.lax.stop_gradient(rows)
+    product, data = jax.closure_convert(lambda x: flat.rows(x[None])[0], rows[0])
+    quotient = lambda v, data: dot(v, product(v, *data)) / dot(v, v)  # noqa: E731
+    values = jax.lax.stop_gradient(jax.vmap(lambda v: quotient(v, data))(rows))
+    size = jnp.max(jnp.abs(values))
+    unit = jnp.where(size > 0, size, 1)
+
+    def residual(pair, data):
+        v, value = pair[:-1], pair[-1]
+        return jnp.append(product(v, *data) / unit - value * v, (1 - dot(v, v)) / 2)
+
+    def by_minres(matvec, b):
+        return minres(matvec, b, tol=4 * eps(b.dtype) * jnp.sqrt(dot(b, b)), max_steps=2 * b.size + 20).x
+
+    def solve(jacobian, b):
+        return linear_solve(jacobian, b, by_minres)
+
+    pairs = jnp.concatenate([rows, (values / unit)[:, None]], axis=1)
+    rows = jax.vmap(lambda pair: attach(residual, pair, data, solve=solve)[:-1])(pairs)
+    return jax.vmap(lambda v: envelope(quotient, v, data))(rows), rows
 
 
 def _direction(w: Array, basis: Array, spare: Array) -> Array:

@@ -1,0 +1,146 @@
+"""Training ReLU networks to a certificate: 20 random problems beside Clarabel, and digits end to end.
+
+Both solve the same convex problem over the same patterns, ours by `train_relu`, Clarabel as a second-order cone program
+to its tightest tolerances. `gap` is the certificate of ours; `above_clarabel` the relative distance of the objectives;
+`network_objective` the nonconvex objective of the network that comes out, relative to it.
+"""
+
+import contextlib
+import importlib
+import time
+
+import harness
+import jax
+import jax.numpy as jnp
+import numpy as np
+import scipy.sparse as sp
+
+from solvers import ConvexReLU, train_relu
+
+with contextlib.suppress(ImportError):
+    clarabel = importlib.import_module("clarabel")
+
+
+def problem(seed: int, n: int, d: int, patterns: int, beta: float) -> ConvexReLU:
+    """Return a regression with noise, a column of ones for the bias."""
+    rng = np.random.default_rng(seed)
+    X = np.column_stack([rng.standard_normal((n, d - 1)), np.ones(n)])
+    y = np.sin(2 * X[:, 0]) + np.abs(X[:, 1]) + 0.2 * rng.standard_normal(n)
+    return ConvexReLU.sampled(jnp.asarray(X), jnp.asarray(y), beta=beta, patterns=patterns, key=jax.random.key(seed))
+
+
+def by_clarabel(p: ConvexReLU) -> tuple[float, float, int, str]:
+    """Return objective, seconds, iterations and status of the cone program in (u, t, r)."""
+    X, y, beta = np.asarray(p.X), np.asarray(p.y), float(p.beta)
+    masks = np.asarray(p.active)[np.asarray(p.distinct)]
+    signs, blocks = np.repeat([1.0, -1.0], len(masks)), np.concatenate([masks, masks])
+    (n, d), b = X.shape, len(blocks)
+    fit = sp.csc_matrix(np.concatenate([s * m[:, None] * X for s, m in zip(signs, blocks, strict=True)], axis=1))
+    zero = sp.csc_matrix((n, b))
+    rows = [sp.hstack([fit, zero, -sp.eye(n)])]
+    cones, rhs = [clarabel.ZeroConeT(n)], [y]
+    slacks = sp.block_diag([-(2 * m - 1)[:, None] * X for m in blocks])
+    rows.append(sp.hstack([slacks, sp.csc_matrix((n * b, b + n))]))
+    cones.append(clarabel.NonnegativeConeT(n * b))
+    rhs.append(np.zeros(n * b))
+    lengths = sp.lil_matrix((b * (d + 1), b * d + b + n))
+    for i in range(b):
+        lengths[i * (d + 1), b * d + i] = -1
+        for j in range(d):
+            lengths[i * (d + 1) + 1 + j, i * d + j] = -1
+        cones.append(clarabel.SecondOrderConeT(d + 1))
+    rows.append(lengths.tocsc())
+    rhs.append(np.zeros(b * (d + 1)))
+    quadratic = sp.block_diag([sp.csc_matrix((b * d + b, b * d + b)), sp.eye(n)]).tocsc()
+    linear = np.concatenate([np.zeros(b * d), np.full(b, beta), np.zeros(n)])
+    settings = clarabel.DefaultSettings()
+    settings.verbose = False
+    settings.tol_gap_abs = settings.tol_gap_rel = settings.tol_feas = 1e-9
+    system = sp.vstack(rows).tocsc()
+    begin = time.perf_counter()
+    answer = clarabel.DefaultSolver(quadratic, linear, system, np.concatenate(rhs), cones, settings).solve()
+    return answer.obj_val, time.perf_counter() - begin, answer.iterations, str(answer.status)
+
+
+def objective(net, p: ConvexReLU) -> float:
+    """Return the nonconvex objective of the network in NumPy."""
+    X, y = np.asarray(p.X), np.asarray(p.y)
+    hidden, output = np.asarray(net.hidden), np.asarray(net.output)
+    f = np.maximum(X @ hidden.T, 0) @ output
+    return np.sum((f - y) ** 2) / 2 + float(p.beta) * (np.sum(hidden**2) + np.sum(output**2)) / 2
+
+
+def race(count: int, n: int, d: int, patterns: int) -> list[dict]:
+    """Solve `count` problems by both."""
+    solve, rows = jax.jit(train_relu), []
+    jax.block_until_ready(solve(problem(4, n, d, patterns, 0.1)))
+    for seed in range(5, 5 + count):
+        p = problem(seed, n, d, patterns, 10.0 ** (-2 + seed % 3))
+        run = harness.clock(lambda p=p: solve(p), repeat=3)
+        sol = run.output
+        row = {
+            "part": "random", "case": f"{seed}", "rows": n, "columns": d, "patterns": int(p.distinct.sum()),
+            "beta": float(p.beta), "steps": int(sol.num_steps), "gap": float(sol.error),
+            "converged": bool(sol.converged), "seconds": run.seconds,
+            "network_objective": objective(sol.to_network(), p) / float(sol.objective) - 1,
+        }  # fmt: skip
+        if "clarabel" in globals():
+            best, seconds, iterations, status = by_clarabel(p)
+            row |= {"above_clarabel": float(sol.objective) / best - 1, "clarabel_seconds": seconds,
+                    "clarabel_iterations": iterations, "clarabel_status": status,
+                    "bound_below_clarabel": 1 - float(sol.lower_bound) / best}  # fmt: skip
+        rows.append(row)
+    return rows
+
+
+def digits(quick: bool) -> list[dict]:
+    """Train on scikit-learn's digits, 3 from 5, and judge on digits not trained on, beside scikit-learn's network."""
+    from sklearn.datasets import load_digits
+    from sklearn.neural_network import MLPRegressor
+
+    images, labels = load_digits(return_X_y=True)
+    keep = np.isin(labels, (3, 5))
+    x, y = images[keep] / 16, np.where(labels[keep] == 3, -1.0, 1.0)
+    train, width = 200, 12
+    _, _, axes = np.linalg.svd(x[:train] - x[:train].mean(0), full_matrices=False)
+    parts = (x - x[:train].mean(0)) @ axes[:width].T
+    X = np.column_stack([parts / parts[:train].std(0), np.ones(len(y))])
+    patterns, beta, rows = 12 if quick else 32, 0.2, []
+    solve = jax.jit(train_relu)
+    p = ConvexReLU.sampled(jnp.asarray(X[:train]), jnp.asarray(y[:train]), beta=beta, patterns=patterns,
+                           key=jax.random.key(5))  # fmt: skip
+    run = harness.clock(lambda: solve(p), repeat=3, warm=True)
+    sol = run.output
+    net = sol.to_network()
+    right = np.mean(np.sign(np.asarray(jax.vmap(net)(jnp.asarray(X[train:])))) == y[train:])
+    common = {"part": "digits", "case": f"3 from 5, {train} to train on, {width} components"}
+    rows.append({**common, "method": "train_relu", "objective": float(sol.objective), "gap": float(sol.error),
+                 "steps": int(sol.num_steps), "held_out_accuracy": float(right), "seconds": run.seconds})  # fmt: skip
+    begin = time.perf_counter()
+    peers = [
+        MLPRegressor(hidden_layer_sizes=(2 * patterns,), alpha=beta, solver="lbfgs", max_iter=5000, tol=1e-10,
+                     random_state=s).fit(X[:train, :-1], y[:train]) for s in range(5, 6 if quick else 10)
+    ]  # fmt: skip
+    seconds = time.perf_counter() - begin
+    accuracy = [float(np.mean(np.sign(m.predict(X[train:, :-1])) == y[train:])) for m in peers]
+    rows.append({**common, "method": f"scikit-learn MLPRegressor by L-BFGS, best of {len(peers)} starts",
+                 "held_out_accuracy": max(accuracy), "worst_accuracy": min(accuracy), "seconds": seconds})  # fmt: skip
+    return rows
+
+
+def main() -> None:
+    """Run what was chosen and save."""
+    options = harness.arguments(__doc__)
+    jax.config.update("jax_enable_x64", True)
+    record, rows = harness.machine("clarabel", "scikit-learn"), []
+    if harness.chosen("random", options.only):
+        rows += race(4 if options.quick else 20, 40, 5, 20)
+    if harness.chosen("digits", options.only):
+        rows += digits(options.quick)
+    for part in dict.fromkeys(row["part"] for row in rows):
+        harness.table([row for row in rows if row["part"] == part], title=part)
+    harness.save(options.out / "convexnets.json", rows, key=("part", "case", "method"), record=record)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Random estimates with their errors: traces, diagonals, spectra; and eigenpairs."""
