@@ -1,8 +1,9 @@
 """Sequences of linear systems: wall time of single solves against peers, of the heat run, and of learning.
 
     python bench/linear.py                 everything that runs on two cores
-    python bench/linear.py --only single   single solves against peers; also: heat, overhead
-    python bench/linear.py --gpu           the instances for one accelerator
+    python bench/linear.py --only single   single solves against peers; also: heat, overhead, systems
+    python bench/linear.py --only systems,elasticity     one system of these; other rows are kept
+    python bench/linear.py --gpu           the instances for one accelerator; --only large leaves out all but the large
 
 Times are medians, steps exact counts; what they say about learning is in linear_tables.py and linear_fidelity.py.
 """
@@ -17,6 +18,7 @@ import json
 import harness
 import jax
 import jax.numpy as jnp
+import linear_systems
 import numpy as np
 
 from solvers import (
@@ -230,6 +232,42 @@ def overhead(options):
     return rows
 
 
+def large(options):
+    """Measure Poisson's equation on 512^3 points, with its memory, and finite elements of a million rows, on one GPU.
+
+    The finite elements are set up on the host; a row for them is left out where PyAMG or scikit-fem is not installed.
+    """
+    n, rows = 31 if options.quick else 512, []
+    A, b = Stencil.laplacian(3), jax.random.normal(jax.random.key(83), (n, n, n), jnp.float64)
+    program = harness.compiled(lambda b: multigrid_cg(A, b, tol=1e-8), b)
+    timing = harness.clock(lambda: program(b), repeat=5, budget=10, warm=True)
+    size = norm(A.mv(timing.output.value) - b) / norm(b)
+    rows.append({
+        "what": f"Poisson {n}^3", "solver": "multigrid_cg", "ms": 1e3 * timing.seconds,
+        "steps": int(timing.output.num_steps), "error": float(size), "compile": program.first_call_seconds,
+        "GiB": (program.argument_bytes + program.output_bytes + program.temporary_bytes) / 2**30,
+    })  # fmt: skip
+    harness.table(rows)
+    del timing, program, b
+    try:
+        system = linear_systems.linear_triangles(40 if options.quick else 1002)
+        b = np.random.default_rng(79).standard_normal(system.matrix.shape[0])
+        row = linear_systems.ours(system, b, 3)
+        x = row.pop("x")
+        error = float(np.linalg.norm(b - system.matrix @ x) / np.linalg.norm(b))
+        rows.append({
+            "what": "P1 triangles, a million rows", "solver": row["solver"], "rows": b.size, "ms": 1e3 * row["solve"],
+            "set-up": row["set-up"], "steps": row["steps"], "error": error, "compile": row["compile"],
+        })  # fmt: skip
+    except ImportError as cause:
+        print("finite elements left out:", cause)
+    return rows
+
+
+def norm(x):
+    return jnp.sqrt(jnp.sum(x * x))
+
+
 def accelerator(options):
     """Measure the targets for one GPU: single systems, a batch, a sweep against the copy rate, the heat run."""
     rows, quick = [], options.quick
@@ -312,13 +350,18 @@ def draw(rows, record, path):
 
 def main():
     options = harness.arguments(__doc__.splitlines()[0])
-    record = harness.machine("pyamg", "sparsax")
+    record = harness.machine("pyamg", "sparsax", "scikit-fem")
     if options.gpu:
-        rows = accelerator(options)
-        print(json.dumps(rows, default=float))
-        harness.save(options.out / "linear_gpu.json", rows, key=("what", "solver"), record=record)
+        for kind, job, name in (("large", large, "linear_gpu_large.json"), ("small", accelerator, "linear_gpu.json")):
+            if harness.chosen(kind, options.only):
+                rows = job(options)
+                print(json.dumps(rows, default=float))
+                harness.save(options.out / name, rows, key=("what", "solver"), record=record)
         return
-    jobs = {"single": (single, ("system", "solver")), "heat": (heat, ("run",)), "overhead": (overhead, ("learner",))}
+    jobs = {
+        "single": (single, ("system", "solver")), "heat": (heat, ("run",)), "overhead": (overhead, ("learner",)),
+        "systems": (linear_systems.systems, ("system", "solver")),
+    }  # fmt: skip
     for kind, (job, key) in jobs.items():
         if harness.chosen(kind, options.only):
             rows = job(options)

@@ -255,6 +255,7 @@ FACES: dict[str, tuple[str, ...]] = {
         "PDEStatus",
         "Periodic",
         "PeriodicKernel",
+        "RandomField",
         "PublishedGPHM",
         "PublishedPIG",
         "Robin",

@@ -182,6 +182,7 @@ from .pde import Periodic as Periodic
 from .pde import PeriodicKernel as PeriodicKernel
 from .pde import PublishedGPHM as PublishedGPHM
 from .pde import PublishedPIG as PublishedPIG
+from .pde import RandomField as RandomField
 from .pde import Robin as Robin
 from .pde import SobolevSolution as SobolevSolution
 from .pde import SpectralMixture as SpectralMixture

@@ -32,6 +32,8 @@ IDLE = 6
 """Steps without progress before the run counts as stagnated."""
 FLATNESS = 0.6
 """``|G'c| <= eps^FLATNESS |G| |c|`` is evidence that the violation has a minimum here: 4e-10 in float64."""
+SHORT = 12
+"""So many shortened steps in a row mean that penalties, which only grow, hold the path too tightly: they start anew."""
 LEVEL = 0.999
 """A violation that falls by less than this factor in a step has stopped falling."""
 
@@ -56,6 +58,8 @@ class State(NamedTuple):
     least: Float[Array, ""]
     """The smallest error so far."""
     idle: Int[Array, ""]
+    short: Int[Array, ""]
+    """How many steps in a row were shortened to a quarter or less."""
     moves: Int[Array, ""]
     deficient: Bool[Array, ""]
     evaluations: Int[Array, ""]
@@ -81,6 +85,7 @@ def start(problem: Problem, x, lam, point: Point, *, tol, max_steps) -> State:
         slow=no,
         least=error,
         idle=none,
+        short=none,
         moves=none,
         deficient=no,
         evaluations=none + 1,
@@ -109,6 +114,8 @@ class Move(NamedTuple):
     x: Float[Array, " n"]
     lam: Float[Array, " m"]
     point: Point
+    alpha: Float[Array, ""]
+    """Its length, as a fraction of the direction."""
     accepted: Bool[Array, ""]
     trials: Int[Array, ""]
     before: Float[Array, ""]
@@ -194,7 +201,8 @@ def search(s: State, way: Direction, problem: Problem, width: int) -> Move:
     found = merit.armijo(trial, decrease, s.point, noise=noise, willing=willing, always=refresh, width=width)
     x = jnp.where(found.accepted, s.x + found.alpha * way.dx, s.x)
     lam = jnp.where(found.accepted, s.lam + found.alpha * way.dlam, s.lam)
-    return Move(x, lam, found.point, found.accepted, found.trials, before, measure(found.point, lam), noise)
+    after = measure(found.point, lam)
+    return Move(x, lam, found.point, found.alpha, found.accepted, found.trials, before, after, noise)
 
 
 def stands_still(s: State, model, kkt: KKT, after: Point, tol):
@@ -223,7 +231,9 @@ def following(s: State, model, way: Direction, move: Move, problem: Problem, kkt
     hopeless = norm(s.point.c + model.jacobian(way.dx)) > 0.9 * violation
     give_up = newton & ~way.escape & ~way.settle & (~moved | (hopeless & infeasible))
     restored = norm(point.c) <= 0.1 * s.entry
-    after_newton = jnp.where(give_up, jnp.where(infeasible, RESTORE, REFRESH), NEWTON)
+    short = jnp.where(newton & moved & (move.alpha <= 0.25), s.short + 1, 0)
+    tired = short >= SHORT
+    after_newton = jnp.where(give_up & infeasible, RESTORE, jnp.where(give_up | tired, REFRESH, NEWTON))
     after_restore = jnp.where(restored, REFRESH, RESTORE)
     mode = jnp.where(newton, after_newton, jnp.where(restore, after_restore, NEWTON)).astype(jnp.int32)
     changed = mode != s.mode
@@ -241,7 +251,7 @@ def following(s: State, model, way: Direction, move: Move, problem: Problem, kkt
         x=move.x,
         lam=move.lam,
         point=point,
-        eta1=jnp.where(refresh, merit.ETA1, way.eta1).astype(dtype),
+        eta1=jnp.where(refresh, jnp.clip(10 * norm(move.lam), 1e-8, merit.ETA1), way.eta1).astype(dtype),
         eta2=jnp.where(refresh, merit.ETA2, way.eta2).astype(dtype),
         shift=jnp.where(changed, 0, answer.shift),
         mode=mode,
@@ -252,6 +262,7 @@ def following(s: State, model, way: Direction, move: Move, problem: Problem, kkt
         slow=restore & ~changed & (norm(point.c) > 0.95 * violation) & ~(s.slow & ~way.escape),
         least=jnp.minimum(s.least, error),
         idle=idle.astype(jnp.int32),
+        short=short.astype(jnp.int32),
         moves=s.moves + jnp.where(way.settle, 0, 1),
         deficient=jnp.where(restore | (answer.shift > 0), s.deficient, answer.deficient),
         evaluations=s.evaluations + move.trials,

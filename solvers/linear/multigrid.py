@@ -186,8 +186,8 @@ def multigrid_cg(
     each row summed over the other axes, which keeps fluxes continuous across jumps and constants at walls without flux.
     A cycle costs about ``4 (degree + 1)`` products, twice that if axes are halved one at a time; set-up is included in
     every solve. Strong couplings that are not along axes (rotated anisotropy), that change direction from place to
-    place, or jumps from point to point slow it down. Memory: about 15 vectors. Stopping and derivatives as for
-    `ssor_cg`.
+    place, or jumps from point to point slow it down: `AMG` of ``A.rows(b.shape)`` with ``kind="ruge_stuben"`` and
+    ``improve=3`` takes at most 12 steps there. Memory: about 15 vectors. Stopping and derivatives as for `ssor_cg`.
 
     References
     ----------

@@ -9,7 +9,7 @@ from jax import lax
 from solvers import Status
 
 from ..compiled import sketched_newton
-from ..conftest import FLOAT, X64
+from ..conftest import FLOAT, X64, needs_x64
 from .shared import LOOSE, TOL, problem, solution
 
 
@@ -253,6 +253,15 @@ def test_a_missed_tolerance_says_which_part_missed():
 def test_no_constraint_is_told_where_to_go():
     with pytest.raises(TypeError, match="interior_point"):
         sketched_newton(lambda x, args: jnp.sum(x**2), jnp.ones(3, FLOAT))
+
+
+@needs_x64
+def test_a_logarithm_from_beside_its_pole_is_followed_round_the_circle():
+    """The first gradient is 1e8, so the objective is scaled by 1e-6; penalties of order one then crawl."""
+    s = solve(lambda x: -jnp.log(x[0]), array(1e-8, 1.0), lambda x: x @ x - 1)
+    assert s.converged, s.message
+    np.testing.assert_allclose(s.value, [1, 0], atol=1e-7)
+    assert s.num_steps < 150
 
 
 def test_a_function_of_x_alone_is_told_what_is_missing():

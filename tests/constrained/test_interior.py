@@ -10,6 +10,8 @@ from scipy.optimize import linprog, nnls
 
 import solvers
 from solvers import Status
+from solvers.constrained.interior.acceptance import barrier
+from solvers.constrained.interior.standard import bounded
 
 from ..compiled import interior_point
 from ..conftest import FLOAT, needs_x64
@@ -185,6 +187,24 @@ def test_infeasibility_is_not_claimed_at_a_saddle_of_the_violation():
     assert solution.status != Status.INFEASIBLE
     assert solution.converged, solution
     np.testing.assert_allclose(solution.value, [-np.sqrt(2.0)] * 2, atol=10 * TOL)
+
+
+def test_a_start_on_the_boundary_of_an_inequality():
+    """Both inequalities hold with equality at the start, and their slacks begin inside."""
+    solution = at_disc(1.0, 1.0, 1.0, start=(np.sqrt(0.5), np.sqrt(0.5)))
+    assert solution.converged
+    np.testing.assert_allclose(solution.value, [-np.sqrt(0.5)] * 2, atol=10 * TOL)
+
+
+def test_the_barrier_of_the_bounds_has_the_slope_that_the_steps_use():
+    """None, a lower, an upper and both; where one stands alone its logarithm is damped, lest it leads to infinity."""
+    inf = np.inf
+    lower, upper = (jnp.asarray(v, FLOAT) for v in ([-inf, 0.0, -inf, 0.0], [inf, inf, 2.0, 3.0]))
+    problem, x = bounded(None, lower, upper, 0, 0), jnp.asarray([5.0, 1e5, -2.0, 0.5], FLOAT)
+    slope = jax.grad(lambda x: barrier(problem, x, jnp.zeros(0, FLOAT), jnp.asarray(0.1, FLOAT)))(x)
+    np.testing.assert_allclose(problem.barrier_slope(x, 0.1), slope, rtol=1e-5)
+    assert slope[0] == 0
+    assert slope[1] > 0  # far from a bound alone the barrier leads back
 
 
 def test_repeated_inequalities_are_solved():

@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 import scipy.sparse as sp
 
-from solvers import AMG, Arms, SparseRows, Status, Stencil, solve_sequence
+from solvers import AMG, Arms, SparseRows, Status, Stencil, multigrid_cg, multigrid_gmres, solve_sequence
+from solvers.linear.cycles.host import smoothed, without_small
 from solvers.linear.cycles.sparse import times_matrix, times_vector
 
-from ..compiled import multigrid_cg, multigrid_gmres, sor
-from ..conftest import FLOAT, X64
+from ..compiled import sor
+from ..conftest import FLOAT, X64, needs_x64
 
 pyamg = pytest.importorskip("pyamg")
 
@@ -85,6 +86,84 @@ def test_a_mesh_takes_few_steps(kind):
     assert relative(DENSE, solution.value, B) <= 2 * TOL + (0 if X64 else 1e-4)
 
 
+def rotated(n, angle, kind="FE", epsilon=1e-3):
+    """Return diffusion a thousand times stronger along a direction that is none of the grid's."""
+    stencil = pyamg.gallery.diffusion_stencil_2d(epsilon=epsilon, theta=angle, type=kind)
+    return pyamg.gallery.stencil_grid(stencil, (n, n), format="csr").tocsr()
+
+
+def diffusion(k):
+    """Return diffusion with this coefficient in every cell of a grid."""
+    rows = Stencil.diffusion(jnp.asarray(k), shift=0).rows(k.shape)
+    return sp.coo_matrix((np.asarray(rows.values, float), rows.places()), (k.size,) * 2).tocsr()
+
+
+def islands(n):
+    """Return diffusion whose coefficient jumps by up to a million from every point to the next."""
+    return diffusion(10 ** np.random.default_rng(61).uniform(-3, 3, (n, n)))
+
+
+def two_materials(n):
+    """Return diffusion through a fine random mixture of two materials, one a million times the other."""
+    return diffusion(np.where(np.random.default_rng(67).random((n, n)) < 0.5, 1, 1e6))
+
+
+def test_small_weights_go_and_sums_stay():
+    """Against rows written out, an empty one and one whose large weights cancel among them."""
+    dense = np.array([[0.6, 0.38, 0.02, 0], [0, 0, 0, 0], [1, 0, 0, 0], [1, -1, 0.04, 0], [0.2, 0.011, 0.2, 0.2]])
+    found = without_small(sp.csr_matrix(dense)).toarray()
+    expected = np.where(np.abs(dense) >= 0.05 * np.abs(dense).max(1, keepdims=True), dense, 0)
+    expected[0] *= 1 / 0.98
+    np.testing.assert_allclose(found, expected, atol=1e-15)
+
+
+def test_jacobi_sweeps_improve_interpolation():
+    """Towards ideal interpolation, which a dense solve gives; coarse unknowns keep their own values."""
+    A = rotated(9, 0.5)
+    level = pyamg.ruge_stuben_solver(A, max_levels=2).levels[0]
+    fine, P = ~level.splitting, sp.csr_matrix(level.P)
+    ideal = -np.linalg.solve(A[fine][:, fine].toarray(), A[fine][:, ~fine].toarray())
+    gaps = []
+    for sweeps in (0, 1, 2):
+        better = smoothed(A, P, fine, sweeps).toarray()
+        np.testing.assert_array_equal(better[~fine], np.eye(better.shape[1]))
+        gaps.append(np.linalg.norm(better[fine] - ideal))
+    assert gaps[2] < gaps[1] < gaps[0]
+
+
+@pytest.mark.parametrize("make", [lambda: rotated(20, np.pi / 6), lambda: islands(20)], ids=["rotated", "islands"])
+def test_a_hard_system_takes_few_steps(make):
+    """Where smoothed aggregation takes several times as many or never ends."""
+    A, b = make(), RNG.standard_normal(400)
+    system = AMG(A.astype(FLOAT), kind="ruge_stuben", improve=3, max_coarse=60)
+    assert len(system.levels_of_unknowns) > 2
+    tol = TOL if X64 else 1e-3
+    solution = solve(system, jnp.asarray(b, FLOAT)) if X64 else multigrid_cg(system, jnp.asarray(b, FLOAT), tol=tol)
+    assert solution.converged
+    assert solution.num_steps <= 12
+    assert relative(A, solution.value, b) <= 2 * tol
+
+
+@pytest.mark.slow
+@needs_x64
+@pytest.mark.parametrize(
+    "make",
+    [
+        *(lambda k=k, a=a: rotated(96, a, k) for k in ("FE", "FD") for a in (0.3, np.pi / 6, np.pi / 4)),
+        lambda: islands(96),
+        lambda: two_materials(96),
+    ],
+)
+def test_at_most_twelve_cycles_anywhere(make):
+    """At every angle, and for jumps of a million from point to point, with the default cycle."""
+    A = make()
+    b = RNG.standard_normal(A.shape[0])
+    solution = solve(AMG(A, kind="ruge_stuben", improve=3), jnp.asarray(b))
+    assert solution.converged
+    assert solution.num_steps <= 12
+    assert relative(A, solution.value, b) <= 2 * TOL
+
+
 def test_elasticity_with_its_rigid_motions():
     """Blocks of two unknowns a point; without the motions smoothed aggregation takes far longer."""
     A, motions = pyamg.gallery.linear_elasticity((14, 14), format="bsr")
@@ -106,6 +185,8 @@ def test_entries_in_any_order_and_twice():
     system, expected = AMG(rows, max_coarse=20), DENSE.copy()
     expected[3, 3] += 0.5
     np.testing.assert_allclose(system.mv(jnp.asarray(B, FLOAT)), expected @ B, rtol=1e-4, atol=1e-4)
+    whole = AMG(sp.csr_matrix(np.round(10 * expected).astype(int)), max_coarse=20)
+    assert all(x.dtype == FLOAT for x in (whole.values, *whole.data, *whole.weights, whole.inverse))
     assert relative(expected, solve(system, jnp.asarray(B, FLOAT)).value, B) <= 1e-4
 
 
@@ -185,17 +266,18 @@ def test_convection_and_diffusion():
     A = np.asarray(jax.vmap(stencil.mv, out_axes=-1)(eye), float).reshape(360, 360)
     assert np.abs(A - A.T).max() > 0.5
     b = jnp.asarray(RNG.standard_normal(shape), FLOAT)
-    on_grid = multigrid_gmres(stencil, b, tol=TOL)
     algebraic = AMG(sp.csr_matrix(A).astype(FLOAT), kind="ruge_stuben", max_coarse=30)
-    on_rows = jax.jit(lambda b: multigrid_gmres(algebraic, b, tol=TOL))(b.ravel())
-    for solution in (on_grid, on_rows):
+    for system, rhs in ((stencil, b), (algebraic, b.ravel())):
+
+        def total(rhs, system=system):
+            solution = multigrid_gmres(system, rhs, tol=TOL)
+            return jnp.sum(solution.value), solution
+
+        slope, solution = jax.jit(jax.grad(total, has_aux=True))(rhs)
         assert solution.converged
         assert solution.num_steps <= 14
         assert relative(A, np.ravel(solution.value), np.ravel(b)) <= 2 * TOL + (0 if X64 else 1e-4)
-    slope = jax.jit(jax.grad(lambda b: jnp.sum(multigrid_gmres(algebraic, b, tol=TOL).value)))(b.ravel())
-    np.testing.assert_allclose(slope, np.linalg.solve(A.T, np.ones(360)), rtol=1e-4 if X64 else 1e-2)
-    slope = jax.jit(jax.grad(lambda b: jnp.sum(multigrid_gmres(stencil, b, tol=TOL).value)))(b)
-    np.testing.assert_allclose(slope.ravel(), np.linalg.solve(A.T, np.ones(360)), rtol=1e-4 if X64 else 1e-2)
+        np.testing.assert_allclose(np.ravel(slope), np.linalg.solve(A.T, np.ones(360)), rtol=1e-4 if X64 else 1e-2)
 
 
 def test_restarts_and_failures_say_so():
@@ -219,6 +301,8 @@ def test_restarts_and_failures_say_so():
         (lambda: AMG(MESH, kind="geometric"), ValueError, "`kind`"),
         (lambda: AMG(np.eye(3)), TypeError, "`matrix`"),
         (lambda: AMG(MESH[:5]), ValueError, "square"),
+        (lambda: AMG(MESH, improve=2), ValueError, "`improve`"),
+        (lambda: AMG(sp.eye(5000).tocsr(), kind="ruge_stuben"), ValueError, "coarsens to"),
         (lambda: AMG(sp.csr_matrix(np.array([[0.0, 1], [1, 1]]))), ValueError, "diagonal entry"),
         (lambda: AMG.from_pyamg(3), TypeError, "MultilevelSolver"),
         (lambda: multigrid_cg(SYSTEM, jnp.ones(3)), ValueError, "one entry a row"),

@@ -10,7 +10,7 @@ from jax import lax
 from ...core.precision import eps
 from ...core.typing import Array, Bool, Float, Int
 from .newton_system import Direction
-from .standard import Standard, Values
+from .standard import DAMPING, Standard, Values
 
 CAPACITY = 32
 """Entries of the filter; the oldest is overwritten, which only makes it more lenient."""
@@ -69,11 +69,13 @@ def violation(values: Values, s):
 
 
 def barrier(problem: Standard, x, s, mu):
-    """Return ``-mu`` times the sum of the logarithms of slacks and distances to bounds."""
+    """Return ``-mu`` times the sum of the logarithms of slacks and distances to bounds, damped where there is one."""
     low, high = problem.gaps(x)
     least = jnp.minimum(jnp.min(s, initial=1), jnp.minimum(jnp.min(low, initial=1), jnp.min(high, initial=1)))
     logs = sum(jnp.sum(jnp.log(jnp.where(gap > 0, gap, 1))) for gap in (s, low, high))
-    return jnp.where(least > 0, -mu * logs, jnp.inf)
+    single = problem.single()
+    damping = DAMPING * jnp.sum(jnp.where(single > 0, low, jnp.where(single < 0, high, 0)))
+    return jnp.where(least > 0, mu * (damping - logs), jnp.inf)
 
 
 class Rules(NamedTuple):

@@ -38,6 +38,10 @@ RESTORED = 0.9
 """A restoration ends once the violation has fallen by this factor and the filter agrees."""
 LARGE = 1e3
 """Multipliers start anew at ones where ``mu`` over the distance exceeds this after a restoration."""
+WILD = 10.0
+"""Multipliers of a shifted system mean little: beyond ten times those of least squares they are replaced by these."""
+LEVEL = 0.999
+"""A violation that falls by less than this factor in a step has stopped falling."""
 STANDSTILL = 8
 """Steps without effect before the run counts as stagnated."""
 
@@ -65,7 +69,6 @@ def primal_boundary(problem: Standard, w: Iterate, direction: Direction, tau):
 def look(s: State, problem: Standard, p: Plan, filter: Filter) -> Found:
     """Search along the direction of the plan."""
     w, restoring, mu = s.w, s.mode == RESTORE, p.target.mu
-    low, high = problem.gaps(w.x)
 
     def reach(direction):
         return s.reach * primal_boundary(problem, w, direction, p.tau)
@@ -80,7 +83,7 @@ def look(s: State, problem: Standard, p: Plan, filter: Filter) -> Found:
     dx, ds = p.direction.x, p.direction.s
     rise = dot(s.values.c, matmul(s.model.C, dx)) + dot(s.values.g + w.s, matmul(s.model.G, dx) + ds)
     slope = jnp.where(restoring, rise, dot(s.model.df, dx)) - mu * jnp.sum(ds / w.s)
-    slope = slope - dot(jnp.where(problem.below, mu / low, 0) - jnp.where(problem.above, mu / high, 0), dx)
+    slope = slope + dot(problem.barrier_slope(w.x, mu), dx)
     here = measure(problem, restoring, mu, w.x, w.s, s.values)
     small = jnp.max(jnp.abs(dx) / (1 + jnp.abs(w.x)), initial=0) < 10 * eps(dx.dtype)
     rules = Rules(
@@ -151,9 +154,12 @@ def candidate(s: State, problem: Standard, p: Plan, found: Found, restored) -> t
     w = s.w
     after, length = taken(s, problem, p, found)
     after = near(problem, after, p.target.mu)
-    after = after._replace(y=jnp.where(restoring, found.trial.values.c, after.y))
+    fitting = multipliers(w, s.model)
+    wild = (p.system.shift > 0) & (largest(after.y) > WILD * jnp.maximum(WILD, largest(fitting)))
+    y = jnp.where(wild, fitting, after.y)
+    after = after._replace(y=jnp.where(restoring, found.trial.values.c, y))
     after = select(restored, central(problem, after, s.kept, LARGE), after)
-    renewed = w._replace(x=jnp.where(s.moves == 0, problem.inside(w.x, WARM_PUSH), w.x), y=multipliers(w, s.model))
+    renewed = w._replace(x=jnp.where(s.moves == 0, problem.inside(w.x, WARM_PUSH), w.x), y=fitting)
     after = select(refreshing, renewed, after)
     return select(entering, central(problem, w._replace(y=s.values.c), s.mu, jnp.inf), after), length
 
@@ -168,13 +174,20 @@ def returns(s: State, problem: Standard, found: Found, filter: Filter, tol):
     return (s.mode == RESTORE) & found.accepted & (welcome | negligible), negligible
 
 
-def stationary(problem: Standard, w: Iterate, values: Values, model: Model, tol):
-    """Whether a restoration's conditions hold at w: the violation has no descent within the bounds, to first order."""
+def stationary(problem: Standard, w: Iterate, values: Values, model: Model, falls, tol):
+    """Whether a restoration's conditions hold at w: the violation has no descent within the bounds, to first order.
+
+    A gradient that is merely small proves nothing while the violation still `falls`, for on the way to a singular root
+    the constraints' gradients fade: then it must be small beside what it is a sum of.
+    """
+    slope = gradient(w, model, jnp.zeros((), w.x.dtype))
+    pull = matmul(jnp.abs(w.y), jnp.abs(model.C)) + matmul(jnp.abs(w.z), jnp.abs(model.G))
+    flat = largest(slope) <= eps(w.x.dtype) ** 0.6 * largest(pull)
     miss = jnp.sqrt(dot(values.c, values.c) + dot(values.g + w.s, values.g + w.s))
     small = tol * jnp.minimum(1, miss)
     gaps = [largest(part) for part in gaps_from(problem, w, 0.0)]
-    parts = [largest(gradient(w, model, jnp.zeros((), w.x.dtype))), largest(values.g + w.s - w.z), *gaps]
-    return jnp.all(jnp.stack(parts) <= small)
+    parts = [largest(slope), largest(values.g + w.s - w.z), *gaps]
+    return jnp.all(jnp.stack(parts) <= small) & (flat | ~falls)
 
 
 def beyond(problem: Standard, w: Iterate, values: Values, residual: Residual, tol):
@@ -230,7 +243,9 @@ def step(s: State, problem: Standard, tol) -> State:
     idle = jnp.where(moved(w, after) | settle, 0, s.idle + 1)
 
     # What may be claimed? Where the Hessian was shifted, not before its curvature has been looked at.
-    level = restoring & ~restored & (residual.violation > 10 * tol) & stationary(problem, after, values, model, tol)
+    falls = violation(values, after.s) < LEVEL * theta
+    level = restoring & ~restored & (residual.violation > 10 * tol)
+    level = level & stationary(problem, after, values, model, falls, tol)
     solved = (moving | refreshing) & (mode == NEWTON) & (residual.error() <= tol)
     suspect = (level | solved) & (refreshing | (p.system.shift > 0)) & ~settle
     verdict = jnp.where(idle >= STANDSTILL, Status.STAGNATED, beyond(problem, after, values, residual, tol))

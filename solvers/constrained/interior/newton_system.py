@@ -108,7 +108,7 @@ def newton(problem: Standard, w: Iterate, model: Model, system: System, target: 
     mu, W = target.mu, system.weight
     q = W * (target.rg + w.s / w.z * (mu / w.s - w.z))
     rx = target.sigma * model.df + matmul(w.y, model.C) + matmul(w.z + q, model.G)
-    rx = rx - jnp.where(problem.below, mu / low, 0) + jnp.where(problem.above, mu / high, 0)
+    rx = rx + problem.barrier_slope(w.x, mu)
     dx, dy = condensed(system, model.C, jnp.where(problem.free, -rx, 0), -target.rc)
     move = matmul(model.G, dx)
     dz = W * move + q

@@ -14,6 +14,10 @@ PUSH = 1e-2
 GRADIENT = 100.0
 """Gradients larger than this at the start are scaled down to it."""
 
+DAMPING = 1e-4
+"""Times mu: how strongly variables with one bound are drawn to it, lest the barrier's logarithm sends them to infinity,
+sec. 3.7."""
+
 
 class Values(NamedTuple):
     """Objective, equations and inequalities at a point."""
@@ -95,6 +99,16 @@ class Standard(NamedTuple):
     def gaps(self, x):
         """Return the distances to both bounds, one where there is none."""
         return jnp.where(self.below, x - self.lower, 1), jnp.where(self.above, self.upper - x, 1)
+
+    def single(self):
+        """Return +1 where there is a lower bound alone, -1 where there is an upper one alone, else 0."""
+        return (self.below & ~self.above).astype(self.lower.dtype) - (self.above & ~self.below).astype(self.lower.dtype)
+
+    def barrier_slope(self, x, mu):
+        """Return the gradient of the bounds' barrier terms, with the damping of `DAMPING`."""
+        low, high = self.gaps(x)
+        slope = jnp.where(self.above, mu / high, 0) - jnp.where(self.below, mu / low, 0)
+        return slope + DAMPING * mu * self.single()
 
     def inside(self, x, push: Scalar):
         """Move x inside its bounds by the fraction `push` of their size or width; onto them where they coincide."""

@@ -13,10 +13,9 @@ from ...core.typing import Array, Float
 from ..systems.sparse_rows import SparseRows
 from ..systems.system import Layout, System
 from .cycle import Level
+from .host import MANY_UNKNOWNS, alike, constructed, in_order, transfers
 from .sparse import Sums, times_matrix, times_vector
 
-FEW_UNKNOWNS = 200
-"""Levels of at most this many unknowns are solved for directly."""
 KINDS = ("smoothed_aggregation", "ruge_stuben", "rootnode")
 
 
@@ -96,6 +95,10 @@ class AMG(System):
     kind : {"smoothed_aggregation", "ruge_stuben", "rootnode"}
         Which of PyAMG's constructions. Smoothed aggregation is cheap and takes near-null vectors (``B=``), as
         elasticity needs; Ruge and Stueben's follows strong couplings, as anisotropy and jumps need.
+    improve : int
+        With ``kind="ruge_stuben"``, sweeps of Jacobi's method on every interpolation; 0 leaves it to PyAMG. Three make
+        the steps few (at most 12) where couplings are strong along directions between those of the grid (rotated
+        anisotropy), where coefficients jump from point to point, and for quadratic elements; set-up takes longer.
     updates : bool
         Whether to keep the lists that `with_values` needs: about ten integers for each entry of the matrix.
     **options
@@ -104,14 +107,21 @@ class AMG(System):
     Raises
     ------
     ImportError, ValueError, TypeError
-        PyAMG is missing; an unknown `kind`, a matrix that is not square, traced or without a diagonal entry.
+        PyAMG is missing; an unknown `kind`, `improve` with another kind, a matrix that is not square, traced, without a
+        diagonal entry, or that does not coarsen to 4096 unknowns.
 
     Notes
     -----
     Restriction is the transpose of interpolation, coarse matrices are ``P' A P``, also where PyAMG has others. Under
     ``with_values`` interpolation stays as it was found: good while strong couplings stay strong. Solutions are
     differentiable in the values; cycles and hierarchy have no derivative, nor need one. Memory: two to three times
-    that of the matrix.
+    that of the matrix, up to six with `improve`. A matrix of another pattern is another program to compile, seconds.
+
+    References
+    ----------
+    J. W. Ruge, K. Stueben, Algebraic multigrid, in: Multigrid Methods, SIAM 1987, 73-130.
+    K. Stueben, An introduction to algebraic multigrid, in: U. Trottenberg et al., Multigrid, Academic Press 2001,
+    appendix A, on Jacobi interpolation.
 
     Examples
     --------
@@ -135,38 +145,45 @@ class AMG(System):
     symmetric: bool = eqx.field(static=True)
     relaxable = False
 
-    def __init__(self, matrix: Any, *, kind: str = "smoothed_aggregation", updates: bool = False, **options: Any):
+    def __init__(
+        self,
+        matrix: Any,
+        *,
+        kind: str = "smoothed_aggregation",
+        improve: int = 0,
+        updates: bool = False,
+        **options: Any,
+    ):
         choice("AMG", "kind", kind, KINDS)
-        if hasattr(matrix, "levels"):
-            solver, matrix = matrix, matrix.levels[0].A
-            self.values, fine, self.slots = _host(matrix)
-        else:
-            self.values, fine, self.slots = _host(matrix)
-            solver = _constructor(kind)(fine, **{"max_coarse": FEW_UNKNOWNS, **options})
-        self.symmetric = bool(abs(fine - fine.T).max() <= 1e-12 * abs(fine).max())
+        if not isinstance(improve, int) or improve < 0 or (improve and kind != "ruge_stuben"):
+            fail("AMG", "improve", 'a Python integer from 0 upwards, with `kind="ruge_stuben"` beyond 0', improve)
+        solver = matrix if hasattr(matrix, "levels") else None
+        self.values, fine, self.slots = _host(matrix if solver is None else solver.levels[0].A)
+        steps = constructed(fine, kind, improve, options) if solver is None else transfers(solver)
+        self.symmetric = alike(fine, in_order(fine.T), 1e-12)
         self.product = times_vector(fine)
         self.transposed_product = self.product if self.symmetric else times_vector(fine, transposed=True)
         own = np.flatnonzero(np.repeat(np.arange(fine.shape[0]), np.diff(fine.indptr)) == fine.indices)
         if own.size < fine.shape[0]:
             fail("AMG", "matrix", "with a diagonal entry in every row", f"{own.size} of {fine.shape[0]}")
-        self.diagonal_slots = jnp.asarray(own, jnp.int32)
+        if (left := (steps[-1].interpolation.shape[1] if steps else fine.shape[0])) > MANY_UNKNOWNS:
+            fail("AMG", "matrix", f"one that coarsens to {MANY_UNKNOWNS} unknowns; try another `kind`", f"{left} left")
+        self.diagonal_slots = jax.device_put(own.astype(np.int32))
         data, weights, patterns, product = [], [], [], (self.product, self.transposed_product)
-        for level in solver.levels[:-1]:
-            P = _sorted(level.P)
-            half = _sorted(fine @ P)
-            coarse = _sorted(P.T @ half)
-            lists = (
-                (times_matrix(fine, P, half), times_matrix(P, half, coarse, transposed=True))
-                if updates
-                else (None,) * 2
-            )
+        for P, coarse in steps:
+            lists = (None, None)
+            if updates or coarse is None:
+                half = in_order(fine @ P)
+                coarse = in_order(in_order(P.T) @ half)
+                if updates:
+                    lists = times_matrix(fine, P, half), times_matrix(P, half, coarse, transposed=True)
             patterns.append(Patterns(*product, times_vector(P), times_vector(P, transposed=True), *lists))
-            weights.append(jnp.asarray(P.data))
-            data.append(jnp.asarray(fine.data))
+            weights.append(jax.device_put(P.data))
+            data.append(jax.device_put(fine.data))
             fine, one = coarse, times_vector(coarse)
             product = one, one if self.symmetric else times_vector(coarse, transposed=True)
         self.data, self.weights, self.patterns, self.last = tuple(data), tuple(weights), tuple(patterns), product
-        self.inverse = jnp.asarray(np.linalg.pinv(fine.toarray(), rcond=1e-12, hermitian=self.symmetric))
+        self.inverse = jax.device_put(np.linalg.pinv(fine.toarray(), rcond=1e-12, hermitian=self.symmetric))
 
     @classmethod
     def from_pyamg(cls, solver: Any, *, updates: bool = False) -> "AMG":
@@ -237,13 +254,6 @@ class AMG(System):
         return AlgebraicLayout(gathered, fine[self.diagonal_slots], tuple(levels), self.inverse, self.product)
 
 
-def _sorted(matrix: Any) -> Any:
-    matrix = matrix.tocsr()
-    matrix.sum_duplicates()
-    matrix.sort_indices()
-    return matrix
-
-
 def _host(matrix: Any) -> tuple[Array, Any, Array]:
     """Return the entries in the order given, the matrix in CSR, and where in it each entry is."""
     import scipy.sparse as sp
@@ -252,23 +262,19 @@ def _host(matrix: Any) -> tuple[Array, Any, Array]:
         if isinstance(matrix.values, Tracer):
             fail("AMG", "matrix", "a matrix of known numbers: make the hierarchy outside of jit", "a traced one")
         values, (row, column) = np.asarray(matrix.values), matrix.places()
+        n = int(row.max()) + 1
     elif hasattr(matrix, "tocoo"):
         if matrix.shape[0] != matrix.shape[1]:
             fail("AMG", "matrix", "square", matrix.shape)
-        coo = matrix.tocsr().tocoo()
-        values, row, column = coo.data, coo.row, coo.col
+        given = matrix.tocsr()
+        given = given if given.dtype.kind in "fc" else given.astype(float)
+        if given.has_canonical_format:
+            return float_array("AMG", "matrix", given.data), given, jax.device_put(np.arange(given.nnz, dtype=np.int32))
+        values, column, n = given.data, given.indices, given.shape[0]
+        row = np.repeat(np.arange(n), np.diff(given.indptr))
     else:
         fail("AMG", "matrix", "SparseRows, a SciPy sparse matrix or a PyAMG solver", type(matrix).__name__, TypeError)
-    n = int(row.max()) + 1 if isinstance(matrix, SparseRows) else matrix.shape[0]
-    csr = _sorted(sp.coo_matrix((values, (row, column)), (n, n)))
+    csr = in_order(sp.coo_matrix((values, (row, column)), (n, n)))
     keys = np.repeat(np.arange(n), np.diff(csr.indptr)) * n + csr.indices
     slots = np.searchsorted(keys, np.asarray(row, np.int64) * n + column)
-    return float_array("AMG", "matrix", values), csr, jnp.asarray(slots, jnp.int32)
-
-
-def _constructor(kind: str) -> Any:
-    try:
-        import pyamg
-    except ImportError as cause:
-        raise ImportError("AMG: PyAMG chooses the hierarchy; install it with `pip install pyamg`") from cause
-    return getattr(pyamg, kind + "_solver")
+    return float_array("AMG", "matrix", values), csr, jax.device_put(slots.astype(np.int32))

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
@@ -150,8 +151,8 @@ class Interpolation(eqx.Module):
         return jnp.concatenate(parts, axis)
 
 
-def linear(rows: Array, axis: int, periodic: bool) -> Interpolation:
-    """Return linear interpolation along an axis."""
+def linear(rows: Any, axis: int, periodic: bool) -> Interpolation:
+    """Return linear interpolation along an axis of a grid; of the rows only shape and dtype matter."""
     size = rows.shape[rows.ndim // 2 + axis]
     weights = np.full(size // 2 + 1, 0.5)
     weights[-1] *= size % 2 or periodic
@@ -183,6 +184,15 @@ def coarser(
     offsets = list(itertools.product((-1, 0, 1), repeat=dims))
     given = dict(zip(stencil.offsets, stencil.coefficients, strict=True))
     zero = jnp.zeros((), stencil.coefficients.dtype)
+    if stencil.coefficients.ndim == 1 and all(stencil.periodic[a] or shape[a] % 2 for a in axes):
+        # No point is nearer to an end than elsewhere: a product on a few points gives what all of them have.
+        few = tuple((8 if stencil.periodic[a] else 7) if a in axes else 3 for a in range(dims))
+        every = jax.ShapeDtypeStruct((3,) * dims + shape, zero.dtype)
+        steps = tuple(linear(every, a, stencil.periodic[a]) for a in axes)
+        rows = jnp.stack([jnp.broadcast_to(given.get(o, zero), few) for o in offsets]).reshape((3,) * dims + few)
+        for a in axes:
+            rows = linear(rows, a, stencil.periodic[a]).galerkin(rows, stencil.periodic)
+        return Stencil(rows[(..., *(1,) * dims)].ravel(), offsets, periodic=stencil.periodic), steps
     rows = jnp.stack([jnp.broadcast_to(given.get(o, zero), shape) for o in offsets]).reshape((3,) * dims + shape)
     steps = []
     for axis in axes:

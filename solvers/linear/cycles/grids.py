@@ -44,14 +44,14 @@ def hierarchy(stencil: Stencil, shape: tuple[int, ...], plan: Plan | None) -> tu
     """Return the levels above the coarsest, by Galerkin products ``P' A P``, and the matrix of the coarsest.
 
     Constant coefficients and all that comes from them are interpolated linearly, which is cheaper and as good; others
-    by the operator.
+    by the operator. While the axes halved are of odd length, or periodic, coefficients stay constant.
     """
     interpolate = linear if stencil.coefficients.ndim == 1 else from_operator
     levels = []
     for axes in full_plan(shape, stencil.periodic) if plan is None else plan:
         coarse, steps = coarser(stencil, shape, axes, interpolate)
         levels.append(GridLevel(stencil, steps, shape))
-        stencil, shape = coarse, coarse.coefficients.shape[1:]
+        stencil, shape = coarse, tuple(n // 2 if axis in axes else n for axis, n in enumerate(shape))
     size = math.prod(shape)
     identity = jnp.eye(size, dtype=stencil.coefficients.dtype).reshape((size, *shape))
     return levels, jnp.reshape(jax.vmap(stencil.mv, out_axes=-1)(identity), (size, size))

@@ -3,6 +3,7 @@
 from typing import Any
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
@@ -10,10 +11,13 @@ from jax import lax
 from ...core.typing import Array, Int
 
 SPREAD = 1.5
-"""Rows of one table differ in length by at most this factor."""
-WRITTEN_OUT = 32
-"""Tables of at most this many entries a row are summed in one expression, wider ones in a loop over pieces."""
+"""Rows of one table differ in length by at most this factor, but for tables of few rows."""
+FEW_ENTRIES = 50_000
+"""What fits a table of this size goes into one: another kernel costs more than what padding adds."""
+FEWEST_ROWS = 1 / 16
+"""Lengths that fewer than this share of the rows have go to the next longer ones."""
 PIECE = 8
+"""Entries of a row that are summed in one expression; more of them in a loop over pieces."""
 
 
 class Sums(eqx.Module):
@@ -37,29 +41,34 @@ class Sums(eqx.Module):
 
     def __init__(self, row: Any, left: Any, right: Any, shape: tuple[int, int], entries: int):
         n, self.columns, self.entries = shape[0], shape[1], entries
-        row, left, right = (np.asarray(v, np.int64) for v in (row, left, right))
-        order = np.argsort(row, kind="stable")
-        row, left, right = row[order], left[order], right[order]
+        row, left, right = (np.asarray(v) for v in (row, left, right))
+        if np.any(row[1:] < row[:-1]):
+            order = np.argsort(row, kind="stable")
+            row, left, right = row[order], left[order], right[order]
         counts = np.bincount(row, minlength=n)
-        starts = np.r_[0, np.cumsum(counts)]
-        limits, tables, places = np.unique(np.ceil(SPREAD ** np.arange(40))), [], []
+        within = np.arange(row.size) - np.repeat(np.cumsum(counts) - counts, counts)
+        limits, tables, longest = np.unique(np.ceil(SPREAD ** np.arange(40))), [], int(counts.max(initial=0))
         kind = np.searchsorted(limits, np.maximum(counts, 1))
-        if counts.sum() * SPREAD > n * max(int(counts.max(initial=0)), 1):
-            kind[:] = 0  # one table wastes little
-        for k in np.unique(kind):
-            mine = np.flatnonzero(kind == k)
-            width = max(int(counts[mine].max()), 1)
-            width = width if width <= WRITTEN_OUT else -(-width // PIECE) * PIECE
-            at = starts[mine] + np.arange(width)[:, None]
-            inside = np.arange(width)[:, None] < counts[mine]
-            at = np.where(inside, at, 0)
-            pick = lambda v, fill, at=at, inside=inside: np.where(inside, np.append(v, 0)[at], fill)  # noqa: E731
-            tables.append((pick(left, entries), pick(right, 0)))
-            places.append(mine)
-        self.left, self.right = (tuple(jnp.asarray(t[s], jnp.int32) for t in tables) for s in (0, 1))
-        place = np.empty(n, np.int64)
-        place[np.concatenate(places)] = np.arange(n)
-        self.place = None if len(tables) == 1 else jnp.asarray(place, jnp.int32)
+        if n * max(longest, 1) <= max(counts.sum() * SPREAD, FEW_ENTRIES):
+            kind[:] = 0
+        rows_of = np.bincount(kind)
+        for k in range(len(rows_of) - 1):
+            if 0 < rows_of[k] < FEWEST_ROWS * n:
+                kind[kind == k] = k + 1
+                rows_of[k + 1] += rows_of[k]
+        kinds, place = np.unique(kind), np.empty(n, np.int32)
+        for k in kinds:
+            mine = kind == k
+            rows, width = int(mine.sum()), max(int(counts[mine].max()), 1)
+            place[mine] = sum(t.shape[1] for t, _ in tables) + np.arange(rows, dtype=np.int32)
+            these = slice(None) if len(kinds) == 1 else mine[row]
+            at = within[these] * rows + (place[row[these]] - sum(t.shape[1] for t, _ in tables))
+            pair = np.full(width * rows, entries, np.int32), np.zeros(width * rows, np.int32)
+            for table, values in zip(pair, (left, right), strict=True):
+                table[at] = values[these]
+            tables.append(tuple(table.reshape(width, rows) for table in pair))
+        self.left, self.right = (tuple(jax.device_put(t[s]) for t in tables) for s in (0, 1))
+        self.place = None if len(tables) == 1 else jax.device_put(place)
 
     def gather(self, a: Array) -> tuple[Array, ...]:
         """Return the entries of `a` in the tables, for `apply` to use many times."""
@@ -73,7 +82,7 @@ class Sums(eqx.Module):
 
 
 def summed(entries: Array, table: Array, b: Array) -> Array:
-    """Return ``sum_k entries[k] b[table[k]]``, written out: one pass, at ten times the speed of XLA's reduction."""
+    """Return ``sum_k entries[k] b[table[k]]``, piece by piece: ten times the speed of XLA's reduction."""
 
     def piece(total, e, t):
         for k in range(e.shape[0]):
@@ -81,20 +90,19 @@ def summed(entries: Array, table: Array, b: Array) -> Array:
         return total
 
     width, rows = table.shape
-    total = jnp.zeros(rows, jnp.result_type(entries, b))
-    if width <= WRITTEN_OUT:
+    total, rest = jnp.zeros(rows, jnp.result_type(entries, b)), width % PIECE
+    if width < 2 * PIECE:
         return piece(total, entries, table)
-    pieces = tuple(x.reshape(-1, PIECE, rows) for x in (entries, table))
-    return lax.scan(lambda total, x: (piece(total, *x), None), total, pieces)[0]
+    pieces = tuple(x[rest:].reshape(-1, PIECE, rows) for x in (entries, table))
+    return lax.scan(lambda total, x: (piece(total, *x), None), piece(total, entries[:rest], table[:rest]), pieces)[0]
 
 
 def _coordinates(matrix: Any, transposed: bool) -> tuple[Any, Any, Any]:
     """Return row, column and place in the data of each entry of a CSR matrix, or of its transpose, row by row."""
-    row, column = np.repeat(np.arange(matrix.shape[0]), np.diff(matrix.indptr)), matrix.indices
     if transposed:
-        order = np.argsort(column, kind="stable")
-        return column[order], row[order], order
-    return row, column, np.arange(matrix.nnz)
+        numbered = type(matrix)((np.arange(matrix.nnz), matrix.indices, matrix.indptr), matrix.shape).tocsc()
+        return np.repeat(np.arange(matrix.shape[1]), np.diff(numbered.indptr)), numbered.indices, numbered.data
+    return np.repeat(np.arange(matrix.shape[0]), np.diff(matrix.indptr)), matrix.indices, np.arange(matrix.nnz)
 
 
 def times_vector(matrix: Any, *, transposed: bool = False) -> Sums:
