@@ -247,7 +247,7 @@ def main() -> None:
         rows += [mfac_error("float64"), mfac_error("float32")]
     if not options.gpu:
         parts = {"trace": lambda: traces(20 if quick else 200),
-                 "coverage": lambda: traces(50 if quick else 2000, 200, part="coverage"),
+                 "coverage": lambda: traces(50 if quick else 1000, 200, part="coverage"),
                  "products": lambda: products_for_an_error(quick),
                  "density": lambda: density(quick), "head": head}  # fmt: skip
         for name, part in parts.items():

@@ -21,6 +21,7 @@ FAMILIES = (
     "lowrank",
     "statespace",
     "tensor",
+    "convexnets",
     "curvature",
     "curvature_training",
 )
