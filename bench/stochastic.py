@@ -325,9 +325,10 @@ def policy_rows(options) -> list[dict]:
     for method, rates in grids.items():
         each = 2 * batch if method == "hessian_aided_momentum" else batch
         best = None
-        for rate in rates:
-            run = jax.jit(jax.vmap(functools.partial(policy_run, method, rate, lqr=lqr, steps=most)))
-            gaps = np.asarray(run(jax.random.split(jax.random.key(SEED), seeds)))
+        one = functools.partial(policy_run, method, lqr=lqr, steps=most)
+        run = jax.jit(jax.vmap(jax.vmap(one, (None, 0)), (0, None)))
+        everything = np.asarray(run(jnp.asarray(rates), jax.random.split(jax.random.key(SEED), seeds)))
+        for rate, gaps in zip(rates, everything, strict=True):
             above = ~(gaps <= 1e-2)
             last = np.where(above.any(axis=1), most - above[:, ::-1].argmax(axis=1), 0)
             median = float(np.median(last)) * each

@@ -255,6 +255,9 @@ from .stochastic import rho_to_epsilon as rho_to_epsilon
 from .stochastic import storm_momentum as storm_momentum
 from .stochastic import target_surrogate as target_surrogate
 from .stochastic import transported_point as transported_point
+from .tensor import FunctionalTucker as FunctionalTucker
+from .tensor import TensorStatus as TensorStatus
+from .tensor import functional_tucker as functional_tucker
 from .tensor import gaunt_convolution as gaunt_convolution
 from .tensor import gaunt_power as gaunt_power
 from .tensor import gaunt_product as gaunt_product
