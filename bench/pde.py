@@ -1,7 +1,8 @@
 """`gp_solve` on the eleven problems of GP-HM beside classical methods and the authors' own route; where those lose.
 
-    python bench/pde.py                    # two CPU cores, float64: the table, three dimensions, noisy and few data
-    python bench/pde.py --gpu              # one accelerator: 2-D N = 1000 per right-hand side, 1,024 at once, 400^3
+    python bench/pde.py                    # two CPU cores, float64: the table, noisy and few data, size, hard problems
+    python bench/pde.py --gpu              # one accelerator: 2-D N = 1000 per right-hand side, 1,024 at once, 400^3;
+                                           # with `--only size` what is conditioned on 10,000 data
     python bench/pde.py --quick --gpu      # the same at small size, anywhere
 
 Relative L2 error on the papers' 300-point test grids, at the last state. `gp_solve` gets no grid: choosing it, from the
@@ -9,6 +10,8 @@ spectra of source and conditions, is part of the time, which is the median of se
 compilation. The published errors are the smallest over checkpoints chosen by test error, after 1e5 to 3e6 Adam steps;
 our run of that route is judged at its last step, after as many seconds as it is given.
 """
+
+import json
 
 import jax
 import numpy as np
@@ -30,6 +33,7 @@ from harness import (  # noqa: E402
     table,
 )
 from pde_data import below_nyquist, coverage, noisy, scattered  # noqa: E402
+from pde_hard import hard_jobs  # noqa: E402
 from pde_reference import (  # noqa: E402
     AUTHORS,
     collocation,
@@ -40,6 +44,7 @@ from pde_reference import (  # noqa: E402
     stated,
     timed,
 )
+from pde_size import conditioned, diffusivity, size_jobs  # noqa: E402
 
 from solvers import Box, Dirichlet, PDEProblem, gp_solve  # noqa: E402
 from solvers.core.linalg.kronecker import KroneckerSum, mode_products  # noqa: E402
@@ -192,26 +197,42 @@ def cpu_jobs(quick):
     jobs += [(f"nyquist{c}", lambda c=c: below_nyquist(c)) for c in (30, 60)]
     jobs += [("noisy", noisy), ("scattered", scattered), ("coverage", coverage)]
     n = 24 if quick else 100
-    return [*jobs, ("poisson3", lambda: three(*poisson3(n))), ("heat3", lambda: three(*heat3(n)))]
+    jobs += [("poisson3", lambda: three(*poisson3(n))), ("heat3", lambda: three(*heat3(n)))]
+    return [*jobs, *size_jobs(quick), *hard_jobs(quick)]
 
 
 def gpu_jobs(quick):
     n2, n3, batch = (48, 24, 8) if quick else (1000, 400, 1024)
     return [("direct2", lambda: direct(n2, 2, 0)), ("batch", lambda: direct(max(n2 // 8, 24), 2, batch)),
-            ("direct3", lambda: direct(n3, 3, 0)), ("poisson3", lambda: three(*poisson3(n3 // 2)))]  # fmt: skip
+            ("direct3", lambda: direct(n3, 3, 0)), ("poisson3", lambda: three(*poisson3(n3 // 2))),
+            *conditioned_gpu(quick)]  # fmt: skip
+
+
+def conditioned_gpu(quick):
+    if quick:
+        return [("size 2", lambda: conditioned(14, 2, 100)), ("size 3", lambda: conditioned(6, 3, 100)),
+                ("size field", lambda: diffusivity(12, 60, 4))]  # fmt: skip
+    return [("size 2", lambda: conditioned(64, 2, 10_000, target=2.0)),
+            ("size 2 equation", lambda: conditioned(64, 2, 10_000, 1.0, target=5.0)),
+            ("size 3", lambda: conditioned(24, 3, 10_000, target=10.0)),
+            ("size field", lambda: diffusivity(30, 400, 10, target=5.0))]  # fmt: skip
 
 
 def main():
     options = arguments(__doc__)
     record, rows = machine("equinox", "matplotlib"), []
     columns = ("problem", "method", "grid", "error", "seconds", "compile_seconds", "target_error", "met")
-    stem = "pde_gpu" if options.gpu else "pde"
     for name, job in (gpu_jobs if options.gpu else cpu_jobs)(options.quick):
-        if chosen(name, options.only):
-            rows.append(job())
-            table(rows[-1:], columns)
-            result = save(options.out / f"{stem}.json", rows, key=("problem", "method"), record=record)
-    if rows and not options.gpu:
+        if not chosen(name, options.only):
+            continue
+        row, kind = job(), name.split()[0]
+        table([row], columns)
+        stem = f"pde_{kind}" if kind in ("size", "hard") else "pde"
+        path = options.out / f"{stem}{'_gpu' * options.gpu}.json"
+        save(path, [row], key=("problem", "method"), record=record)
+        rows.append(stem)
+    if "pde" in rows and not options.gpu:
+        result = json.loads((options.out / "pde.json").read_text())
         picture(result["rows"], record, options.out / "pde.png")
 
 

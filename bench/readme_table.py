@@ -130,11 +130,36 @@ def pde() -> list[Row]:
     )]  # fmt: skip
 
 
+def statespace() -> list[Row]:
+    """Smooth ten thousand steps, beside others."""
+    rows, found = rows_of("statespace.json"), []
+    ms = {r["contestant"]: 1e3 * r["seconds"] for r in rows
+          if r["part"] == "smoother" and r["dtype"] == "float64" and r.get("seconds")}  # fmt: skip
+    ours = [t for name, t in ms.items() if name.startswith("solvers")]
+    peers = ", ".join(f"{name} {number(t)}" for name, t in ms.items() if not name.startswith("solvers"))
+    if ours and peers:
+        found.append(
+            ("Kalman smoother, 10,000 irregular times, 40 % missing", f"{number(min(ours))} ms", f"{peers} ms")
+        )
+    return found
+
+
+def tensor() -> list[Row]:
+    """Sweep a functional tensor thirty times as published, beside loops."""
+    rows = [r for r in rows_of("tensor.json") if r["part"] == "functional" and r["instance"].endswith("0.5")]
+    seconds = {r["contestant"]: r["seconds"] for r in rows}
+    ours, loops = seconds.get("solvers, published"), seconds.get("loops over coordinates, PyTorch")
+    if not (ours and loops):
+        return []
+    return [("functional Tucker, 2000 entries, 30 published sweeps", f"{number(1e3 * ours)} ms",
+             f"loops over coordinates, PyTorch: {number(1e3 * loops)} ms")]  # fmt: skip
+
+
 def table() -> str:
     """Return what belongs between the markers."""
     machine = json.loads((RESULTS / "transport.json").read_text())["machine"]
     lines = ["| work, float64, compilation apart | here | others |", "|---|---|---|"]
-    for work, ours, others in (*transport(), *constrained(), *linear(), *pde()):
+    for work, ours, others in (*transport(), *constrained(), *linear(), *pde(), *statespace(), *tensor()):
         lines.append(f"| {work} | **{ours}** | {others} |")
     lines += ["", f"Two cores of an {machine['processor']} unless it says H100. Computed from `bench/results/` by "
               "`python bench/readme_table.py`."]  # fmt: skip

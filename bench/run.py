@@ -21,8 +21,8 @@ FAMILIES = (
     "lowrank",
     "statespace",
     "tensor",
+    "convexnets",
     "curvature",
-    "curvature_training",
 )
 
 

@@ -38,6 +38,7 @@ State space
     `kalman_filter`, `kalman_smoother` of a `LinearGaussian`; `gp_regression` in linear time.
 Tensors
     `gaunt_product`, `gaunt_power`, `gaunt_convolution`: products on the sphere, with `spherical_harmonics`.
+    `functional_tucker`: CP and Tucker tensors whose modes are functions, with their uncertainty.
 Convex networks
     `train_relu` of a `ConvexReLU`: two-layer ReLU networks, trained to a certificate.
 Shared
@@ -255,6 +256,7 @@ FACES: dict[str, tuple[str, ...]] = {
         "PDEStatus",
         "Periodic",
         "PeriodicKernel",
+        "RandomField",
         "PublishedGPHM",
         "PublishedPIG",
         "Robin",
@@ -327,10 +329,13 @@ FACES: dict[str, tuple[str, ...]] = {
         "LinearSystem",
     ),
     "tensor": (
+        "functional_tucker",
         "gaunt_convolution",
         "gaunt_power",
         "gaunt_product",
         "spherical_harmonics",
+        "FunctionalTucker",
+        "TensorStatus",
     ),
     "core": (
         "print_progress",

@@ -182,6 +182,7 @@ from .pde import Periodic as Periodic
 from .pde import PeriodicKernel as PeriodicKernel
 from .pde import PublishedGPHM as PublishedGPHM
 from .pde import PublishedPIG as PublishedPIG
+from .pde import RandomField as RandomField
 from .pde import Robin as Robin
 from .pde import SobolevSolution as SobolevSolution
 from .pde import SpectralMixture as SpectralMixture
@@ -254,6 +255,9 @@ from .stochastic import rho_to_epsilon as rho_to_epsilon
 from .stochastic import storm_momentum as storm_momentum
 from .stochastic import target_surrogate as target_surrogate
 from .stochastic import transported_point as transported_point
+from .tensor import FunctionalTucker as FunctionalTucker
+from .tensor import TensorStatus as TensorStatus
+from .tensor import functional_tucker as functional_tucker
 from .tensor import gaunt_convolution as gaunt_convolution
 from .tensor import gaunt_power as gaunt_power
 from .tensor import gaunt_product as gaunt_product

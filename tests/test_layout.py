@@ -42,6 +42,7 @@ SUBFOLDERS = {  # from the ground up: a subfolder may import from those before i
     "transport": ("costs", "entropic", "losses"),
     "linear": ("systems", "cycles", "learned"),
     "stochastic": ("gossip", "online"),
+    "tensor": ("functional",),
     "pde": ("spectral", "gaussian", "exact", "neural", "operators", "variational"),
     "constrained": ("interior",),
     "curvature": ("estimates",),

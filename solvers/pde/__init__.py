@@ -8,6 +8,7 @@ from ..core.gaussian.kernels import SquaredExponential as SquaredExponential
 from ..core.gaussian.kernels import StudentMixture as StudentMixture
 from .field_solution import FieldSolution as FieldSolution
 from .gaussian.published import PublishedGPHM as PublishedGPHM
+from .gaussian.random_field import RandomField as RandomField
 from .neural.field_solve import collocate as collocate
 from .neural.gaussian_field import GaussianField as GaussianField
 from .neural.gaussian_field import PublishedPIG as PublishedPIG

@@ -6,11 +6,15 @@ import equinox as eqx
 
 from ..core.loop import Limits
 
+DENSE = 1200
+"""Unknowns up to which a problem in several dimensions is factorised densely when it is not separable."""
+
 
 class Settings(eqx.Module):
     """What `gp_solve` was asked for beside the problem; see its parameters. Arrays are traced, all else is static.
 
-    ``limits.tol`` may be None: the default depends on how the problem is solved.
+    ``limits.tol`` may be None: the default depends on how the problem is solved. `dense` is as `DENSE`, more where
+    iterations on that many have failed.
     """
 
     grid: tuple[Any, ...]
@@ -23,6 +27,7 @@ class Settings(eqx.Module):
     published: Any
     limits: Limits
     unconverged: str
+    dense: int = eqx.field(static=True, default=DENSE)
 
     @property
     def conditions(self) -> bool:

@@ -6,6 +6,7 @@ from typing import Any, ClassVar
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+from jax.flatten_util import ravel_pytree
 
 from ..core.checks import fail
 from ..core.linalg.kronecker import mode_products
@@ -121,6 +122,8 @@ class GPSolution(Solution):
         The `args` of the residual; those found, when some were unknown.
     args_std : PyTree or None
         Standard deviations of the `args` found.
+    infer : PyTree or None
+        Prior standard deviations of the `args`, None where an entry was known.
     log_evidence : Float[Array, ""] or None
         Log density of the data under the prior (Laplace's approximation for a nonlinear equation).
     prior : PyTree or None
@@ -136,6 +139,7 @@ class GPSolution(Solution):
     posterior: Posterior | Response | None
     args: Any
     args_std: Any
+    infer: Any
     log_evidence: Float[Array, "..."] | None
     prior: Any
     noise: Any
@@ -192,6 +196,33 @@ class GPSolution(Solution):
         orders = (0,) * len(self.bases[field]) if orders is None else orders
         drawn = matmul(rows, jax.scipy.linalg.solve_triangular(root, noise)).reshape(shape)
         return self.derivative(x, orders, field=field) + drawn
+
+    def of_args(self, function):
+        """Return a function of the `args` and its posterior standard deviation, linearised at what was found.
+
+        Parameters
+        ----------
+        function : callable
+            ``function(args)``, an array: ``lambda a: jnp.exp(a(x))`` for a coefficient at points x.
+
+        Returns
+        -------
+        value, std : Float[Array, "..."]
+            Shaped like the function's value.
+        """
+        if self.infer is None or self.posterior is None:
+            fail("GPSolution.of_args", "solution", "one with unknown args: give gp_solve `infer`", "none")
+        flat, unravel = ravel_pytree(self.infer)
+
+        def at(w):
+            return function(jax.tree.map(lambda a, s, v: a if s is None else a + s * v, self.args, self.infer,
+                                         unravel(w)))  # fmt: skip
+
+        value, slope = at(jnp.zeros_like(flat)), jax.jacfwd(at)(jnp.zeros_like(flat))
+        root = self.posterior.root
+        rows = jnp.pad(slope.reshape(-1, flat.size), ((0, 0), (root.shape[0] - flat.size, 0)))
+        spread = jax.scipy.linalg.solve_triangular(root, rows.T, trans=1)
+        return value, jnp.linalg.norm(spread, axis=0).reshape(value.shape)
 
     @property
     def grid(self) -> tuple[int, ...]:

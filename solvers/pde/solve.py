@@ -19,8 +19,9 @@ from .exact.answer import completion_for, conditioned_exactly
 from .exact.completion import completed
 from .gaussian.posterior import conditioned
 from .gaussian.published import PublishedGPHM, solve_published
+from .gaussian.random_field import spreads
 from .problem import Condition, PDEProblem, float_type
-from .settings import Settings
+from .settings import DENSE, Settings
 from .solution import GPSolution, PDEStatus
 from .spectral.axes import Fourier, Legendre
 from .spectral.newton import Discretisation, fine_points, solve_spectral
@@ -79,7 +80,8 @@ def gp_solve(
     rank : int or tuple of int, optional
         Most functions of the prior a dimension; 256, 40, 12 in one, two, three dimensions. Static.
     infer : PyTree, optional
-        Standard deviations like `args`: makes those unknown, with prior mean `args`.
+        Standard deviations like `args`: makes those unknown, with prior mean `args`; None where one is known, 1 for a
+        `RandomField` (a coefficient that varies) as it is stated.
     learn : {None, "prior", "noise", "both"}
         Maximise the evidence, the field integrated out, over the numbers of the prior or the noises stated (which then
         are first guesses), or both; `GPSolution.prior` and `.noise` say what was found. Static.
@@ -91,7 +93,8 @@ def gp_solve(
         ``guess(x, args)`` to start Newton's method from, or an earlier solution; decides the branch where there are
         several. Zero derivative.
     tol : float, optional
-        See `error`; 50 eps; with data ``eps^0.75``; with a prior of u about 3e-6 (float64) or 2e-2 (float32). Traced.
+        See `error`; 50 eps; with data ``eps^0.75``, not linear ``eps^0.6``; with a prior of u about 3e-6 (float64) or
+        2e-2 (float32). Traced.
     max_steps : int
         Newton steps. Traced.
     unconverged : {"nan", "approximate"}
@@ -133,7 +136,9 @@ def gp_solve(
     *Exact equations with data.* Noisy conditions, or missing ones, are replaced by unknown values on their faces, which
     makes a well-posed problem; p are the whitened weights of those values, the noise of the equation at each node and
     `args` to be found. Newton's method steps in y and p together: one factorisation, one solve for each of the r
-    numbers of p, and one QR factorisation of ``(m + r) r`` numbers for m data; memory ``r n^d``. Face values are traces
+    numbers of p, and one QR factorisation of ``(m + r) r`` numbers for m data; memory ``3 r n^d``. Noise at more than
+    600 nodes is taken in the 480 directions that move the solution most; the rest is not learned but widens intervals
+    and data. Derivatives solve a dense system in y and p. Face values are traces
     of a constant plus a smooth process on the box, whose length and scale are the best of 9 by 13 by the evidence with
     a weak belief; they have at most 64 (in 3-D 12 by 12) polynomials a face. Its error is the larger of the equation's
     and of ``|Q' rho| / (1 + |rho| + |terms|)``. The noise of a condition is independent at each node of the grid, so
@@ -151,16 +156,18 @@ def gp_solve(
 
     *Default grid.* Degrees come from the Chebyshev coefficients of the source along lines and of the face values; a
     dimension whose last coefficients exceed ``eps^0.7`` of the largest gets half as many nodes more, up to 2048, 512 or
-    96 in one, two or three dimensions. With data the end is ``eps^0.5``, at most 1024, 64, 20 (512,
-    36, 11 where the equation has noise); with a prior of u 128, 20, 8, which is below Nyquist where it must be.
+    96 in one, two or three dimensions. With data the end is ``eps^0.5``, at most 1024, 64, 20 (512, 64, 16
+    where the equation has noise); with a prior of u 128, 20, 8, which is below Nyquist where it must be.
 
     *Domains other than boxes*: a residual that is zero outside, `Observe` on the boundary, and a prior.
 
     *Status.* `PDEStatus.UNRESOLVED` when the equation is solved on the grid yet its residual there exceeds
-    ``10 sqrt(tol)``, or with data exceeds 0.03 (and four noises) between the nodes. `PDEStatus.SINGULAR` when a linear
-    equation's terms cancel to fewer than three digits (resonance) or its factorisation does not solve it;
+    ``10 sqrt(tol)``, or with data exceeds four noises and 0.03 between the nodes (0.3, where what no test function sees
+    of it moves u by less than `std`, which holds that too: noisy faces do not fit in corners). `PDEStatus.SINGULAR`
+    when a linear equation's terms cancel to fewer than three digits (resonance) or its factorisation does not solve it;
     `PDEStatus.UNDETERMINED` when more than half the variance of what is open is left (with no more data, `std` is the
-    prior's); `PDEStatus.UNIDENTIFIED` when that holds of an `args`; `PDEStatus.CONTRADICTED` when a measurement lies
+    prior's); `PDEStatus.UNIDENTIFIED` when 95 % of the prior's standard deviation is left of an `args` (of a field, on
+    average); `PDEStatus.CONTRADICTED` when a measurement lies
     twelve standard deviations from the mean, or all their squares eight from what they should be: equation, prior and
     data cannot all be right, or not in this precision; `PDEStatus.ALIASED`. Without an answer to trust `std` is NaN;
     otherwise it is at least what the discretisation's residual leaves.
@@ -206,8 +213,8 @@ def gp_solve(
     limits = Limits(tol, count("gp_solve", "max_steps", max_steps), history, progress)
     choice("gp_solve", "unconverged", unconverged, UNCONVERGED)
 
-    def solve(grid, guess):
-        settings = Settings(grid, guess, prior, infer, learn, basis, rank, published, limits, unconverged)
+    def solve(grid, guess, dense=DENSE):
+        settings = Settings(grid, guess, prior, infer, learn, basis, rank, published, limits, unconverged, dense)
         return _solve(problem, args, settings)
 
     if published is not None:
@@ -218,6 +225,7 @@ def gp_solve(
             fail("gp_solve", given[0], "left out with `published`, which has settings of its own", "one")
         if grid is None:
             fail("gp_solve", "grid", "given for the published method", None)
+    infer = spreads(infer, args)
     if grid is None:
         whole = prior is not None or basis == "kernel" or learn is not None
 
@@ -263,7 +271,7 @@ def _solve(problem: PDEProblem, args: Any, settings: Settings) -> GPSolution:
         lines = [
             [line(stated, k, d, grid[d], highest[k][d], ndim > 1, dtype) for d in range(ndim)] for k in range(fields)
         ]
-        return Discretisation(equation, lines, values, dynamic)
+        return Discretisation(equation, lines, values, dynamic, dense=settings.dense)
 
     begin = None if guess is None else (lambda found: start(found, guess, args))
     found, y, run, strong, alone = solve_spectral(build, moving, begin, limits)
@@ -275,7 +283,7 @@ def _solve(problem: PDEProblem, args: Any, settings: Settings) -> GPSolution:
         value=z if fields > 1 else z[0], status=status, num_steps=run.num_steps, error=run.error, tol=tol,
         history=run.history, residual=strong, misfit=found.misfit,
         bases=tuple(tuple(ln.basis for ln in ls) for ls in found.lines), posterior=None, args=args, args_std=None,
-        log_evidence=None, prior=None, noise=None,
+        infer=None, log_evidence=None, prior=None, noise=None,
     ), settings)  # fmt: skip
 
 

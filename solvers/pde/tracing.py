@@ -71,9 +71,12 @@ class Equation(eqx.Module):
         for k, jet in enumerate(jets):
             column = []
             for j in range(len(jet)):
-                direction = jax.tree.map(jnp.zeros_like, jets)
-                direction[k][j] = jnp.ones_like(jet[j])
-                column.append(jax.jvp(lambda u: self.function(x, u, args), (jets,), (direction,))[1])
+
+                def alone(u, k=k, j=j):  # tangents of zero would carry the other terms' coordinates along
+                    others = [[u if (i, m) == (k, j) else v for m, v in enumerate(vs)] for i, vs in enumerate(jets)]
+                    return self.function(x, others, args)
+
+                column.append(jax.jvp(alone, (jet[j],), (jnp.ones_like(jet[j]),))[1])
             columns.append(column)
         return [[[column[j][i] for j in range(len(column))] for column in columns] for i in range(len(jets))]
 

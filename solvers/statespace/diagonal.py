@@ -16,6 +16,8 @@ from .initialization import s4d_inv, s4d_legs, s4d_lin, s4d_real
 
 RULES = ("zoh", "bilinear")
 MODES = ("fft", "scan", "step")
+ROOM = 1 << 17
+"""Complex powers that are held at once when a kernel is made."""
 POLES = {"s4d_lin": s4d_lin, "s4d_inv": s4d_inv, "s4d_legs": s4d_legs, "s4d_real": s4d_real}
 
 
@@ -182,19 +184,27 @@ class DiagonalSSM(eqx.Module):
         Returns
         -------
         Float[Array, "H L"]
-            The kernels, at a cost of O(H N sqrt(L)) exponentials and 4 H N L operations.
+            The kernels, at a cost of O(H N sqrt(L)) exponentials and 4 H N L operations; channels go in groups, so that
+            beyond the result itself some megabytes are enough.
         """
         if L < 1:
             fail("DiagonalSSM.kernel", "L", "a positive integer", L)
         block = 1 << max(int(np.log2(L)) + 1, 0) // 2 if block is None else block
         log_a, w = self.discretize()
-        rows = -(-L // block)
-        low = powers(log_a, np.arange(block))
-        high = powers(log_a, block * np.arange(rows)) * w[..., None]
-        left = jnp.concatenate([high.real, -high.imag], axis=1)
-        right = jnp.concatenate([low.real, low.imag], axis=1)
-        K = jnp.einsum("hni,hnj->hij", left, right, precision=HIGHEST)
-        return (2 if self.pairs else 1) * K.reshape(K.shape[0], -1)[:, :L]
+        w, rows = (2 * w if self.pairs else w), -(-L // block)
+
+        def one(given):
+            log_a, w = given
+            low = powers(log_a, np.arange(block))
+            high = powers(log_a, block * np.arange(rows)) * w[:, None]
+            left = jnp.concatenate([high.real, -high.imag])
+            right = jnp.concatenate([low.real, low.imag])
+            return jnp.matmul(left.T, right, precision=HIGHEST)
+
+        together = max(1, ROOM // (log_a.shape[1] * (block + rows)))
+        all_at_once = together >= log_a.shape[0]
+        K = jax.vmap(one)((log_a, w)) if all_at_once else lax.map(one, (log_a, w), batch_size=together)
+        return K.reshape(K.shape[0], -1)[:, :L]
 
     def __call__(self, u: Float[Array, "L H"]) -> Float[Array, "L H"]:
         """Return the outputs of one sequence; see `apply`."""

@@ -213,9 +213,10 @@ def kalman_smoother(
         Static. The square-root form keeps triangular factors: covariances stay positive, with about twice the digits,
         at some three times the cost. It needs a positive R, and its derivatives are not promised.
     method : {"sequential", "parallel"}
-        Static. In parallel, blocks of steps go side by side, twice: ``3 b + 2 T / b`` dependent steps.
+        Static. In parallel, blocks of steps go side by side, twice: ``3 b + 2 T / b`` dependent steps; where there are
+        many blocks they go in groups, and steps are of order ``T^(1/3)``.
     block : int, optional
-        Static length b of a block; ``sqrt(2 T / 3)`` by default.
+        Static length b of a block; ``sqrt(2 T / 3)`` by default, of order ``T^(1/3)`` for 4e5 steps and more.
 
     Returns
     -------

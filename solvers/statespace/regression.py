@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import equinox as eqx
 import jax.numpy as jnp
 import numpy as np
 
@@ -131,17 +132,25 @@ def gp_regression(
             jnp.concatenate(x)[order] for x in ((times, at.astype(dtype)), (y, blank), (noise, blank + 1))
         )
         seen = jnp.concatenate([seen, jnp.zeros(M, bool)])[order]
-    found = beliefs_of(name, _process(sde, times, y, noise), seen[:, None], (form, method, block), False)
+    steps = _process(sde, times, y, noise)
+    found = beliefs_of(name, steps, seen[:, None], (form, method, block), False)
     H = sde.observation()
     mean = found.mean @ H
     variance = jnp.sum((found.covariance @ H) * H[None], axis=-1)
     if place is not None:
         mean, variance = mean[place], variance[place]
+    # a length that is not positive makes a process that grows; times that fall do too, and say so below
+    grows = jnp.any(jnp.abs(jnp.diagonal(steps.A, axis1=-2, axis2=-1)) > 1)
+    found = eqx.tree_at(lambda f: f.status, found, jnp.where(grows & sorted_, _worse(found.status), found.status))
     status = jnp.where(sorted_, found.status, jnp.maximum(found.status, int(GaussianStatus.UNSORTED)))
     # a variance below zero by rounding is zero; beyond rounding the status says so
     return GPBeliefs(
         mean, jnp.maximum(variance, 0), found.log_likelihood, status.astype(jnp.int32), sde.missing_variance()
     )
+
+
+def _worse(status):
+    return jnp.where(status == int(GaussianStatus.NONFINITE), status, int(GaussianStatus.INDEFINITE)).astype(jnp.int32)
 
 
 def _process(sde: StateSpaceKernel, times, y, noise) -> Steps:

@@ -105,11 +105,17 @@ def draw_spectrum(exact: np.ndarray, density, largest: np.ndarray, path: Path) -
     import matplotlib.pyplot as plt
 
     figure, axes = plt.subplots(figsize=(5, 3.2))
-    grid = np.linspace(exact[0], 1.05 * exact[-1], 600)
-    axes.step(exact, np.arange(1, len(exact) + 1) / len(exact), color="#999999", lw=3, label="dense eigenvalues")
+    grid = np.geomspace(1e-5, 1.05, 600) * exact[-1]
+    axes.step(
+        np.maximum(exact, grid[0]),
+        np.arange(1, len(exact) + 1) / len(exact),
+        color="#999999",
+        lw=3,
+        label="dense eigenvalues",
+    )
     axes.plot(grid, density.below(jnp.asarray(grid)), color="#0072B2", label="spectral_density, 96 products")
     axes.plot(largest, np.ones_like(largest), "|", color="#D55E00", ms=14, label="extreme_eigenpairs")
-    axes.set(xlabel="eigenvalue of the Hessian", ylabel="share of eigenvalues below")
+    axes.set(xlabel="eigenvalue of the Hessian", ylabel="share of eigenvalues below", xscale="log")
     axes.legend(frameon=False, loc="lower right")
     figure.savefig(path, dpi=150, bbox_inches="tight")
     plt.close(figure)

@@ -49,6 +49,36 @@ def _pde() -> Case:
     )
 
 
+def _conditioned() -> Case:
+    """``u'' - c u = f sin(3 x)`` with one end noisy and three observations: conditioned on them."""
+
+    def residual(x, u, args):
+        return u.dxx - args["c"] * u.v - args["f"] * jnp.sin(3 * x[0])
+
+    def solve(data, grid=10, **options):
+        faces = [solvers.Dirichlet("x-", data["left"]), solvers.Dirichlet("x+", data["right"], noise=0.1)]
+        seen = solvers.Observe(np.array([0.3, 0.5, 0.8], data["seen"].dtype), data["seen"], 0.05)
+        problem = solvers.PDEProblem(residual, solvers.Box((0.0, 1.0)), [*faces, seen])
+        return solvers.gp_solve(problem, grid=grid, args={"c": data["c"], "f": data["f"]}, **options)
+
+    numbers = ("c", "f", "left", "right")
+    return Case(
+        name="gp_solve_conditioned",
+        solution=solvers.GPSolution,
+        make=lambda rng: {**{k: np.asarray(0.5 + rng.random()) for k in numbers}, "seen": 0.5 + 0.1 * rng.random(3)},
+        solve=solve,
+        poison="seen",
+        warm=None,
+        zero=lambda: {**{k: np.zeros(()) for k in numbers}, "seen": np.zeros(3)},
+        single=lambda: {**{k: np.ones(()) * (k == "c") for k in numbers}, "seen": np.zeros(3)},
+        failing=lambda data: ({**data, "f": 1e9 * data["f"]}, {"tol": 0.0}, int(Status.STAGNATED)),
+        differentiable=("c", "f", "left", "seen"),
+        direction=lambda rng, data: {k: 0.1 * rng.standard_normal(np.shape(v)) for k, v in data.items()},
+        observe=lambda s: s.mean(jnp.asarray(0.4, s.value.dtype)) + s.mean(jnp.asarray(0.9, s.value.dtype)) ** 2,
+        exact={},
+    )
+
+
 def _collocated() -> Case:
     """The equation of `_pde` again, by Gaussians whose centres and shapes stay."""
 
@@ -141,6 +171,7 @@ def _descended() -> Case:
 
 CASES = [
     _pde(),
+    _conditioned(),
     _collocated(),
     _descended(),
 ]
@@ -151,6 +182,18 @@ def _field(key, dtype, full=True):
 
 
 MODULES = [
+    ModuleCase(
+        name="RandomField",
+        module=solvers.RandomField,
+        make=lambda key, dtype: solvers.RandomField(
+            solvers.Box(tuple(jnp.asarray([0.0, 1.0], dtype)), tuple(jnp.asarray([0.0, 2.0], dtype))),
+            solvers.SquaredExponential(0.5),
+            rank=3,
+        ).drawn(key),
+        example=lambda rng: rng.random((4, 2)),
+        refuse=(lambda: solvers.RandomField(solvers.Box((0.0, 1.0)), solvers.SquaredExponential(0.5), over="y"),),
+        trains=False,
+    ),
     ModuleCase(
         name="GaussianField",
         module=solvers.GaussianField,

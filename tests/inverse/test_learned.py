@@ -107,6 +107,17 @@ def test_losses_have_their_known_optima():
     np.testing.assert_allclose(best(inverse.proximal_matching_loss(0.1)), 0.0, atol=5e-3)
 
 
+@pytest.mark.parametrize(("gamma", "off"), [(0.1, 0.111), (0.03, 0.043), (0.02, 0.031)])
+def test_what_matching_minimises_is_off_the_proximal_map_by_its_width(gamma, off):
+    """Laplace prior, unit noise, at the kink y = 1 where soft thresholding is 0: expected losses by quadrature."""
+    truth, estimates = np.linspace(-1, 3, 16001), np.linspace(0, 0.2, 201)
+    weight = np.exp(-np.abs(truth) - (1 - truth) ** 2 / 2)
+    loss = jax.vmap(inverse.proximal_matching_loss(gamma), (None, 0))
+    given = [jnp.asarray(x, FLOAT) for x in (estimates[:, None], truth[:, None], weight)]
+    expected = jax.jit(lambda e, x, w: jax.vmap(lambda one: loss(one, x) @ w)(e))(*given)
+    assert abs(estimates[np.argmin(expected)] - off) < (0.002 if DOUBLE else 0.02)
+
+
 def test_training_goes_down_and_is_repeatable():
     draw = lambda key: jax.random.laplace(key, (64, 6), FLOAT)  # noqa: E731
     seen = []

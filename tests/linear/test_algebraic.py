@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import scipy.sparse as sp
 
-from solvers import AMG, Arms, SparseRows, Status, Stencil, solve_sequence
+from solvers import AMG, Arms, SparseRows, Status, Stencil, multigrid_cg, multigrid_gmres, solve_sequence
 from solvers.linear.cycles.host import smoothed, without_small
 from solvers.linear.cycles.sparse import times_matrix, times_vector
 
-from ..compiled import multigrid_cg, multigrid_gmres, sor
+from ..compiled import sor
 from ..conftest import FLOAT, X64, needs_x64
 
 pyamg = pytest.importorskip("pyamg")

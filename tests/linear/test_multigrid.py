@@ -7,12 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from solvers import Status, Stencil
+from solvers import Status, Stencil, multigrid_cg
 from solvers.linear import coarsening_plan
 from solvers.linear.cycles.coarsening import from_operator, full_plan, invert, linear, plan
 from solvers.linear.cycles.grids import hierarchy
 
-from ..compiled import multigrid_cg, sor
+from ..compiled import sor
 from ..conftest import FLOAT, X64
 
 RNG = np.random.default_rng(43)

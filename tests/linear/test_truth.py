@@ -18,12 +18,13 @@ from solvers import (
     Stencil,
     ThompsonRegression,
     TsallisINF,
+    multigrid_cg,
     solve_sequence,
 )
 from solvers.linear.cycles.smoothing import by_colours
 from solvers.linear.systems.stencil import Phases
 
-from ..compiled import chebyshev_cg, flexible_cg, multigrid_cg, sor, ssor_cg
+from ..compiled import chebyshev_cg, flexible_cg, sor, ssor_cg
 from ..conftest import FLOAT, X64, needs_x64
 
 HUGE = 1e200 if X64 else 1e30

@@ -11,7 +11,7 @@ from scipy.linalg import expm
 from scipy.signal import cont2discrete
 
 from solvers import DiagonalMIMO, DiagonalSSM
-from solvers.statespace import ptd, s4d_lin
+from solvers.statespace import diagonal, ptd, s4d_lin
 
 from ..conftest import FLOAT, X64, needs_x64
 
@@ -93,13 +93,17 @@ def test_a_bilinear_pole_at_minus_two_over_the_step_forgets_at_once():
     assert all(np.all(np.isfinite(g)) for g in jax.tree.leaves(gradient))
 
 
-def test_no_array_of_channels_states_and_length_exists():
+def test_no_array_of_channels_states_and_length_exists(monkeypatch):
     layer = siso(jax.random.key(5), kind="s4d_lin", channels=4, states=8)
     L = 4096
+    whole = kernel(layer, L=L)
     text = jax.make_jaxpr(lambda m: m.kernel(L))(layer)
     largest = max(v.aval.size for e in text.eqns for v in e.outvars)
     assert largest <= 4 * L + 4 * 16 * 64 * 2
     assert largest < 4 * 8 * L / 4
+    # and where channels do not fit at once they go in groups, three and one here
+    monkeypatch.setattr(diagonal, "ROOM", 3 * 8 * (64 + 64))
+    np.testing.assert_allclose(jax.jit(lambda m: m.kernel(L))(layer), whole, rtol=TOL, atol=TOL)
 
 
 @pytest.mark.parametrize("kind", ["siso", "mimo"])

@@ -128,6 +128,21 @@ def test_blocks_of_any_length(block):
     np.testing.assert_allclose(found.mean, dense(model, y, seen)[0], atol=TOL, rtol=TOL)
 
 
+def test_many_blocks_go_in_groups():
+    """More blocks than go one after the other, the last group not full: what one step after another gives."""
+    rng = np.random.default_rng(9)
+    t, y = np.sort(rng.random(611)) * 20, rng.standard_normal(611)
+    data = [jnp.asarray(x, FLOAT) for x in (t, y, 0.3)]
+    seen = jnp.asarray(rng.random(611) > 0.4)
+    one, groups = (
+        jax.jit(lambda t, y, r, how=how: gp_regression(KERNELS["matern32"], t, y, r, observed=seen, **how))(*data)
+        for how in ({}, {"method": "parallel", "block": 1})
+    )
+    for name in ("mean", "variance", "log_likelihood"):
+        np.testing.assert_allclose(getattr(groups, name), getattr(one, name), rtol=TOL, atol=TOL)
+    assert groups.converged
+
+
 def test_lanes_are_alone_and_a_nan_stays_in_its_own():
     models, ys, seens = zip(*(model_of(20 + i) for i in range(3)), strict=True)
     stack = lambda x: jax.tree.map(lambda *v: jnp.stack(v), *x)  # noqa: E731

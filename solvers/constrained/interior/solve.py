@@ -143,9 +143,11 @@ def interior_point(
         and of ``|z g|, |zl (x - lower)|, |zu (upper - x)|`` over ``s_c``, for the problem as posed, with
         ``s_d = max(100, mean |multiplier|) / 100``, and s_c the same without y.
         ``status`` `Status.INFEASIBLE` claims that the violation has a local minimum that is not zero (feasible points
-        may exist elsewhere), or that bounds contradict each other; `Status.UNBOUNDED` that f fell below -1e20 (-1e12 in
-        float32) at a feasible point; `Status.DIVERGED` that x left that range; `Status.STAGNATED` that steps no longer
-        change x; `Status.NONFINITE` that a function or derivative is not finite at the start.
+        may exist elsewhere), or that bounds contradict each other; the evidence is a gradient of the violation below
+        `tol`, together with a violation that no longer falls or terms of that gradient that cancel to rounding;
+        `Status.UNBOUNDED` that f fell below -1e20 (-1e12 in float32) at a feasible point;
+        `Status.DIVERGED` that x left that range; `Status.STAGNATED` that steps no longer change x;
+        `Status.NONFINITE` that a function or derivative is not finite at the start.
 
     Raises
     ------
@@ -154,7 +156,8 @@ def interior_point(
 
     Notes
     -----
-    Inequalities get slacks s, and ``-mu sum log`` of slacks and distances to the bounds is added to f. A step solves
+    Inequalities get slacks s, and ``-mu sum log`` of slacks and distances to the bounds is added to f, and 1e-4 mu
+    times the distance where a variable has one bound, lest the logarithm leads it to infinity. A step solves
     the Newton system of the conditions ``s z = mu`` and so on, condensed to the n variables and p equations; its
     Hessian is shifted until the inertia is that of a minimum. Trial points go at most 0.99 of the way to the boundary
     and are accepted by a filter of violation and barrier function, after second-order corrections where a full step

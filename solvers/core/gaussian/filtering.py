@@ -84,6 +84,8 @@ def t(A):
 
 
 SMALL = 4
+MANY = 512
+"""From so many blocks on, groups of them are summarised too."""
 
 
 def predict(belief: Belief, s: Steps) -> Belief:
@@ -150,11 +152,65 @@ def summarise(carry: Summary, s: Steps, information: bool) -> Summary:
 def through(start: Belief, block: Summary) -> Belief:
     """Return the belief at a block's end from the one before it."""
     n = start.mean.shape[-1]
-    eye = jnp.eye(n, dtype=start.mean.dtype)
+    eye = jnp.broadcast_to(jnp.eye(n, dtype=start.mean.dtype), start.cov.shape)
     both = jnp.concatenate([start.cov, (start.mean + mv(start.cov, block.said.r))[..., None]], -1)
     solved = jnp.linalg.solve(eye + mm(start.cov, block.said.N), both)
     cov = mm(mm(block.G, solved[..., :-1]), t(block.G)) + block.end.cov
     return Belief(mv(block.G, solved[..., -1]) + block.end.mean, 0.5 * (cov + t(cov)))
+
+
+def join(one: Summary, two: Summary) -> Summary:
+    """Return what two blocks do, the second after the first."""
+    n = one.G.shape[-1]
+    C, N = one.end.cov, two.said.N
+    eye = jnp.broadcast_to(jnp.eye(n, dtype=C.dtype), C.shape)
+    told = (one.end.mean + mv(C, two.said.r))[..., None]
+    # W = (I + C N)^-1 on what the first block leaves; its transpose on what the second says
+    solved = jnp.linalg.solve(eye + mm(C, N), jnp.concatenate([C, told, one.G], -1))
+    cov, mean, G = solved[..., :n], solved[..., n], solved[..., n + 1 :]
+    end = Belief(mv(two.G, mean) + two.end.mean, mm(mm(two.G, cov), t(two.G)) + two.end.cov)
+    NWG = mm(N, G)
+    r = one.said.r + mv(t(G), two.said.r - mv(N, one.end.mean))
+    both = one.said.N + mm(t(one.G), NWG)
+    symmetric = Belief(end.mean, 0.5 * (end.cov + t(end.cov)))
+    return Summary(symmetric, mm(two.G, G), Adjoint(r, 0.5 * (both + t(both))))
+
+
+def back_across(after: Adjoint, block: Summary) -> Adjoint:
+    """Return the adjoint before a block, met on the filter's way, from the one after it."""
+    return Adjoint(block.said.r + mv(t(block.G), after.r), block.said.N + mm(mm(t(block.G), after.N), block.G))
+
+
+def back_join(one: Summary, two: Summary) -> Summary:
+    """Return what two blocks on the filter's way do to an adjoint, the second after the first."""
+    said = back_across(two.said, one)
+    return Summary(two.end, mm(two.G, one.G), said)
+
+
+def entries_of(blocks: Summary, first: Any, step: Any, pair: Any, *, reverse: bool = False) -> Any:
+    """Return what comes into each block, `first` into the first one (the last, in reverse), in two levels where many.
+
+    ``step(entry, block)`` goes through a block, ``pair(one, two)`` makes one of two.
+    """
+    lanes = blocks.G.shape[0]
+    if lanes < MANY:
+        return lax.scan(lambda c, b: (step(c, b), c), first, blocks, reverse=reverse)[1]
+    group = round((lanes / 2) ** 0.5)
+    extra = -lanes % group
+
+    def cut(x, still):
+        x = jnp.concatenate([x, jnp.broadcast_to(still, (extra, *x.shape[1:]))])
+        return jnp.swapaxes(x.reshape(-1, group, *x.shape[1:]), 0, 1)
+
+    nothing_done = jax.tree.map(lambda x: jnp.zeros(x.shape[1:], x.dtype), blocks)
+    eye = jnp.eye(blocks.G.shape[-1], dtype=blocks.G.dtype)
+    along = jax.tree.map(cut, blocks, nothing_done._replace(G=eye))
+    start = jax.tree.map(lambda x: x[0], along)
+    rest = jax.tree.map(lambda x: x[1:], along)
+    groups = lax.scan(lambda c, b: (pair(c, b), None), start, rest)[0]
+    into = lax.scan(lambda c, b: (step(c, b), c), first, groups, reverse=reverse)[1]
+    inside = lax.scan(lambda c, b: (step(c, b), c), into, along, reverse=reverse)[1]
+    return jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1).reshape(-1, *x.shape[2:])[:lanes], inside)
 
 
 def step_back(after: Adjoint, s: tuple[Array, Update]) -> tuple[Adjoint, Adjoint]:
@@ -201,7 +257,7 @@ def filter_steps(steps: Steps, block: int, information: bool = False) -> Filtere
             return lax.scan(lambda c, s: ((new := summarise(c, s, information)), new.end), first, along)
 
         whole = summaries(many)[0]
-        ends = lax.scan(lambda c, b: (through(c, b), c), zero, whole)[1]
+        ends = entries_of(whole, zero, through, join)
         blocks, inside = summaries(ends)
         after = jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1).reshape(-1, *x.shape[2:])[:T], inside)
     before = jax.tree.map(lambda z, x: jnp.concatenate([z[None], x[:-1]]), zero, after)
@@ -221,12 +277,7 @@ def smooth_steps(steps: Steps, found: Filtered, block: int) -> tuple[Belief, Adj
     if blocks is None:
         here = backward(zero, (steps.A, found.steps))
     else:
-
-        def across(after, b):
-            before = Adjoint(b.said.r + mv(t(b.G), after.r), b.said.N + mm(mm(t(b.G), after.N), b.G))
-            return before, after
-
-        ends = lax.scan(across, zero, blocks, reverse=True)[1]
+        ends = entries_of(blocks, zero, back_across, back_join, reverse=True)
         cut = in_blocks((steps.A, found.steps), block)
         along = jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), cut)
         inside = backward(ends, along)
@@ -260,5 +311,6 @@ def in_blocks(steps: Any, block: int) -> Any:
 
 
 def default_block(T: int) -> int:
-    """Return the length of blocks that makes the fewest dependent steps, ``3 b + 2 T / b``."""
-    return max(2, round((2 * T / 3) ** 0.5))
+    """Return the length of blocks that makes few dependent steps: ``3 b + 2 T / b``, or what groups of them take."""
+    block = max(2, round((2 * T / 3) ** 0.5))
+    return block if MANY * block > T else max(2, round((8 * T / 9) ** (1 / 3)))

@@ -1,5 +1,6 @@
 """Products along modes, and direct solves with sums of Kronecker products that are never formed."""
 
+import math
 from collections.abc import Sequence
 
 import equinox as eqx
@@ -22,7 +23,7 @@ def mode_product(matrix, tensor, axis: int):
     elif axis == tensor.ndim - 1:
         flat = matmul(tensor.reshape(-1, shape[-1]), matrix.T)
     else:
-        flat = matmul(matrix, tensor)
+        flat = matmul(matrix, tensor.reshape(math.prod(shape[:axis]), shape[axis], math.prod(shape[axis + 1 :])))
     return flat.reshape(*shape[:axis], matrix.shape[0], *shape[axis + 1 :])
 
 

@@ -125,6 +125,7 @@ class FaceSpace(NamedTuple):
 def face_spaces(completion: Completion, lines: list[list[Line]], dtype) -> list[FaceSpace]:
     """Return the polynomials of every open condition, orthonormal at the nodes of its face."""
     ndim, found = len(lines[0]), []
+    ready: dict[tuple[int, int], Any] = {}
     for k, d, place in completion.opened:
         condition = completion.problem.faces(k, d)[place]
         end, outward = side(condition)
@@ -132,8 +133,9 @@ def face_spaces(completion: Completion, lines: list[list[Line]], dtype) -> list[
         a, b = (jnp.asarray(v, dtype) for v in (condition.a, condition.b))
         tables: list[Any] = []
         for e, ln in enumerate(lines[k]):
-            count = min(ln.basis.size, FACE_DEGREE[ndim])
-            tables.append(None if e == d else _orthonormal(ln, count))
+            if (k, e) not in ready:
+                ready[k, e] = _orthonormal(ln, min(ln.basis.size, FACE_DEGREE[ndim]))
+            tables.append(None if e == d else ready[k, e])
         shape = tuple(1 if t is None else t.shape[1] for t in tables)
         flux = not isinstance(condition, Dirichlet)
         found.append(FaceSpace(Open(k, d, place, bound, a, outward, b, flux), tables, shape))
@@ -146,18 +148,21 @@ def _orthonormal(ln: Line, count: int):
     return ln.basis.at_nodes(0)[:, :count]
 
 
-def offsets(space: FaceSpace, lines: list[list[Line]], axis_values, first: list[int]):
-    """Return the coefficients (n1, ..., size) that each polynomial of an open condition adds to its unknown."""
-    k, d, place = space.opened[:3]
-    like = axis_values[k][d]
-
-    def one(weights):
-        added = jnp.zeros_like(like).at[(slice(None),) * d + (slice(place, place + 1),)].set(space.values(weights))
-        zero = [None if g is None else jnp.zeros_like(g) for g in axis_values[k]]
-        zero[d] = added
-        return lifted(lines[k], zero, first)[0]
-
-    return jax.vmap(one, out_axes=-1)(jnp.eye(space.size, dtype=like.dtype))
+def offsets(spaces: list[FaceSpace], k: int, lines: list[Line], axis_values, first: list[int]):
+    """Return the coefficients (n1, ..., open weights) that every polynomial of an open condition adds to unknown k."""
+    total, before = sum(s.size for s in spaces), 0
+    shape = tuple(ln.basis.size for ln in lines)
+    dtype = lines[0].null.dtype
+    if not any(s.opened.field == k for s in spaces):
+        return jnp.zeros((*shape, total), dtype)
+    values = [None if g is None else jnp.zeros((total, *g.shape), dtype) for g in axis_values]
+    for s in spaces:
+        _, d, place = s.opened[:3]
+        if s.opened.field == k:
+            at = (slice(before, before + s.size), *(slice(None),) * d, slice(place, place + 1))
+            values[d] = values[d].at[at].set(jax.vmap(s.values)(jnp.eye(s.size, dtype=dtype)))  # type: ignore[union-attr]
+        before += s.size
+    return jax.vmap(lambda g: lifted(lines, g, first)[0], out_axes=-1)(values)
 
 
 def corners(space: FaceSpace, completion: Completion, lines: list[list[Line]], axis_values, count: list[int]):
@@ -171,9 +176,9 @@ def corners(space: FaceSpace, completion: Completion, lines: list[list[Line]], a
         for j in exact:
             values = jnp.take(axis_values[o.field][e], jnp.asarray([j]), axis=e)
             across = lines[o.field][o.axis]
-            end = jnp.atleast_1d(o.end)
-            row = o.a * across.basis.evaluate(end)
-            row = row + o.outward * o.b * across.basis.evaluate(end, 1) if o.flux else row
+            end = slice(0, 1) if o.outward < 0 else slice(1, 2)
+            row = o.a * across.basis.at_ends()[end]
+            row = row + o.outward * o.b * across.basis.at_ends(1)[end] if o.flux else row
             target = mode_product(row, across.interpolate(values, o.axis), o.axis)
             tables = list(space.tables)
             flat = jnp.linalg.solve(ln.basis.at_nodes(0), space.tables[e])

@@ -107,24 +107,23 @@ def chosen(spaces, lines, magnitude, jacobian, extra, misfit, rank: int) -> Face
 
     Notes
     -----
-    The data are compressed by one QR factorisation to as many rows as unknowns; then one `eigh` a length gives the
+    The data are compressed by one QR factorisation to as many rows as unknowns (what of the misfit lies outside their
+    range no prior changes); then one `eigh` a length gives the
     evidence at every scale.
     """
     dtype, ndim, count = misfit.dtype, len(lines[0]), sum(s.size for s in spaces)
     level = LEVEL * magnitude * _constant(spaces, lines)
-    both = jnp.concatenate([jacobian, extra, matmul(jacobian, level)[:, None], misfit[:, None]], axis=1)
-    both = lax.stop_gradient(both)
-    small = jnp.linalg.qr(both, mode="r")
-    a, x, r = small[:, :count], small[:, count:-1], small[:, -1]
+    both = lax.stop_gradient(jnp.concatenate([jacobian, extra, matmul(jacobian, level)[:, None]], axis=1))
+    q, small = jnp.linalg.qr(both)
+    a, x, r = small[:, :count], small[:, count:], matmul(lax.stop_gradient(misfit), q)
     values, vectors = jnp.linalg.eigh(jnp.eye(r.size, dtype=dtype) + matmul(x, x.T))
     white = (vectors / jnp.sqrt(jnp.maximum(values, 1))[None]).T
     a, r = matmul(white, a), matmul(white, r)
     scales, one = jnp.asarray(SCALES, dtype) * magnitude, jnp.ones((), dtype)
 
     def at(length):
-        root = _root(covariance(spaces, lines, kernel_of(length, one, ndim, dtype)))
-        g = matmul(a, root)
-        values, vectors = jnp.linalg.eigh(matmul(g, g.T))
+        seen = matmul(a, matmul(covariance(spaces, lines, kernel_of(length, one, ndim, dtype)), a.T))
+        values, vectors = jnp.linalg.eigh((seen + seen.T) / 2)
         seen = matmul(r, vectors)
         spread = 1 + scales[:, None] ** 2 * jnp.maximum(values, 0)[None]
         density = -jnp.sum(jnp.log(spread), 1) / 2 - jnp.sum(seen[None] ** 2 / spread, 1) / 2

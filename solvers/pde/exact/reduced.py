@@ -7,6 +7,7 @@ is a least-squares solution with as many unknowns as p has numbers, however many
 """
 
 from collections.abc import Callable
+from copy import copy
 from typing import Any, NamedTuple
 
 import jax
@@ -21,6 +22,7 @@ from ...core.loop import Limits, Run, iterate
 from ...core.precision import eps, matmul
 from ...core.search import backtrack
 from ...core.vectors import axpy
+from ..gaussian.random_field import moved
 from ..problem import Face, Observe
 from ..spectral.newton import Discretisation, Inverse
 from .completion import FaceSpace
@@ -58,12 +60,16 @@ class Reduced:
         The other data.
     nugget : scalar
         The standard deviation of an exact datum.
+    basis : Float[Array, "nodes r"] or None
+        Directions of the equation's noise, see `noise.leading`; None: every node's is a number of its own.
+    excess : Float[Array, "m"] or None
+        Factors of the data's standard deviations that go with it.
     """
 
     def __init__(self, found: Discretisation, spaces: list[FaceSpace], lifts, root, stated, nugget):
         self.found, self.spaces, self.lifts, self.root = found, spaces, lifts, root
         self.mean, self.spread, self.noise, faces, observations, self.edges = stated
-        self.nugget = nugget
+        self.nugget, self.basis, self.excess = nugget, None, None
         self.targets = [self._face(*f) for f in faces] + [self._points(o) for o in observations]
 
     def zeros(self):
@@ -71,6 +77,7 @@ class Reduced:
         dtype = self.root.dtype
         shape = jnp.broadcast_shapes(*(c.shape for c in self.found.x))
         noise = None if self.noise is None else tuple(jnp.zeros(shape, dtype) for _ in self.found.lines)
+        noise = noise if self.basis is None else jnp.zeros(self.basis.shape[1], dtype)
         args = None if self.spread is None else jax.tree.map(lambda s: jnp.zeros(jnp.shape(s), dtype), self.spread)
         return jnp.zeros(self.root.shape[1], dtype), noise, args
 
@@ -79,7 +86,7 @@ class Reduced:
         if p[2] is None:
             return self.mean
         residual, args = self.mean
-        return residual, jax.tree.map(lambda a, s, w: a + s * w, args, self.spread, p[2])
+        return residual, moved(args, self.spread, p[2])
 
     def at(self, p) -> Discretisation:
         """Return the discretisation with the face values and args that p says."""
@@ -95,7 +102,16 @@ class Reduced:
         """Return the equation's residual at the nodes, its noise taken off."""
         here = self.at(p)
         residuals = here.equation(here.x, here.jets(here.coefficients(y)), here.args)
-        return residuals if p[1] is None else tuple(r - self.noise * q for r, q in zip(residuals, p[1], strict=True))
+        if p[1] is None:
+            return residuals
+        noise = p[1] if self.basis is None else matmul(self.basis, p[1]).reshape(len(residuals), *residuals[0].shape)
+        return tuple(r - self.noise * q for r, q in zip(residuals, noise, strict=True))
+
+    def with_noise(self, basis, excess) -> "Reduced":
+        """Return the same with the equation's noise in a few directions, and data that much noisier."""
+        other = copy(self)
+        other.basis, other.excess = basis, excess
+        return other
 
     def tested(self, y, p):
         """Return F."""
@@ -107,7 +123,8 @@ class Reduced:
         weights = matmul(self.root, w)
         parts += [(matmul(a, weights) - (0 if homogeneous else b)) / self.nugget for a, b in self.edges]
         flat = [part.reshape(-1) for part in parts]
-        return jnp.concatenate(flat) if flat else jnp.zeros(0, self.root.dtype)
+        rows = jnp.concatenate(flat) if flat else jnp.zeros(0, self.root.dtype)
+        return rows if self.excess is None else rows / self.excess
 
     def misfit(self, y, p):
         """Return the misfit of all data over their noise."""
@@ -121,7 +138,8 @@ class Reduced:
     def _face(self, k: int, face: Face, flux: bool) -> Target:
         lines, values = self.found.lines[k], self.found.values[k]
         terms = [(face.a, 0), (face.outward * face.b, 1)] if flux else [(face.a, 0)]
-        matrices = [(scale, [ln.basis.evaluate(jnp.atleast_1d(face.end), order) if d == face.axis else values[d][0]
+        end = slice(0, 1) if face.outward < 0 else slice(1, 2)
+        matrices = [(scale, [ln.basis.at_ends(order)[end] if d == face.axis else values[d][0]
                              for d, ln in enumerate(lines)]) for scale, order in terms]  # fmt: skip
         least = self.nugget
         sigma = least if face.noise is None else jnp.hypot(jnp.asarray(face.noise, least.dtype), least)
@@ -274,12 +292,12 @@ def _norm(tree):
     return jnp.sqrt(sum(jnp.sum(v**2) for v in tree))
 
 
-def attached(build: Callable[[Any], Reduced], data, y, p):
+def attached(build: Callable[[Any], Reduced], data, model: Reduced, y, p):
     """Return y and p with their derivatives in the data: of the equation and the stationarity of its Lagrangian.
 
-    The multiplier of the equation is the third unknown; the system is dense and only solved where differentiated.
+    `model` is ``build(data)`` without derivatives. The multiplier of the equation is the third unknown; the system is
+    dense and only solved where differentiated.
     """
-    model = build(lax.stop_gradient(data))
     inverse = model.at(p).factorise(y)
 
     def objective(y, p, model):

@@ -1,6 +1,7 @@
 """The Bayesian solve: a Gaussian prior conditioned on the equation, the conditions and observations, with noise."""
 
 from collections.abc import Callable
+from copy import copy
 from math import log, pi
 from typing import Any, NamedTuple
 
@@ -21,6 +22,7 @@ from ...core.typing import Array, Float
 from ..problem import Face, PDEProblem
 from ..solution import Posterior
 from ..tracing import Equation
+from .random_field import moved
 
 
 class Data(eqx.Module):
@@ -79,8 +81,7 @@ class Rows:
         if found is None:
             return self.data.args
         residual, args = self.data.args
-        args = jax.tree.map(lambda a, s, w: a + s * w, args, self.data.spread, found)
-        return residual, args
+        return residual, moved(args, self.data.spread, found)
 
     def jets(self, fields):
         """Return the derivatives that the equation uses, on the grid."""
@@ -109,6 +110,29 @@ class Rows:
         rows = [(p / s).reshape(-1) for p, s in zip(parts, self.scales, strict=True)]
         return jnp.concatenate([*rows, flat])
 
+    def noises(self) -> list:
+        """Return the stated noise of each group of rows, None where exact."""
+        noises = [self.data.problem.noise] * len(self.equation.orders)
+        return noises + [f[3] for f in self.faces] + [p[3] for p in self.points]
+
+    def unmet(self, flat, unravel) -> list:
+        """Return by how much exact rows miss their standard deviation where the field fits best, args as they are.
+
+        What the prior's functions cannot follow is no knowledge of the args, whose Gauss-Newton steps would diverge.
+        """
+        rho, push = jax.linearize(lambda w: self.vector(w, unravel), flat)
+        q, r = jnp.linalg.qr(jax.vmap(push, out_axes=1)(jnp.eye(flat.size, dtype=flat.dtype)))
+        parts = self.raw(unravel(flat - solve_triangular(r, matmul(rho, q))))
+        worst = [jnp.sqrt(jnp.mean((p / s) ** 2)) for p, s in zip(parts, self.scales, strict=True)]
+        return lax.stop_gradient([jnp.maximum(w, 1) if n is None else jnp.ones_like(w) for w, n in zip(
+            worst, self.noises(), strict=True)])  # fmt: skip
+
+    def softened(self, factors) -> "Rows":
+        """Return the same with standard deviations times those factors."""
+        other = copy(self)
+        other.scales = [s * f for s, f in zip(self.scales, factors, strict=True)]
+        return other
+
     def _face(self, k: int, face: Face):
         matrices = []
         for scale, order in ((face.a, 0), (face.outward * face.b, 1)):
@@ -129,10 +153,8 @@ class Rows:
         base = lax.stop_gradient(self.raw(start))
         probes = jax.random.normal(key, (8, flat.size), flat.dtype)
         moved = jax.vmap(lambda p: jax.jvp(self.raw, (start,), (unravel(p),))[1])(probes)
-        noises = [self.data.problem.noise] * len(self.equation.orders)
-        noises += [f[3] for f in self.faces] + [p[3] for p in self.points]
         scales = []
-        for b, m, noise in zip(base, moved, noises, strict=True):
+        for b, m, noise in zip(base, moved, self.noises(), strict=True):
             typical = lax.stop_gradient(jnp.sqrt(jnp.mean(m**2) + jnp.mean(b**2) * eps(b.dtype)))
             least = nugget * jnp.where(typical > 0, typical, 1)
             scales.append(least if noise is None else jnp.sqrt(jnp.asarray(noise, b.dtype) ** 2 + least**2))
@@ -162,6 +184,10 @@ def condition(
     flat, unravel = ravel_pytree(frozen.zeros() if guess is None else guess(frozen))
 
     linear = frozen.equation.linear and frozen.data.spread is None
+    if frozen.equation.linear and not linear:
+        factors = frozen.unmet(flat, unravel)
+        build, stated = (lambda data: stated(data).softened(factors)), build
+        frozen = frozen.softened(factors)
 
     def rows(w):
         return frozen.vector(w, unravel)
@@ -193,7 +219,8 @@ def condition(
         return state_at(w + found.length * direction)
 
     run = iterate(
-        step, state_at(flat), limits, value=lambda s: (s.w, s.r, s.rho), error=lambda s: s.error, stall=5,
+        step, state_at(flat), limits, value=lambda s: (s.w, s.r, s.rho), error=lambda s: s.error,
+        stall=5 if linear else 25,
     )  # fmt: skip
     w, root, rho = run.value
     sign = jnp.where(jnp.diagonal(root) < 0, -1, 1).astype(root.dtype)

@@ -21,6 +21,7 @@ from .conditioning import Data, Rows, condition
 from .data_prior import data_prior
 from .eigenbasis import Eigen, Weighted
 from .evidence import functionals, maximise
+from .random_field import unseen
 
 HOLDS = 0.03
 """Relative residual between the nodes, and misfit of exact conditions, up to which they hold."""
@@ -73,10 +74,11 @@ def conditioned(problem, equation, args, dynamic, x, settings: Settings) -> GPSo
         size = sum(f.size for f in weights)
         inverse = solve_triangular(posterior.root, jnp.eye(posterior.mean.size, dtype=dtype)[:, size:], trans=1)
         whitened = jnp.sqrt(jnp.sum(inverse**2, axis=0))
-        spread = jax.tree.map(jnp.multiply, infer, ravel_pytree(found)[1](whitened))
-        blind = (status == Status.CONVERGED) & jnp.any(whitened > 0.95)
+        unravel = ravel_pytree(found)[1]
+        spread = jax.tree.map(jnp.multiply, infer, unravel(whitened))
+        blind = (status == Status.CONVERGED) & unseen(args, unravel(whitened))
         status = jnp.where(blind, int(PDEStatus.UNIDENTIFIED), status).astype(jnp.int32)
-        args = rows.args(found)[1]
+        args = eqx.combine(rows.args(found)[1], args)
     gapped = list(zip(parts[count:], rows.scales[count:], sum(_noises(data)[1:], ()), strict=True))
     noisy = [jnp.max(jnp.abs(p) / s) for p, s, noise in gapped if noise is not None]
     if noisy:
@@ -101,7 +103,7 @@ def conditioned(problem, equation, args, dynamic, x, settings: Settings) -> GPSo
     return GPSolution(
         value=z if fields > 1 else z[0], status=status, num_steps=run.num_steps, error=run.error, tol=limits.tol,
         history=run.history, residual=residual, misfit=jnp.max(jnp.stack([jnp.zeros((), dtype), *gaps])),
-        bases=bases, posterior=posterior, args=args, args_std=spread, log_evidence=evidence, prior=prior,
+        bases=bases, posterior=posterior, args=args, args_std=spread, infer=infer, log_evidence=evidence, prior=prior,
         noise=_noises(data),
     )  # fmt: skip
 

@@ -184,5 +184,5 @@ def solve_published(problem, pointwise, dynamic, args, given: Settings) -> GPSol
         value=u, status=run.status, num_steps=run.num_steps, error=residual, tol=limits.tol,
         history=run.history, residual=residual,
         misfit=gap / jnp.where(largest > 0, largest, 1), bases=(bases,), posterior=None, args=args, args_std=None,
-        log_evidence=None, prior=tuple(b.kernel for b in bases), noise=None,
+        infer=None, log_evidence=None, prior=tuple(b.kernel for b in bases), noise=None,
     ))  # fmt: skip

@@ -37,6 +37,10 @@ class Basis(Protocol):
         ...
 
 
+HOST = 128
+"""Polynomials up to which tables at nodes and ends are made on the host; beyond, programs would carry too much."""
+
+
 class Legendre(eqx.Module):
     """Polynomials of degree below `size` whose derivatives of order `order` are Legendre polynomials.
 
@@ -68,7 +72,18 @@ class Legendre(eqx.Module):
 
     def at_nodes(self, order: int = 0):
         """Return `evaluate` at the nodes, without the rounding of mapping them back and forth."""
-        return self._reference(jnp.asarray(_gauss(self.size)[0], jnp.result_type(self.lower)), order)
+        return self._known("nodes", order)
+
+    def at_ends(self, order: int = 0):
+        """Return `evaluate` at both ends, shape (2, size)."""
+        return self._known("ends", order)
+
+    def _known(self, where: str, order: int):
+        dtype = jnp.result_type(self.lower)
+        if self.size <= HOST:
+            table = lax.optimization_barrier(jnp.asarray(_table(self.size, self.order, order, where), dtype))
+            return table / self._half**order if order else table
+        return self._reference(jnp.asarray(_gauss(self.size)[0] if where == "nodes" else [-1.0, 1.0], dtype), order)
 
     def evaluate(self, x, order: int = 0):
         """Return derivatives of that order at x (k,), shape (k, size)."""
@@ -76,23 +91,17 @@ class Legendre(eqx.Module):
 
     def orthonormal(self, count: int, s=None):
         """Return the first `count` normalised Legendre polynomials at the nodes, or at s in [-1, 1]."""
-        s = jnp.asarray(_gauss(self.size)[0] if s is None else s, jnp.result_type(self.lower))
-        return _legendre(s, count) * _norms(count, s.dtype)[None]
+        dtype = jnp.result_type(self.lower)
+        if s is None and self.size <= HOST:
+            return lax.optimization_barrier(jnp.asarray(_table(self.size, 0, 0, "nodes")[:, :count], dtype))
+        s = jnp.asarray(_gauss(self.size)[0] if s is None else s, dtype)
+        return _legendre(s, count) * _norms(count, dtype)[None]
 
     def _reference(self, s, order: int):
-        low, high = min(self.order, self.size), max(self.size - self.order, 0)
-        folds = max(self.order - order, 0)
-        values = _legendre(s, max(high + folds, low, 1))
-        head = values[:, :low]
-        for _ in range(order):
-            head = _differentiate(head)
-        tail = values[:, : high + folds]
-        for _ in range(folds):
-            tail = _integrate(tail)
-        for _ in range(order - self.order):
-            tail = _differentiate(tail)
-        both = jnp.concatenate([head, tail * _norms(high, s.dtype)[None]], axis=1)
-        return both / self._half**order
+        """Return derivatives of that order at s in [-1, 1], per length of the domain."""
+        degrees = max(self.size - self.order, 0) + max(self.order - order, 0)
+        values = _legendre(s, max(degrees, min(self.order, self.size), 1))
+        return _functions(values, self.size, self.order, order, jnp) / self._half**order
 
 
 class Fourier(eqx.Module):
@@ -153,6 +162,30 @@ def _gauss(n: int) -> tuple[np.ndarray, np.ndarray]:
     return s, weights * (2 / weights.sum())
 
 
+@lru_cache(maxsize=256)
+def _table(size: int, folded: int, order: int, where: str) -> np.ndarray:
+    """Return what `Legendre` knows beforehand, on [-1, 1]: on the host, neither traced nor compiled."""
+    s = _gauss(size)[0] if where == "nodes" else np.array([-1.0, 1.0])
+    degrees = max(max(size - folded, 0) + max(folded - order, 0), min(folded, size), 1)
+    columns = [np.ones_like(s), s]
+    for j in range(1, degrees):
+        columns.append((2 * j + 1) / (j + 1) * s * columns[j] - j / (j + 1) * columns[j - 1])
+    return _functions(np.stack(columns[:degrees], axis=1), size, folded, order, np)
+
+
+def _functions(values, size: int, folded: int, order: int, xp: Any):
+    """Return derivatives of the functions of `Legendre` from the values of enough Legendre polynomials."""
+    low, high, folds = min(folded, size), max(size - folded, 0), max(folded - order, 0)
+    head, tail = values[:, :low], values[:, : high + folds]
+    for _ in range(order):
+        head = _differentiate(head, xp)
+    for _ in range(folds):
+        tail = _integrate(tail, xp)
+    for _ in range(order - folded):
+        tail = _differentiate(tail, xp)
+    return xp.concatenate([head, tail * xp.asarray(_norms(high, values.dtype))[None]], axis=1)
+
+
 @lru_cache(maxsize=4)
 def fejer(n: int) -> tuple[np.ndarray, np.ndarray]:
     """Chebyshev points of the first kind, which avoid the ends, and the weights of Fejer's rule."""
@@ -175,21 +208,21 @@ def _legendre(s, count: int):
     return columns.T
 
 
-def _integrate(g):
+def _integrate(g, xp: Any):
     """Integrals from -1 of a family with ``g_j = (h_{j+1} - h_{j-1})' / (2j+1)``; one column fewer."""
-    j = 2 * jnp.arange(1, g.shape[1] - 1, dtype=g.dtype) + 1
+    j = 2 * xp.arange(1, g.shape[1] - 1, dtype=g.dtype) + 1
     first = g[:, :1] + g[:, 1:2]
-    return jnp.concatenate([first, (g[:, 2:] - g[:, :-2]) / j[None]], axis=1)
+    return xp.concatenate([first, (g[:, 2:] - g[:, :-2]) / j[None]], axis=1)
 
 
-def _differentiate(g):
+def _differentiate(g, xp: Any):
     """Differentiate a Legendre family: ``P_j' = sum (2i+1) P_i`` over i = j-1, j-3, ..."""
     k, n = g.shape
-    scaled = g * (2 * jnp.arange(n, dtype=g.dtype) + 1)[None]
-    padded = jnp.pad(scaled, ((0, 0), (0, n % 2))).reshape(k, -1, 2)
-    sums = jnp.cumsum(padded, axis=1).reshape(k, -1)[:, :n]
-    return jnp.concatenate([jnp.zeros((k, 1), g.dtype), sums[:, : n - 1]], axis=1)[:, :n]
+    scaled = g * (2 * xp.arange(n, dtype=g.dtype) + 1)[None]
+    padded = xp.pad(scaled, ((0, 0), (0, n % 2))).reshape(k, (n + 1) // 2, 2)
+    sums = xp.cumsum(padded, axis=1).reshape(k, n + n % 2)[:, :n]
+    return xp.concatenate([xp.zeros((k, 1), g.dtype), sums[:, : n - 1]], axis=1)[:, :n]
 
 
 def _norms(count: int, dtype):
-    return jnp.asarray(np.sqrt(np.arange(count) + 0.5), dtype)
+    return np.sqrt(np.arange(count) + 0.5).astype(dtype)

@@ -20,12 +20,11 @@ from ...core.precision import eps, matmul
 from ...core.search import backtrack
 from ...core.solution import Status
 from ...core.vectors import axpy, norm
+from ..settings import DENSE
 from ..tracing import Equation
 from .axes import fejer
 from .spaces import MOMENTS, Line, lifted
 
-DENSE = 1200
-"""Unknowns up to which a problem in several dimensions is factorised densely when it is not separable."""
 KRYLOV_STEPS = 120
 """Products with the Jacobian a linear solve may take."""
 
@@ -51,10 +50,12 @@ class Discretisation:
         The user's.
     order : list of int, optional
         Which dimensions' conditions come first, see `spaces.lifted`.
+    dense : int
+        See `settings.DENSE`.
     """
 
-    def __init__(self, equation: Equation, lines: list[list[Line]], axis_values, args, order=None):
-        self.equation, self.lines, self.args = equation, lines, args
+    def __init__(self, equation: Equation, lines: list[list[Line]], axis_values, args, order=None, dense: int = DENSE):
+        self.equation, self.lines, self.args, self.dense = equation, lines, args, dense
         self.x = coordinates(lines[0])
         pairs = [lifted(ln, g, order) for ln, g in zip(lines, axis_values, strict=True)]
         self.offsets, self.misfit = [p[0] for p in pairs], jnp.max(jnp.stack([p[1] for p in pairs]))
@@ -217,7 +218,7 @@ class Discretisation:
     def direct(self) -> bool:
         """Whether linear systems are solved by factorisation."""
         unknowns = sum(math.prod(ln.null.shape[1] for ln in field) for field in self.lines)
-        return len(self.lines[0]) == 1 or self.separable or unknowns <= DENSE
+        return len(self.lines[0]) == 1 or self.separable or unknowns <= self.dense
 
     def factorise(self, y) -> "Inverse":
         """Return the inverse of the Jacobian at y: dense, separable, or Krylov with a separable preconditioner."""
@@ -226,13 +227,16 @@ class Discretisation:
             floating = all(ln.floating for field in self.lines for ln in field)
             return _pseudo(self._line_matrix(jets), y) if floating else _dense(self._line_matrix(jets), y)
         c = self.equation.coefficients(self.x, jets, self.args)
-        if self.separable:
-            return _direct([KroneckerSum.build(self.pencils(0, c[0][0], True))], y)
-        _, jacobian = jax.linearize(self.residual, y)
         total = sum(f.size for f in y)
+        if self.separable:
+            pencils = self.pencils(0, c[0][0], True)
+            if total > self.dense or sum(not p.symmetric for p in pencils) < 2:  # two general ones are safer dense
+                return _direct([KroneckerSum.build(pencils)], y)
+        _, jacobian = jax.linearize(self.residual, y)
         if self.direct:
             flat, unravel = ravel_pytree(y)
-            columns = jax.vmap(lambda e: ravel_pytree(jacobian(unravel(e)))[0])(jnp.eye(total, dtype=flat.dtype))
+            eye = jnp.eye(total, dtype=flat.dtype)
+            columns = lax.map(lambda e: ravel_pytree(jacobian(unravel(e)))[0], eye, batch_size=min(total, DENSE))
             return _dense(columns.T, y)
         near = _direct([KroneckerSum.build(self.pencils(k, c[k][k], False)) for k in range(len(self.lines))], y)
         transposed = jax.linear_transpose(jacobian, y)
@@ -247,6 +251,7 @@ class Discretisation:
         return Inverse(
             krylov(jacobian, lambda r: near.solve(r, 0.0)),
             krylov(lambda r: transposed(r)[0], lambda r: near.transposed(r, 0.0)),
+            near,
         )
 
     def _line_matrix(self, jets):
@@ -265,10 +270,11 @@ class Discretisation:
 
 
 class Inverse(NamedTuple):
-    """``solve(b, rtol)`` with a matrix and ``transposed(b, rtol)`` with its transpose."""
+    """``solve(b, rtol)`` with a matrix and ``transposed(b, rtol)`` with its transpose; `near`: what preconditions."""
 
     solve: Callable
     transposed: Callable
+    near: Any = None
 
 
 def fine_points(basis):

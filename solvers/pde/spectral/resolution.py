@@ -1,5 +1,6 @@
 """How many nodes: from the Chebyshev coefficients of the source and the conditions, then from those of the solution."""
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -14,6 +15,7 @@ from ...core.precision import eps
 from ...core.solution import Status
 from ..frequencies import LINES
 from ..problem import PDEProblem, line_through
+from ..settings import DENSE
 from ..solution import GPSolution, PDEStatus
 from ..tracing import at_zero, trace
 from .axes import fejer
@@ -26,19 +28,21 @@ CONDITIONED = {1: 128, 2: 20, 3: 8}
 """Most nodes a dimension when a prior of the whole field is conditioned, where the rows are dense."""
 EXACTLY = {1: (512, 1024), 2: (40, 64), 3: (14, 20)}
 """Most nodes a dimension of the first grid, and of the last, where an exact equation is conditioned on data."""
-NOISY = {1: (256, 512), 2: (24, 36), 3: (9, 11)}
-"""The same where the equation has noise of its own, which makes every node an unknown."""
+NOISY = {1: (256, 512), 2: (32, 64), 3: (10, 16)}
+"""The same where the equation has noise of its own, which makes every node an unknown, or the leading ones of many."""
 MARGIN = 24
+WHOLE = 5000
+"""Unknowns up to which a linear equation is factorised densely where iterations have failed."""
 SOLVED = (PDEStatus.UNIDENTIFIED, PDEStatus.UNDETERMINED, PDEStatus.CONTRADICTED)
 """Verdicts on the data: the equation itself was solved."""
 
 
 class Task(NamedTuple):
-    """What `refined` has to know: ``solve(grid, guess)``; whether a prior is `forced`; ``exactly(orders)``: whether
-    the equation would be solved exactly all the same; and the dtype.
+    """What `refined` has to know: ``solve(grid, guess, dense)``; whether a prior is `forced`; ``exactly(orders)``:
+    whether the equation would be solved exactly all the same; and the dtype.
     """
 
-    solve: Callable[[tuple, Any], GPSolution]
+    solve: Callable[..., GPSolution]
     forced: bool
     exactly: Callable[[Any], bool]
     dtype: Any
@@ -54,14 +58,19 @@ def refined(problem: PDEProblem, args: Any, guess: Any, task: Task) -> GPSolutio
     if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves((problem, args))):
         fail("gp_solve", "grid", "given where the data are traced: inside jit, vmap and grad", None)
     with eval_context():
-        grid, conditioned, exactly = first_grid(problem, args, task)
+        grid, conditioned, exactly, linear = first_grid(problem, args, task)
+        dense = DENSE
         if conditioned and not exactly:
             return task.solve(grid, guess)
         unit, before = eps(task.dtype), None
         ndim = len(grid)
         while True:
-            solution = task.solve(grid, guess)
+            solution = task.solve(grid, guess, dense)
             status, most = int(solution.status), limits_of(problem, conditioned, exactly)[1]
+            failed = status in (Status.STAGNATED, Status.MAX_STEPS) and float(solution.error) > unit**0.5
+            if failed and linear and not conditioned and dense < math.prod(grid) * problem.fields <= WHOLE:
+                dense = WHOLE  # the iterative solves did not get there: no matter how fine the grid
+                continue
             rounding = status == Status.STAGNATED and float(solution.error) <= unit**0.5
             solved = rounding or status in (Status.CONVERGED, *SOLVED)
             tails = _tails(solution, ndim)
@@ -90,9 +99,9 @@ def is_conditioned(problem: PDEProblem, orders) -> bool:
     return False
 
 
-def first_grid(problem: PDEProblem, args: Any, task: Task) -> tuple[tuple[int, ...], bool, bool]:
+def first_grid(problem: PDEProblem, args: Any, task: Task) -> tuple[tuple[int, ...], bool, bool, bool]:
     """Return the nodes a dimension that the source along a few lines and the face values need; if conditioned; if so,
-    whether the equation is solved exactly.
+    whether the equation is solved exactly; and whether it is linear.
 
     An equation that is not linear makes frequencies of its own, which the source of a given solution may have to
     cancel: for it only the strong ones count, and refinement does the rest.
@@ -110,7 +119,7 @@ def first_grid(problem: PDEProblem, args: Any, task: Task) -> tuple[tuple[int, .
     for samples, periodic in zip(jax.device_get(lines), problem.periodic, strict=True):
         degree = max((_degree(s, periodic, eps(task.dtype), linear) for s in samples), default=0)
         grid.append(min(most, 2 * degree + MARGIN + 1 if periodic else degree + MARGIN))
-    return tuple(grid), conditioned, exactly
+    return tuple(grid), conditioned, exactly, linear
 
 
 def limits_of(problem: PDEProblem, conditioned: bool, exactly: bool) -> tuple[int, int]:

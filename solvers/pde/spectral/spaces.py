@@ -86,8 +86,7 @@ def line(problem: PDEProblem, field: int, axis: int, size: int, order: int, gale
     order = 1 if symmetric and not derived else max(order, count, 2 if derived else 0)
     order = min(order, max(size - 1, 0))
     basis = Legendre(lower, upper, size, order)
-    ends = jnp.stack([lower, upper])
-    value, slope = basis.evaluate(ends), basis.evaluate(ends, 1)
+    value, slope = basis.at_ends(), basis.at_ends(1)
     rows, robin = [], zero
     for c in conditions:
         end, outward = side(c)

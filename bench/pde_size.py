@@ -1,0 +1,148 @@
+"""Conditioning at size: noisy faces, ten thousand data, noise in the equation, three dimensions, unknown fields.
+
+Used by `bench/pde.py`. There is no peer that conditions a differential equation on data at these sizes; what is
+compared is the answer with the truth, and its intervals with its errors.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from harness import clock, compiled
+from pde_reference import size
+
+from solvers import Box, Dirichlet, Observe, PDEProblem, RandomField, SquaredExponential, gp_solve
+
+NOISE, LEVEL = 0.02, 0.01
+"""Standard deviations of the observations and of the face values; the solution is of size one."""
+
+
+def hill(*x):
+    total = 1.0
+    for c in x:
+        total = total * jnp.sin(np.pi * c)
+    return total
+
+
+def poisson(x, u, a):
+    """``laplacian u = -d pi^2 u_true``, `a` times."""
+    second = [u.dxx, u.dyy, *([u.dzz] if len(x) > 2 else [])]
+    return sum(second) + a * len(x) * np.pi**2 * hill(*x)
+
+
+def conditioned(n, ndim, count, noise=None, faces=LEVEL, target=None):
+    """Time one compiled call; errors and intervals on a grid of 17 points a dimension."""
+    rng = np.random.default_rng(23)
+    points = jnp.asarray(rng.random((count, ndim)))
+    values = hill(*points.T) + NOISE * rng.standard_normal(count)
+    box = Box(*[(0.0, 1.0)] * ndim)
+
+    def solve(values, a):
+        seen = Observe(points, values, NOISE)
+        return gp_solve(PDEProblem(poisson, box, [Dirichlet("all", noise=faces), seen], noise=noise), grid=(n,) * ndim,
+                        args=a)  # fmt: skip
+
+    program = compiled(solve, values, jnp.ones(()))
+    timing = clock(lambda: program(values, jnp.ones(())), repeat=3, budget=12.0)
+    solution, x = timing.output, (jnp.linspace(0.03, 0.97, 17),) * ndim
+    gap = jnp.abs(solution.mean(x) - hill(*jnp.meshgrid(*x, indexing="ij")))
+    spread = solution.std(x)
+    parts = f"{count:,} data" + (", noisy faces" if faces else "") + (", noisy equation" if noise else "")
+    return {"problem": f"poisson {n}^{ndim}, {parts}", "method": "gp_solve", "grid": size((n,) * ndim),
+            "error": float(gap.max()), "std": float(spread.mean()), "inside_95": float(jnp.mean(gap <= 1.96 * spread)),
+            "seconds": timing.seconds, "compile_seconds": program.first_call_seconds, "status": int(solution.status),
+            "residual": float(solution.residual), "megabytes": program.temporary_bytes / 2**20,
+            "target_seconds": target, "met": None if target is None else bool(
+                timing.seconds <= target and solution.status == 0)}  # fmt: skip
+
+
+def flow(x, u, a):
+    load = 20 * jnp.sin(np.pi * x[0]) * jnp.sin(np.pi * x[1])
+    return u.dxx + u.dyy + a(x, (1, 0)) * u.dx + a(x, (0, 1)) * u.dy + jnp.exp(-a(x)) * load
+
+
+def diffusivity(n, count, rank, target=None):
+    """Find a diffusivity ``exp(a)`` on a square from `count` observations of what it lets through."""
+    rng, square = np.random.default_rng(24), Box((0.0, 1.0), (0.0, 1.0))
+    prior = RandomField(square, SquaredExponential(0.25, 0.5), rank=rank)
+    drawn = prior.drawn(jax.random.key(7))
+    forward = gp_solve(PDEProblem(flow, square, [Dirichlet("all")]), grid=(34, 34), args=drawn)
+    points = jnp.asarray(rng.random((count, 2)))
+    values = forward.mean(points) + 0.01 * rng.standard_normal(count)
+
+    def solve(values, prior):
+        problem = PDEProblem(flow, square, [Dirichlet("all"), Observe(points, values, 0.01)])
+        return gp_solve(problem, grid=(n, n), args=prior, infer=1.0)
+
+    program = compiled(solve, values, prior)
+    timing = clock(lambda: program(values, prior), repeat=3, budget=12.0)
+    solution, x = timing.output, (jnp.linspace(0.03, 0.97, 17),) * 2
+    found, spread = solution.of_args(lambda a: a(x))
+    gap = jnp.abs(found - drawn(x))
+    return {"problem": f"diffusivity field of {rank**2} numbers from {count} data", "method": "gp_solve",
+            "grid": size((n, n)), "error": float(jnp.sqrt(jnp.mean(gap**2))), "std": float(spread.mean()),
+            "prior_std": 0.5, "inside_95": float(jnp.mean(gap <= 1.96 * spread)), "seconds": timing.seconds,
+            "compile_seconds": program.first_call_seconds, "status": int(solution.status),
+            "steps": int(solution.num_steps), "residual": float(solution.residual),
+            "megabytes": program.temporary_bytes / 2**20, "target_seconds": target,
+            "met": None if target is None else bool(timing.seconds <= target and solution.status == 0)}  # fmt: skip
+
+
+def coverage(ndim, draws=500):
+    """How often 95 % intervals hold: harmonic functions of random shape, noisy faces, each with noise of its own."""
+    n, sigma = {1: 12, 2: 12, 3: 7}[ndim], 0.05
+    rng = np.random.default_rng(20)
+    x = np.polynomial.legendre.leggauss(n)[0] / 2 + 0.5
+    at = jnp.asarray(0.5 + 0.3 * (rng.random((5, ndim)) - 0.5))
+    box = Box(*[(0.0, 1.0)] * ndim)
+
+    def load(x, v, a):
+        second = [v.dxx, *([v.dyy] if ndim > 1 else []), *([v.dzz] if ndim > 2 else [])]
+        return sum(second) - (a["bend"] @ jnp.ones(ndim))
+
+    def u(a, *c):
+        square = sum(b * v**2 / 2 for b, v in zip(a["bend"], c, strict=True))
+        return square + sum(s * v for s, v in zip(a["slope"], c, strict=True)) + a["level"]
+
+    def one(a):
+        conditions = []
+        for d, name in enumerate("xyz"[:ndim]):
+            for side, end in (("-", 0.0), ("+", 1.0)):
+                others = jnp.meshgrid(*[jnp.asarray([end]) if e == d else jnp.asarray(x) for e in range(ndim)],
+                                      indexing="ij")  # fmt: skip
+                values = u(a, *others)
+                noise = jax.random.normal(jax.random.fold_in(a["key"], 2 * d + (side == "+")), values.shape)
+                conditions.append(Dirichlet(name + side, values + sigma * noise, noise=sigma))
+        numbers = {k: a[k] for k in ("bend", "slope", "level")}
+        solution = gp_solve(PDEProblem(load, box, conditions), grid=(n,) * ndim, args=numbers)
+        where = at[:, 0] if ndim == 1 else at
+        z = (solution.mean(where) - u(a, *at.T)) / solution.std(where)
+        return z, solution.status
+
+    lanes = {"bend": jnp.asarray(rng.standard_normal((draws, ndim))), "slope": jnp.asarray(
+        rng.standard_normal((draws, ndim))), "level": jnp.asarray(rng.standard_normal(draws)),
+        "key": jax.random.split(jax.random.key(5), draws)}  # fmt: skip
+    program = compiled(lambda lanes: jax.lax.map(one, lanes), lanes)
+    timing = clock(lambda: program(lanes), repeat=1)
+    z, status = (np.asarray(v) for v in timing.output)
+    good = status == 0
+    inside = float(np.mean(np.abs(z[good]) <= 1.96))
+    name = f"coverage of intervals, {ndim}-D, {draws} draws"
+    return {"problem": name, "method": "gp_solve", "grid": size((n,) * ndim), "coverage_95": inside,
+            "spread_of_z": float(z[good].std()), "converged": float(good.mean()),
+            "seconds": timing.seconds, "compile_seconds": program.first_call_seconds,
+            "met": bool(0.93 <= inside <= 0.97)}  # fmt: skip
+
+
+def size_jobs(quick):
+    """Return name and job of each row."""
+    if quick:
+        return [("size 2d", lambda: conditioned(20, 2, 500)),
+                ("size 2d equation", lambda: conditioned(26, 2, 500, 1.0)),
+                ("size 3d", lambda: conditioned(8, 3, 500)), ("size field", lambda: diffusivity(14, 100, 6)),
+                ("size coverage 1", lambda: coverage(1, 100))]  # fmt: skip
+    return [("size 2d", lambda: conditioned(64, 2, 10_000, target=10.0)),
+            ("size 2d equation", lambda: conditioned(64, 2, 10_000, 1.0, target=30.0)),
+            ("size 3d", lambda: conditioned(24, 3, 10_000, target=30.0)),
+            ("size 3d exact faces", lambda: conditioned(24, 3, 10_000, None, None, target=10.0)),
+            ("size field", lambda: diffusivity(30, 400, 10, target=10.0)),
+            *((f"size coverage {d}", lambda d=d: coverage(d)) for d in (1, 2, 3))]  # fmt: skip
