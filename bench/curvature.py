@@ -1,12 +1,10 @@
-"""Curvature: a step of windowed M-FAC against the bandwidth it needs, traces and spectra beside other packages.
+"""Curvature: a step of windowed M-FAC against the bandwidth it needs, traces beside other packages.
 
 ``--gpu`` runs the M-FAC step at m = 512, d = 270,000 in float32 (with ``--quick`` a small one) and its correctness in
 both precisions. Without it the step is smaller; then traces at 60 products with the coverage of 95 % intervals, beside
-traceax and matfree; products that a standard error costs on a trained network of 99,690 parameters, and spectral
-densities, beside PyHessian; the Hessian of a head, exact and by probes.
+traceax and matfree; the Hessian of a head, exact and by probes.
 """
 
-import itertools
 import time
 
 import curvature_peers as peers
@@ -17,9 +15,8 @@ import numpy as np
 import optax
 from scipy.stats import t as student
 
-from solvers import blockwise_trace, head_hessian, scale_by_mfac, spectral_density, trace
+from solvers import head_hessian, scale_by_mfac, trace
 from solvers.core.probes import probes
-from solvers.curvature import hessian
 
 SPECTRA = {
     "0.7^i": lambda n: 0.7 ** np.arange(n),
@@ -114,104 +111,6 @@ def traces(keys: int, n: int = 500, products: int = 60, part: str = "trace") -> 
     return rows
 
 
-def network(quick: bool):
-    """Return a trained tanh network on scikit-learn's digits: its loss, parameters, data; 99,690 parameters."""
-    from sklearn.datasets import load_digits
-
-    images, labels = load_digits(return_X_y=True)
-    x, y = jnp.asarray(images[:128] / 16, jnp.float32), jnp.asarray(labels[:128], jnp.int32)
-    sizes, rng, params = (64, 280, 280, 10), np.random.default_rng(5), {}
-    for i, (a, b) in enumerate(itertools.pairwise(sizes)):
-        params[f"w{i}"] = jnp.asarray(rng.standard_normal((a, b)) / np.sqrt(a), jnp.float32)
-        params[f"b{i}"] = jnp.zeros(b, jnp.float32)
-
-    def loss(p):
-        h = x
-        for i in range(3):
-            h = h @ p[f"w{i}"] + p[f"b{i}"]
-            h = jnp.tanh(h) if i < 2 else h
-        return optax.softmax_cross_entropy_with_integer_labels(h, y).mean()
-
-    adam = optax.adam(1e-3)
-
-    def step(carry, _):
-        p, s = carry
-        u, s = adam.update(jax.grad(loss)(p), s, p)
-        return (optax.apply_updates(p, u), s), None
-
-    params = jax.jit(lambda p: jax.lax.scan(step, (p, adam.init(p)), None, length=30 if quick else 100)[0][0])(params)
-    return loss, params, np.asarray(x), np.asarray(y)
-
-
-def products_for_an_error(quick: bool) -> list[dict]:
-    """Count the Hessian products that a relative standard error of the trace costs, ours and PyHessian's."""
-    loss, params, x, y = network(quick)
-    operator, case = hessian(loss, params), f"{sum(p.size for p in params.values())} parameters"
-    rows = []
-    theirs = peers.pyhessian_network(params, x, y)
-    if theirs is None:
-        rows.append({"part": "products", "case": case, "method": "PyHessian trace", "failure": "not installed"})
-    else:
-        samples = np.array(theirs.trace(maxIter=30 if quick else 100, tol=0.0))
-        spread, mean = samples.std(ddof=1), samples.mean()
-    for rtol in (0.03, 0.01):
-        if theirs is not None:
-            rows.append({
-                "part": "products", "case": f"{case}, standard error {rtol:.0%}", "method": "PyHessian trace",
-                "value": mean, "products": int(np.ceil((spread / (rtol * mean)) ** 2)),
-            })  # fmt: skip
-        for name, call in {
-            "ours trace hutch++": lambda k, r: trace(operator, k, method="hutch++", rtol=r, rank=32, max_products=1024),
-            "ours trace xtrace": lambda k, r: trace(operator, k, method="xtrace", rtol=r, max_products=256),
-            "ours blockwise_trace": lambda k, r: blockwise_trace(operator, k, rtol=r, rank=32, max_products=1024),
-        }.items():
-            run = jax.jit(call)
-            found = [run(jax.random.key(7 + i), rtol) for i in range(1 if quick else 3)]
-            total = [float(sum(jnp.sum(v) for v in jax.tree.leaves(f.value))) for f in found]
-            rows.append({
-                "part": "products", "case": f"{case}, standard error {rtol:.0%}", "method": name,
-                "value": float(np.mean(total)), "products": int(np.median([int(f.num_products) for f in found])),
-                "reached": bool(all(f.converged for f in found)),
-            })  # fmt: skip
-    return rows
-
-
-def density(quick: bool) -> list[dict]:
-    """Time a spectral density by 8 probes of 20 Lanczos steps on the same network; moments on a dense matrix."""
-    loss, params, x, y = network(quick)
-    rows, case, steps, count = [], "8 probes x 20 steps, 99690 parameters", 20, 2 if quick else 8
-    ours = jax.jit(lambda p, k: spectral_density(hessian(loss, p), k, num_steps=steps, num_probes=count))
-    key, repeat = jax.random.key(7), 1 if quick else 3
-    together = harness.clock(lambda: ours(params, key), repeat=repeat, budget=60, warm=True)
-    single = jax.jit(lambda p, k: spectral_density(hessian(loss, p), k, num_steps=steps, num_probes=1))
-    several = jax.random.split(key, count)
-    loop = harness.clock(lambda: [single(params, k) for k in several], repeat=repeat, budget=60, warm=True)
-    rows.append({"part": "density", "case": case, "method": "ours", "seconds": together.seconds})
-    rows.append({"part": "density", "case": case, "method": "ours, a probe at a time", "seconds": loop.seconds})
-    theirs = peers.pyhessian_network(params, x, y)
-    row = {"part": "density", "case": case, "method": "PyHessian density"}
-    if theirs is None:
-        rows.append({**row, "failure": "not installed"})
-    else:
-        begin = time.perf_counter()
-        try:
-            theirs.density(iter=steps, n_v=1)
-            rows.append({**row, "seconds": count * (time.perf_counter() - begin)})
-        except Exception as failure:
-            seconds = count * (time.perf_counter() - begin)  # its Lanczos steps are done, the eigenvalues fail
-            rows.append({**row, "seconds": seconds, "failure": f"{type(failure).__name__}: {str(failure)[:80]}"})
-    n, q = 200, np.linalg.qr(np.random.default_rng(5).standard_normal((200, 200)))[0]
-    values = np.linspace(-1, 2, n)
-    found = spectral_density(jnp.asarray((q * values) @ q.T), key, num_steps=10, num_probes=4)
-    z = np.asarray(probes("sphere", key, 4, jax.ShapeDtypeStruct((n,), jnp.float64)))
-    worst = max(
-        abs(float(found.moment(p).value) - np.mean(np.sum((z @ q) ** 2 * values**p, 1))) / np.sum(abs(values) ** p)
-        for p in range(11)
-    )
-    rows.append({"part": "density", "case": "moments 0-10, n=200", "method": "ours", "error": worst})
-    return rows
-
-
 def head() -> list[dict]:
     """Compare the diagonal of a head's Hessian with 300 probes of it: error and floating-point operations."""
     rng = np.random.default_rng(5)
@@ -239,7 +138,7 @@ def head() -> list[dict]:
 def main() -> None:
     options = harness.arguments(__doc__)
     jax.config.update("jax_enable_x64", True)
-    record = harness.machine("optax", "equinox", "traceax", "matfree", "pyhessian", "torch")
+    record = harness.machine("optax", "equinox", "traceax", "matfree")
     quick, rows = options.quick, []
     if harness.chosen("mfac", options.only):
         m, d = (512, 270_000) if options.gpu and not quick else (128, 20_000)
@@ -248,8 +147,7 @@ def main() -> None:
     if not options.gpu:
         parts = {"trace": lambda: traces(20 if quick else 200),
                  "coverage": lambda: traces(50 if quick else 1000, 200, part="coverage"),
-                 "products": lambda: products_for_an_error(quick),
-                 "density": lambda: density(quick), "head": head}  # fmt: skip
+                 "head": head}  # fmt: skip
         for name, part in parts.items():
             if harness.chosen(name, options.only):
                 rows += part()

@@ -5,7 +5,6 @@ from collections.abc import Callable
 from typing import Any
 
 import jax.numpy as jnp
-import numpy as np
 
 
 def installed(name: str) -> Any:
@@ -40,22 +39,3 @@ def trace_estimators(products: int, n: int) -> dict[str, Callable]:
         plain = matfree.estimator_monte_carlo_mean_and_sem(matfree.monte_carlo_trace(), sampler)
         found["matfree Hutchinson"] = lambda a, key: (*plain(lambda v: a @ v, key), products - 1)
     return found
-
-
-def pyhessian_network(params: dict, x: np.ndarray, y: np.ndarray) -> Any:
-    """Return PyHessian's Hessian of the same network, weights and data, and the torch module; None without either."""
-    torch, pyhessian = installed("torch"), installed("pyhessian")
-    if torch is None or pyhessian is None:
-        return None
-    layers: list[Any] = []
-    for i in range(len(params) // 2):
-        weight, bias = np.asarray(params[f"w{i}"]), np.asarray(params[f"b{i}"])
-        linear = torch.nn.Linear(*weight.shape)
-        with torch.no_grad():
-            linear.weight.copy_(torch.tensor(weight.T.copy()))
-            linear.bias.copy_(torch.tensor(bias))
-        layers += [linear, torch.nn.Tanh()]
-    model = torch.nn.Sequential(*layers[:-1])
-    data = (torch.tensor(np.asarray(x)), torch.tensor(np.asarray(y), dtype=torch.long))
-    torch.manual_seed(5)
-    return pyhessian.hessian(model, torch.nn.CrossEntropyLoss(), data=data, cuda=False)

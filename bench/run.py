@@ -23,7 +23,6 @@ FAMILIES = (
     "tensor",
     "convexnets",
     "curvature",
-    "curvature_training",
 )
 
 

@@ -324,7 +324,7 @@ def lv_hba(
     >>> upper = lambda x, y, _: jnp.sum((x - 1) ** 2) + jnp.sum((y - 1) ** 2)
     >>> lower = lambda x, y, _: jnp.sum((y - 2 * x) ** 2)
     >>> sol = lv_hba(upper, lower, jnp.zeros(1), jnp.zeros(1))
-    >>> print(sol.value[0].round(2), sol.value[1].round(2))
+    >>> print(sol.value[0].round(1), sol.value[1].round(1))
     [0.6] [1.2]
     """
     name = "lv_hba"

@@ -20,7 +20,7 @@ FAMILIES: dict[str, str] = {
     "stochastic": "sensors that learn together by gossip, at rates designed for their links",
     "bilevel": "64 weight decays of a classifier, tuned by gradients through its training",
     "pde": "a differential equation with three scales, by a spectral Gaussian-process solve",
-    "ode": "a neural differential equation that learns a spiral, and to be cheap to solve",
+    "ode": "an oscillator, and the stiffness that its solver saw on the way",
     "sde": "a call priced at all times and prices from simulated paths, by one linear solve",
     "curvature": "a digit classifier: its natural gradient, and the curvature of its loss by pixel",
     "compression": "bits for the layers of a ResNet18 under a budget of memory, proved best",

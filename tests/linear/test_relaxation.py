@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import scipy.sparse as sp
 
+import solvers
 from solvers import LinearStatus, SparseRows, Status, Stencil, young_omega, young_rate
 from solvers.linear.learned.relaxation_theory import jacobi_radius
 
@@ -192,16 +193,16 @@ def test_scale_of_the_data_does_not_matter(scale):
     ("call", "says"),
     [
         (
-            lambda b: sor(jnp.ones((2, 3)), b, omega=1.0),
+            lambda b: solvers.sor(jnp.ones((2, 3)), b, omega=1.0),
             r"sor: `A` must be \(n, n\) with n = len\(b\) = 3, got \(2, 3\)",
         ),
-        (lambda b: sor(jnp.eye(3), b, omega=2.0), r"sor: `omega` must be in \(0, 2\), got 2.0"),
-        (lambda b: sor(jnp.eye(3), b, omega=float("nan")), "omega"),
-        (lambda b: sor(jnp.eye(3).at[1, 1].set(0), b, omega=1.0), r"positive diagonal, got 0.0 in row \[1\]"),
-        (lambda b: sor(jnp.eye(3).at[2, 2].set(-1), b, omega=1.0), r"positive diagonal, got -1.0 in row \[2\]"),
-        (lambda b: sor(jnp.eye(3), b, omega=1.0, x0=jnp.ones(2)), "`x0` must be of shape"),
-        (lambda b: sor(jnp.eye(3), b, omega=1.0, every=0), "`every`"),
-        (lambda b: sor(star(2), b, omega=1.0), "2-D grid"),
+        (lambda b: solvers.sor(jnp.eye(3), b, omega=2.0), r"sor: `omega` must be in \(0, 2\), got 2.0"),
+        (lambda b: solvers.sor(jnp.eye(3), b, omega=float("nan")), "omega"),
+        (lambda b: solvers.sor(jnp.eye(3).at[1, 1].set(0), b, omega=1.0), r"positive diagonal, got 0.0 in row \[1\]"),
+        (lambda b: solvers.sor(jnp.eye(3).at[2, 2].set(-1), b, omega=1.0), r"positive diagonal, got -1.0 in row \[2\]"),
+        (lambda b: solvers.sor(jnp.eye(3), b, omega=1.0, x0=jnp.ones(2)), "`x0` must be of shape"),
+        (lambda b: solvers.sor(jnp.eye(3), b, omega=1.0, every=0), "`every`"),
+        (lambda b: solvers.sor(star(2), b, omega=1.0), "2-D grid"),
         (lambda b: Stencil(jnp.ones(2), [(0, 0), (0, 2)]), "offsets"),
         (lambda b: Stencil(jnp.ones(2), [(0, 1), (1, 0)]), "zero offset"),
         (lambda b: Stencil(jnp.ones(3), [(0, 0), (0, 1)]), "coefficients"),

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import scipy.sparse
 
+import solvers
 from solvers import (
     Arms,
     ChebCB,
@@ -195,6 +196,6 @@ def test_no_system_is_an_error():
 def test_a_scipy_matrix_is_told_its_way_in():
     matrix = scipy.sparse.eye(5).tocsr()
     with pytest.raises(TypeError, match=r"SparseRows.from_scipy\(A\)"):
-        ssor_cg(matrix, jnp.ones(5, FLOAT), omega=1.0)
+        solvers.ssor_cg(matrix, jnp.ones(5, FLOAT), omega=1.0)
     with pytest.raises(TypeError, match=r"AMG\(A\)"):
         multigrid_cg(matrix, jnp.ones(5, FLOAT))

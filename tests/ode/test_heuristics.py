@@ -114,7 +114,7 @@ def test_it_changes_no_step_and_evaluates_nothing_more():
     plain, calls = counting(diffrax.Tsit5(), controller)
     kept, same = counting(TrackHeuristics(diffrax.Tsit5(), rtol=tol, atol=tol), controller)
     assert calls == same
-    np.testing.assert_array_equal(plain.ys, kept.ys)
+    np.testing.assert_allclose(plain.ys, kept.ys, rtol=4 * jnp.finfo(FLOAT).eps)  # a GPU fuses the two otherwise
     seen = kept.solver_state[1]
     assert isinstance(seen, Heuristics)
     assert int(kept.stats["num_rejected_steps"]) > 0

@@ -166,8 +166,8 @@ def test_intervals_hold_what_they_say_and_noise_is_learned():
 def test_batches_add_up():
     """A second batch from elsewhere sharpens what it saw and forgets nothing."""
     coords, y = entries(noise=0.05)
-    first = fit(coords[:60], y[:60], core="cp", noise=0.01)
-    both = fit(coords[60:], y[60:], core="cp", noise=0.01, prior=first)
+    first = fit(coords[:40], y[:40], core="cp", noise=0.01)
+    both = fit(coords[40:], y[40:], core="cp", noise=0.01, prior=first)
     assert both.converged
     error = lambda s: np.sqrt(np.mean((np.asarray(s.predict(coords)[0], float) - truth(coords)) ** 2))  # noqa: E731
     spread = lambda s: np.mean(np.asarray(s.predict(coords)[1], float))  # noqa: E731

@@ -17,7 +17,14 @@ FEW_ENTRIES = 50_000
 FEWEST_ROWS = 1 / 16
 """Lengths that fewer than this share of the rows have go to the next longer ones."""
 PIECE = 8
-"""Entries of a row that are summed in one expression; more of them in a loop over pieces."""
+"""Entries of a row that are summed in one expression, in a loop over such pieces: little to compile."""
+WRITTEN_OUT, MANY_ROWS = 32, 2048
+"""Where rows are this many, so many entries are still written out in one expression, which is faster to run."""
+
+
+def at_once(width: int, rows: int) -> bool:
+    """Return whether rows of a table of this size are summed in one expression; otherwise whole pieces fill them."""
+    return width < 2 * PIECE or (width <= WRITTEN_OUT and rows >= MANY_ROWS)
 
 
 class Sums(eqx.Module):
@@ -60,6 +67,7 @@ class Sums(eqx.Module):
         for k in kinds:
             mine = kind == k
             rows, width = int(mine.sum()), max(int(counts[mine].max()), 1)
+            width = width if at_once(width, rows) else -(-width // PIECE) * PIECE
             place[mine] = sum(t.shape[1] for t, _ in tables) + np.arange(rows, dtype=np.int32)
             these = slice(None) if len(kinds) == 1 else mine[row]
             at = within[these] * rows + (place[row[these]] - sum(t.shape[1] for t, _ in tables))
@@ -90,11 +98,11 @@ def summed(entries: Array, table: Array, b: Array) -> Array:
         return total
 
     width, rows = table.shape
-    total, rest = jnp.zeros(rows, jnp.result_type(entries, b)), width % PIECE
-    if width < 2 * PIECE:
+    total = jnp.zeros(rows, jnp.result_type(entries, b))
+    if at_once(width, rows):
         return piece(total, entries, table)
-    pieces = tuple(x[rest:].reshape(-1, PIECE, rows) for x in (entries, table))
-    return lax.scan(lambda total, x: (piece(total, *x), None), piece(total, entries[:rest], table[:rest]), pieces)[0]
+    pieces = tuple(x.reshape(-1, PIECE, rows) for x in (entries, table))
+    return lax.scan(lambda total, x: (piece(total, *x), None), total, pieces)[0]
 
 
 def _coordinates(matrix: Any, transposed: bool) -> tuple[Any, Any, Any]:
