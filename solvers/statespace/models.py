@@ -237,7 +237,9 @@ def kalman_smoother(
     that singular Q and repeated steps are ordinary. A block is summarised by a filter from a known start and its
     sensitivity to that start, so only one n x n system a block is solved (Sarkka and Garcia-Fernandez solve one in
     every combination).
-    Square-root form: a forward filter and a backward information filter, each by QR factorisations.
+    Square-root form: a forward filter and a backward information filter, each by QR factorisations. What the future
+    says of a state is of the size of one over the noise: means between the data lose digits by that, which the status
+    does not see. In float32 two per cent were lost at a noise variance of 5e-8 of the process's.
     Memory O(T n^2). Batches by ``jax.vmap``.
 
     References
