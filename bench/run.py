@@ -23,6 +23,12 @@ FAMILIES = (
     "tensor",
     "convexnets",
     "curvature",
+    "stochastic",
+    "bilevel",
+    "dynamics",
+    "neural_pde",
+    "constrained_large",
+    "equations",
 )
 
 

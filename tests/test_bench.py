@@ -105,3 +105,13 @@ def test_a_contestant_gets_its_whole_time_and_a_second_try(peers, race):
     rows = race(sinkhorn, problem, "float64", (1e-2, 1e-6, 1e-9), 1.0)
     assert [row["target"] for row in rows] == [1e-2, 1e-6, 1e-9]
     assert all(row["reached"] and row["error"] <= row["target"] for row in rows)
+
+
+def test_every_benchmark_of_a_family_is_run(harness):
+    """A script that writes results of its own name is called by ``bench/run.py``, or by one that is."""
+    run = importlib.import_module("run")
+    apart = {"linear_fidelity", "transport_devices", "transport_gpu", "counts", "compile_time", "pde_size", "pde_hard"}
+    for path in BENCH.glob("*.py"):
+        if f'"{path.stem}.json"' in path.read_text() and path.stem not in apart:
+            assert path.stem in run.FAMILIES, path.stem
+    assert all((BENCH / f"{name}.py").exists() for name in run.FAMILIES)
