@@ -113,12 +113,12 @@ class TrackHeuristics(diffrax.AbstractAdaptiveSolver, diffrax.AbstractWrappedSol
     @property
     def scan_kind(self):
         """Of the wrapped solver; diffrax sets it for forward mode."""
-        return self.solver.scan_kind
+        return self.solver.scan_kind  # pyright: ignore[reportAttributeAccessIssue]
 
     @property
     def root_finder(self):
         """Of the wrapped solver, where it is implicit."""
-        return self.solver.root_finder
+        return self.solver.root_finder  # pyright: ignore[reportAttributeAccessIssue]
 
     def order(self, terms):
         """Return the wrapped solver's."""
@@ -285,7 +285,7 @@ def stiffness_penalty(solution: Any, *, kind: str = "max") -> Float[Array, ""]:
     """
     checks.choice("stiffness_penalty", "kind", kind, STIFFNESSES)
     seen = seen_by("stiffness_penalty", solution)
-    if seen.largest is None:
+    if seen.largest is None or seen.stiffness is None:
         checks.fail("stiffness_penalty", "solution", "of a method with two stages at the end of a step", "another")
     if kind == "sum":
         return seen.stiffness

@@ -90,7 +90,7 @@ def over_paths(function: Callable[[Track], Any], paths: Paths, batch: int = 4096
     """Return ``function`` of every path, a few thousand at a time."""
     all_, _ = tracks(paths)
     own = (all_.states, all_.terminal, all_.earned)
-    one = lambda own: function(Track(all_.times, *own, all_.steps, all_.decay))  # noqa: E731
+    one = lambda own: function(Track(all_.times, own[0], own[1], own[2], all_.steps, all_.decay))  # noqa: E731
     if all_.states.shape[0] <= batch:
         return jax.vmap(one)(own)
     return jax.lax.map(one, own, batch_size=batch)

@@ -58,7 +58,7 @@ class Estimate(eqx.Module):
             return value - error * jnp.where(slight, x - g * x**2 / 3, turned)
 
         parts = (self.value, self.standard_error, self.skewness, self.degrees)
-        low, high = (jax.tree.map(lambda *p, sign=sign: end(*p, sign), *parts) for sign in (1, -1))
+        low, high = (jax.tree.map(lambda v, e, g, d, sign=sign: end(v, e, g, d, sign), *parts) for sign in (1, -1))
         return low, high
 
 

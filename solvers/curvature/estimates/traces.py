@@ -194,8 +194,8 @@ def blockwise_trace(
 
     estimate = _sampled(flat, key, goal, _rank("blockwise_trace", rank, goal, flat), reduce)
     fields = (estimate.value, estimate.standard_error, estimate.skewness, estimate.degrees)
-    trees = (jax.tree.unflatten(tree, list(values)) for values in fields)
-    return Estimate(*trees, estimate.num_products, estimate.converged)
+    value, error, skewness, degrees = (jax.tree.unflatten(tree, list(values)) for values in fields)
+    return Estimate(value, error, skewness, degrees, estimate.num_products, estimate.converged)
 
 
 def _goal(name: str, rtol: Any, atol: Any, max_products: Any) -> Goal:

@@ -77,7 +77,7 @@ def improved(matrix: Any, sweeps: int, options: dict[str, Any]) -> list[Transfer
     options = {"strength": STRENGTH, **options}
     out: list[Transfer] = []
     while matrix.shape[0] > most and len(out) + 1 < levels:
-        pair = ruge_stuben_solver(matrix, max_levels=2, max_coarse=1, **options).levels
+        pair: Any = ruge_stuben_solver(matrix, max_levels=2, max_coarse=1, **options).levels
         if len(pair) < 2 or pair[1].A.shape[0] > SHRINKS * matrix.shape[0]:
             break
         P = smoothed(matrix, in_order(pair[0].P), ~pair[0].splitting, sweeps)

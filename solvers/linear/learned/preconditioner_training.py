@@ -223,8 +223,9 @@ def fit_preconditioner(
         return jnp.mean(losses), moved
 
     def published(model, sample):
+        A: Any = system
         directions = jax.vmap(lambda r: model(r) if geometry is None else model(r, geometry))(sample)
-        return jnp.mean(jax.vmap(lambda d, r: energy_residual_loss(system, d, r))(directions, sample)), sample
+        return jnp.mean(jax.vmap(lambda d, r: energy_residual_loss(A, d, r))(directions, sample)), sample
 
     def step(carry, key):
         model, state, pool = carry
@@ -243,7 +244,9 @@ def fit_preconditioner(
         return (eqx.apply_updates(model, updates), state, pool), loss
 
     first, keys = jax.random.split(key)
-    pool = jax.vmap(fresh)(jax.random.split(first, batch)) if residuals is None else residuals[:batch].astype(dtype)
+    pool: Any = (
+        jax.vmap(fresh)(jax.random.split(first, batch)) if residuals is None else residuals[:batch].astype(dtype)
+    )
     if residuals is not None and pool.shape[0] < batch:
         checks.fail(name, "residuals", f"at least {batch} of them", residuals.shape[0])
     carry = (model, optimiser.init(eqx.filter(model, eqx.is_inexact_array)), pool)

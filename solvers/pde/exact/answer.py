@@ -111,7 +111,7 @@ def conditioned_exactly(problem, completion: Completion, equation, args, dynamic
 
     identity = jnp.eye(open_count, dtype=dtype)
     first = Reduced(found, spaces, lifts, identity, stated, jnp.ones((), dtype))
-    p = first.zeros()
+    p: Any = first.zeros()
     inverse = first.at(p).factorise(y)
     few = None
     if problem.noise is not None and p[1][0].size * fields > EVERY_NODE:

@@ -115,7 +115,7 @@ class RandomField(eqx.Module):
             flat = jnp.asarray(x, dtype).reshape(-1, count)
             points = [flat[:, d] for d in self.axes]
         tables = [
-            matmul(Legendre(*bounds, len(factor), 0).evaluate(p, orders[d]), factor)
+            matmul(Legendre(bounds[0], bounds[1], len(factor), 0).evaluate(p, orders[d]), factor)
             for bounds, factor, p, d in zip(self.bounds, self.factors, points, self.axes, strict=True)
         ]
         if any(orders[d] for d in range(count) if d not in self.axes):

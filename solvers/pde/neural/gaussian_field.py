@@ -184,6 +184,8 @@ class GaussianField(eqx.Module):
         x, ndim = self._point(x), self.centers.shape[1]
         apart = [x[i] - self.centers[:, i] for i in range(ndim)]
         root, across = self.root, range(ndim)
+        z: list[Any]
+        g: list[Any]
         if root.ndim == 2:
             z = [jnp.clip(root[:, i] * apart[i], -REACH, REACH) for i in across]
             g = [root[:, i] * z[i] for i in across]

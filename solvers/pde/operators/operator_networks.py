@@ -76,8 +76,8 @@ class DeepONet(eqx.Module):
         """Return a random one: `inputs` numbers a, points in `ndim` dimensions, `depth` layers of one `width`."""
         one, two = jax.random.split(key)
         dtype = jnp.result_type(float) if dtype is None else dtype
-        sides = [dense_layers(k, (n, *(width,) * depth), dtype) for k, n in ((one, inputs), (two, ndim))]
-        return cls(*sides, jnp.zeros((), dtype))
+        branch, trunk = (dense_layers(k, (n, *(width,) * depth), dtype) for k, n in ((one, inputs), (two, ndim)))
+        return cls(branch, trunk, jnp.zeros((), dtype))
 
     def __call__(self, a: Float[Array, " p"], x: Float[Array, " d"]) -> Float[Array, ""]:
         """Return the value at one point."""

@@ -153,7 +153,7 @@ class GraphKernelIntegral(eqx.Module):
         dtype = jnp.result_type(float) if dtype is None else dtype
         layers = dense_layers(key, (box.ndim, width, width, shape[0] * shape[1]), dtype)
         bounds = tuple((float(lo), float(hi)) for lo, hi in box.bounds)
-        return cls(layers, tuple(shape), bounds, float(radius), capacity)
+        return cls(layers, (shape[0], shape[1]), bounds, float(radius), capacity)
 
     def kernel(self, difference: Float[Array, " d"]) -> Float[Array, "o i"]:
         """Return the kernel at a difference of two points."""

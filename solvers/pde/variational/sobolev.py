@@ -230,8 +230,9 @@ def sobolev_descent(
 @eqx.filter_jit
 def _descend(functions, args, u0, metric: Inner, limits: Limits, static) -> SobolevSolution:
     direction, unconverged = static
+    energy, product = functions
     u0 = lax.stop_gradient(u0)
-    traced = _traced(*functions, args, u0)
+    traced = _traced(energy, product, args, u0)
 
     def given(args) -> _Energy:
         return _Energy(traced.function, traced.product, args)

@@ -247,10 +247,11 @@ def _check_prior(prior, ranks, tucker: bool, core_solver: str, dtype) -> None:
         return
     if not isinstance(prior, FunctionalTucker):
         checks.fail(CALL, "prior", "a FunctionalTucker", type(prior).__name__, TypeError)
-    same = prior.ranks == ranks and (prior.beliefs.core is not None) == tucker and prior.nodes.dtype == dtype
+    core = prior.beliefs.core
+    same = prior.ranks == ranks and (core is not None) == tucker and prior.nodes.dtype == dtype
     if not same:
         checks.fail(CALL, "prior", f"of ranks {ranks}, the same core and dtype", f"{prior.ranks}, {prior.nodes.dtype}")
-    if tucker and (core_solver == "cg" or prior.beliefs.core.cov is None):
+    if tucker and (core_solver == "cg" or core is None or core.cov is None):
         checks.fail(CALL, "core_solver", "'dense' where there is a `prior`", repr(core_solver))
 
 
@@ -296,8 +297,8 @@ def _solve(nodes, data, ranks, priors, start, method, ends) -> FunctionalTucker:
         """Return where to go next, and what to remember."""
         if walk.memory is None:
             return walk.then.beliefs, None
-        points = (ravel_pytree(x)[0] for x in (walk.now, walk.then.beliefs))
-        there, memory = extrapolated(walk.memory, *points, walk.then.change)
+        now, then = (ravel_pytree(x)[0] for x in (walk.now, walk.then.beliefs))
+        there, memory = extrapolated(walk.memory, now, then, walk.then.change)
         there = unravel(there)
         valid = jnp.all(jnp.diagonal(there.factors.cov, axis1=-2, axis2=-1) >= 0) & (there.precision > 0)
         return where(valid, there, walk.then.beliefs), where(walk.ready, memory, walk.memory)
