@@ -81,8 +81,8 @@ class TrackHeuristics(diffrax.AbstractAdaptiveSolver, diffrax.AbstractWrappedSol
     >>> term = diffrax.ODETerm(lambda t, y, args: -7 * y)
     >>> sol = diffrax.diffeqsolve(term, TrackHeuristics(diffrax.Tsit5()), 0.0, 1.0, 0.01, jnp.ones(1),
     ...                           saveat=diffrax.SaveAt(t1=True, solver_state=True))
-    >>> print(f"{stiffness_penalty(sol):.3f}")
-    7.000
+    >>> print(f"{stiffness_penalty(sol):.1f}")
+    7.0
     """
 
     solver: diffrax.AbstractSolver

@@ -88,6 +88,7 @@ def test_the_multipliers_are_minus_the_price_of_the_right_hand_side(rng):
     np.testing.assert_allclose(price, -quadratic_programme(Q, q, A, b).multipliers, rtol=1e-3)
 
 
+@needs_x64
 def test_the_multipliers_have_the_sign_of_ipopt():
     ipopt = pytest.importorskip("cyipopt")
     p, s = problem("HS78"), solution("HS78")
