@@ -80,8 +80,9 @@ def test_a_ring_of_eight_to_twelve_digits(problem):
 
 def test_best_rates_need_fewer_messages_on_a_barbell(problem):
     edges = barbell(4)
-    equal = run(dadao, problem, edges)
-    best = run(dadao, problem, edges, rates=gossip_rates(edges, NODES, tol=1e-2).value)
+    within = {} if FLOAT == "float64" else {"tol": 3e-4}  # over the narrow bridge float32 stagnates at 1.4e-4
+    equal = run(dadao, problem, edges, **within)
+    best = run(dadao, problem, edges, rates=gossip_rates(edges, NODES, tol=1e-2).value, **within)
     assert equal.converged
     assert best.converged
     assert int(best.num_messages) < 0.75 * int(equal.num_messages)
