@@ -1,6 +1,7 @@
 """Dense KKT systems by elimination without pivoting: the pivots tell the inertia for nothing."""
 
-from typing import ClassVar, NamedTuple
+from collections.abc import Callable
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -181,8 +182,20 @@ class Shifted(NamedTuple):
     """A shift and what it made of the system."""
 
     shift: Float[Array, ""]
-    condensed: Condensed
+    made: Any
     tries: Int[Array, ""]
+
+
+def until_convex(factorised: Callable, raised: Callable, shift, most: int) -> Shifted:
+    """Factorise with ``raised(shift, tries)`` until ``factorised(shift).convex``, at most so often."""
+    blank = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), jax.eval_shape(factorised, shift))
+
+    def again(tried: Shifted) -> Shifted:
+        higher = raised(tried.shift, tried.tries)
+        return Shifted(higher, factorised(higher), tried.tries + 1)
+
+    start = Shifted(shift, blank, jnp.zeros((), jnp.int32))
+    return lax.while_loop(lambda tried: ~tried.made.convex & (tried.tries < most), again, start)
 
 
 class Refined(NamedTuple):
@@ -209,7 +222,7 @@ def attempt(system: System, model: DenseModel, ask: Question, before: Attempt) -
     norm_lam = norm(ask.lam)
     bound = jnp.where(estimate, jnp.maximum(LARGE, norm_lam), 10 * jnp.maximum(10, norm_lam))
     size = norm(jnp.where(estimate, ask.lam, 0) + dlam)
-    convex = found.condensed.convex
+    convex = found.made.convex
     tame = ask.penalised | (size <= bound) | (damping > system.size_g) | ~convex
     return Attempt(
         shift=found.shift,
@@ -217,7 +230,7 @@ def attempt(system: System, model: DenseModel, ask: Question, before: Attempt) -
         dx=step[:n],
         dlam=dlam,
         v=v[:n],
-        deficient=(damping > system.initial) | (found.condensed.dual_pivot <= 10 * m * damping),
+        deficient=(damping > system.initial) | (found.made.dual_pivot <= 10 * m * damping),
         convex=convex,
         tame=tame,
         tries=before.tries + found.tries,
@@ -236,19 +249,15 @@ def convexified(system: System, model: DenseModel, ask: Question, before: Attemp
         floor = jnp.maximum(0.1 * shift, 10 * n * eps(dtype) * jnp.max(jnp.abs(K), initial=0))
         return Condensed(factor, rho, half, pivot > floor, dual_pivot)
 
-    def raised(tried: Shifted) -> Shifted:
-        higher = jnp.where(tried.shift > 0, 8 * tried.shift, system.first)
-        shift = jnp.where(tried.tries == 0, tried.shift, higher)
-        return Shifted(shift, condense(shift), tried.tries + 1)
+    def raised(shift, tries):
+        return jnp.where(tries == 0, shift, jnp.where(shift > 0, 8 * shift, system.first))
 
-    blank = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), jax.eval_shape(condense, before.shift))
-    start = Shifted(before.shift, blank, jnp.zeros((), jnp.int32))
-    return lax.while_loop(lambda tried: ~tried.condensed.convex & (tried.tries < SHIFTS), raised, start)
+    return until_convex(condense, raised, before.shift, SHIFTS)
 
 
 def improve(k, so_far: Refined, system: System, model: DenseModel, ask: Question, found: Shifted, damping) -> Refined:
     """Refine what pass k is for: the step in passes 0 and 1, the multipliers in 2 and 3, then the curvature."""
-    factor, rho, half, *_ = found.condensed
+    factor, rho, half, *_ = found.made
     n, G, stage = model.H.shape[0], model.G, k // 2
     z = jnp.where(stage == 0, so_far.step, so_far.own)
     x, u = z[:n], z[n:]

@@ -2,13 +2,12 @@
 
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 from jax import lax
 
 from ...core.precision import dot, eps, matmul
 from ...core.typing import Array, Bool, Float, Int
-from ..dense import Factor, back_substitute, factorise, start_vector
+from ..dense import Factor, back_substitute, factorise, start_vector, until_convex
 from .standard import Iterate, Model, Standard
 
 FIRST, GROW, LEAP, RELAX = 1e-4, 8.0, 100.0, 1 / 3
@@ -46,6 +45,14 @@ class System(NamedTuple):
     tries: Int[Array, ""]
 
 
+class Scaled(NamedTuple):
+    """Factors of the matrix scaled to a unit diagonal, the scales, and whether the inertia is right."""
+
+    factor: Factor
+    unit: Float[Array, " n"]
+    convex: Bool[Array, ""]
+
+
 def assemble(problem: Standard, w: Iterate, model: Model, hint, d, restoring) -> System:
     """Condense, then raise the shift until the inertia is right; `hint` is the last shift that was needed."""
     dtype, n = w.x.dtype, w.x.size
@@ -59,27 +66,19 @@ def assemble(problem: Standard, w: Iterate, model: Model, hint, d, restoring) ->
     half = jnp.sqrt(1 - rho * d)
     penalised = B + rho * matmul(model.C.T, model.C)
 
-    def attempt(shift):
-        """Factorise with this shift; also say whether the inertia is right."""
+    def factorised(shift) -> Scaled:
         K = penalised + shift * jnp.eye(n, dtype=dtype)
         diagonal = jnp.diagonal(K)
         unit = lax.rsqrt(jnp.where(diagonal > 0, diagonal, 1))
         factor, pivot, _ = factorise(K * unit[None] * unit[:, None], half * model.C * unit[None], d)
-        convex = jnp.all(diagonal > 0) & (pivot > 500 * eps(dtype))
-        return factor, unit, convex
+        return Scaled(factor, unit, jnp.all(diagonal > 0) & (pivot > 500 * eps(dtype)))
 
-    def raise_shift(carry):
-        shift, *_, tries = carry
+    def raised(shift, tries):
         first = jnp.where(hint > 0, jnp.maximum(RELAX * hint, eps(dtype) ** 1.25), FIRST)
         shift = jnp.where(tries == 1, first, shift * jnp.where(hint > 0, GROW, LEAP))
-        shift = jnp.where(tries == 0, 0, shift).astype(dtype)
-        return shift, *attempt(shift), tries + 1
+        return jnp.where(tries == 0, 0, shift).astype(dtype)
 
-    zero = jnp.zeros((), dtype)
-    blank = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), jax.eval_shape(attempt, zero))
-    shift, factor, unit, valid, tries = lax.while_loop(
-        lambda carry: ~carry[3] & (carry[4] < ATTEMPTS), raise_shift, (zero, *blank, jnp.zeros((), jnp.int32))
-    )
+    shift, (factor, unit, valid), tries = until_convex(factorised, raised, jnp.zeros((), dtype), ATTEMPTS)
     return System(B, W, factor, unit, rho, d, shift, valid, tries)
 
 

@@ -206,8 +206,8 @@ def interior_point(
     x0 = jax.tree.unflatten(tree, [checks.float_array(CALL, "x0", leaf) for leaf in leaves])
     dtype = jnp.result_type(*jax.tree.leaves(x0))
     for name, function in (("objective", objective), ("equality", equality), ("inequality", inequality)):
-        if not callable(function) and (function is not None or name == "objective"):
-            checks.fail(CALL, name, "a function of (x, args)", type(function).__name__, TypeError)
+        if function is not None or name == "objective":
+            checks.takes(CALL, name, function, "x", "args")
     lower, upper = _bounds(bounds, x0, dtype)
     tol = checks.number(CALL, "tol", (1e-8 if dtype == jnp.float64 else 1e-3) if tol is None else tol, dtype=dtype)
     limits = Limits(tol, checks.count(CALL, "max_steps", max_steps), history, progress)
