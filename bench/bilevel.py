@@ -324,17 +324,10 @@ PARTS = {"toy": toy_rows, "quadratic": quadratic_rows, "blocks": block_rows, "cl
 def main() -> int:
     """Run, print, save."""
     options = harness.arguments(__doc__)
-    record = harness.machine("equinox")
-    for name, part in PARTS.items():
-        if not harness.chosen(name, options.only) or (options.gpu and name != "blocks"):
-            continue
-        rows = part(options)
-        harness.table(rows)
-        stem = "bilevel_gpu" if options.gpu else "bilevel"
-        if not options.quick:
-            harness.save(
-                options.out / f"{stem}.json", rows, key=("part", "instance", "contestant"), record=record
-            )  # fmt: skip
+    parts = {"blocks": PARTS["blocks"]} if options.gpu else PARTS
+    stem = None if options.quick else "bilevel_gpu" if options.gpu else "bilevel"
+    key, record = ("part", "instance", "contestant"), harness.machine("equinox")
+    harness.run_parts(options, stem, parts, key=key, record=record)
     return 0
 
 

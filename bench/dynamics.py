@@ -228,15 +228,10 @@ PARTS = {"overhead": overhead_rows, "spiral": spiral_rows, "bias": bias_rows, "p
 def main() -> int:
     """Run, print, save."""
     options = harness.arguments(__doc__)
-    record = harness.machine("equinox", "diffrax", "optax")
-    for name, part in PARTS.items():
-        if not harness.chosen(name, options.only) or (options.gpu and name != "paths"):
-            continue
-        rows = part(options)
-        harness.table(rows)
-        stem = "dynamics_gpu" if options.gpu else "dynamics"
-        if not options.quick:
-            harness.save(options.out / f"{stem}.json", rows, key=("part", "instance", "contestant"), record=record)
+    parts = {"paths": PARTS["paths"]} if options.gpu else PARTS
+    stem = None if options.quick else "dynamics_gpu" if options.gpu else "dynamics"
+    key, record = ("part", "instance", "contestant"), harness.machine("equinox", "diffrax", "optax")
+    harness.run_parts(options, stem, parts, key=key, record=record)
     return 0
 
 

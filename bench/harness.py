@@ -236,6 +236,24 @@ def save(path: Path, rows: Sequence[dict[str, Any]], *, key: Sequence[str], reco
     return result
 
 
+def run_parts(
+    options: argparse.Namespace, stem: str | None, parts: dict[str, Callable], *, key: Sequence[str],
+    record: dict[str, Any], hidden: Sequence[str] = (),
+) -> dict[str, Any] | None:  # fmt: skip
+    """Run the chosen ``parts``, print the rows of each without the columns `hidden`, and save them at once.
+
+    Returns what is saved under ``stem``: None if no part was chosen, or no stem is given and nothing is saved.
+    """
+    result = None
+    for name, part in parts.items():
+        if chosen(name, options.only):
+            rows = part(options)
+            table([{k: v for k, v in row.items() if k not in hidden} for row in rows], title=name)
+            if stem is not None:
+                result = save(options.out / f"{stem}.json", rows, key=key, record=record)
+    return result
+
+
 def _plain(x: Any) -> Any:
     if isinstance(x, dict):
         return {str(k): _plain(v) for k, v in x.items()}

@@ -18,7 +18,6 @@ from solvers import Box, Dirichlet, Neumann, Observe, PDEProblem, Robin, gp_solv
 HELD = 1e-8
 PI = np.pi
 SIZES = {1: (48, 96, 192, 384, 768), 2: (16, 24, 32, 40)}
-PAIRS = {"Dirichlet": (1.0, 0.0), "Neumann": (0.0, 1.0)}
 
 
 @dataclass(frozen=True, eq=False)

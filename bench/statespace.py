@@ -191,15 +191,9 @@ def draw(result: dict, path) -> None:
 def main() -> int:
     """Run the chosen parts, print, save, draw."""
     options = harness.arguments(__doc__)
-    record = harness.machine(*PEERS)
     name = "statespace_gpu" if options.gpu else "statespace"
-    result = None
-    for part, run in PARTS.items():
-        if harness.chosen(part, options.only):
-            rows = run(options)
-            harness.table(rows, title=part)
-            key = ("part", "instance", "contestant", "dtype")
-            result = harness.save(options.out / f"{name}.json", rows, key=key, record=record)
+    key = ("part", "instance", "contestant", "dtype")
+    result = harness.run_parts(options, name, PARTS, key=key, record=harness.machine(*PEERS))
     if result:
         draw(result, options.out / f"{name}.png")
     return 0

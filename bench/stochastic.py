@@ -382,16 +382,10 @@ PARTS = {"events": event_rows, "messages": message_rows, "private": private_rows
 def main() -> int:
     """Run, print, save, draw."""
     options = harness.arguments(__doc__)
-    record, result = harness.machine("equinox", "optax"), None
-    for name, part in PARTS.items():
-        if not harness.chosen(name, options.only) or (options.gpu and name != "regret"):
-            continue
-        rows = part(options)
-        harness.table([{k: v for k, v in r.items() if k != "path"} for r in rows])
-        stem = "stochastic_gpu" if options.gpu else "stochastic"
-        if not options.quick:
-            key = ("part", "instance", "contestant", "dtype")
-            result = harness.save(options.out / f"{stem}.json", rows, key=key, record=record)
+    parts = {"regret": PARTS["regret"]} if options.gpu else PARTS
+    stem = None if options.quick else "stochastic_gpu" if options.gpu else "stochastic"
+    key, record = ("part", "instance", "contestant", "dtype"), harness.machine("equinox", "optax")
+    result = harness.run_parts(options, stem, parts, key=key, record=record, hidden=("path",))
     if result and not options.gpu:
         draw(result, options.out / "stochastic.png")
     return 0

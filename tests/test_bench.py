@@ -115,3 +115,21 @@ def test_every_benchmark_of_a_family_is_run(harness):
         if f'"{path.stem}.json"' in path.read_text() and path.stem not in apart:
             assert path.stem in run.FAMILIES, path.stem
     assert all((BENCH / f"{name}.py").exists() for name in run.FAMILIES)
+
+
+def test_parts_are_chosen_saved_at_once_and_left_unsaved_without_a_stem(harness, tmp_path, capsys):
+    def fails(options):
+        raise RuntimeError("second part")
+
+    parts = {"first": lambda options: [{"part": "first", "s": 1.0, "path": "long"}], "second": fails}
+    options = harness.arguments("", ["--only", "first", "--out", str(tmp_path)])
+    how = {"key": ("part",), "record": harness.machine(), "hidden": ("path",)}
+    assert harness.run_parts(options, None, parts, **how) is None
+    assert not list(tmp_path.iterdir())
+    assert "path" not in capsys.readouterr().out
+    result = harness.run_parts(options, "some", parts, **how)
+    assert [row["path"] for row in result["rows"]] == ["long"]
+    options.only = ()
+    with pytest.raises(RuntimeError, match="second part"):
+        harness.run_parts(options, "all", parts, **how)
+    assert (tmp_path / "all.json").exists()
