@@ -7,6 +7,7 @@ import optax
 import pytest
 
 from solvers import Status
+from solvers.stochastic import SurrogateStatus
 
 from ..compiled import target_surrogate
 from ..conftest import FLOAT
@@ -100,6 +101,20 @@ def test_a_step_too_long_is_halved_and_said():
     assert sol.num_oracle == sol.num_steps + 1
     start = target_surrogate(linear, logistic, jnp.zeros(D, FLOAT), args, eta=4000.0 * N, max_steps=0)
     assert sol.loss < start.loss
+
+
+def test_a_gradient_that_leads_uphill_is_refused():
+    """Its sign is wrong: no step, however short, lowers the loss, so none is taken and the status says so."""
+    args = data(7)
+    honest = lambda out, args: logistic(out, args)  # noqa: E731
+    uphill = jax.custom_jvp(honest)
+    uphill.defjvp(lambda primals, tangents: (lambda v, d: (v, -d))(*jax.jvp(honest, primals, tangents)))
+    start = jnp.zeros(D, FLOAT)
+    sol = target_surrogate(linear, uphill, start, args, eta=4.0 * N, tol=1e-6)
+    # in float32 a step comes to be too short to change the loss before it was refused often enough
+    assert sol.status == (SurrogateStatus.REFUSED if FLOAT == "float64" else Status.STAGNATED)
+    assert not sol.converged
+    np.testing.assert_allclose(sol.value, start, atol=0 if FLOAT == "float64" else 1e-4)
 
 
 def test_separable_data_do_not_converge_to_a_claim_that_is_false():
