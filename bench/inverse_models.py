@@ -4,8 +4,8 @@ python bench/inverse_models.py [--only digits,phantoms,prox] [--seconds 60] [--o
 
 Trains and writes digits.npz, phantoms.npz and prox.npz, in half precision, each under a megabyte. Digits: the 1,797
 images of scikit-learn, 8 x 8, a fully connected network, a minute on two cores. Phantoms: random ellipses of 256 x 256,
-a small U-net. Prox: `LearnedProx`, convolutional, by proximal matching on pieces of phantoms. The last two are meant
-for an accelerator; `--seconds` bounds each.
+a small U-net. Prox: `LearnedProx`, convolutional, by proximal matching on pieces of phantoms. The second is
+meant for an accelerator; `--seconds` bounds it and the first.
 """
 
 import functools
@@ -52,11 +52,12 @@ class Dense(eqx.Module):
         self.size = size
 
     def __call__(self, x, level):
+        """Return an image."""
         waves = level * 2.0 ** jnp.arange(4, dtype=x.dtype)
         h = jnp.concatenate([x.ravel(), jnp.sin(waves), jnp.cos(waves)])
         for k, (weight, bias) in enumerate(self.layers):
             out = jnp.matmul(h, weight, precision="highest") + bias
-            h = out if k == len(self.layers) - 1 else jax.nn.silu(out) + (h if 0 < k else 0)
+            h = out if k == len(self.layers) - 1 else jax.nn.silu(out) + (h if k > 0 else 0)
         return h.reshape(self.size, self.size)
 
 
@@ -76,6 +77,8 @@ class UNet(eqx.Module):
         self.last = 0.1 * make(widths[0], 1)
 
     def __call__(self, x, level):
+        """Return an image; its sides are multiples of eight."""
+
         def convolve(h, weights):
             return jax.lax.conv_general_dilated(h[None], weights, (1, 1), "SAME")[0]
 
@@ -179,25 +182,25 @@ def train_phantoms(seconds: float, quick: bool):
 
 def prox_network() -> LearnedProx:
     """Return the untrained proximal network."""
-    return LearnedProx(convex_network(jax.random.key(3), None, width=32, depth=4, beta=20.0, strong=0.01, kernel=5,
+    return LearnedProx(convex_network(jax.random.key(3), None, width=24, depth=4, beta=20.0, strong=0.01, kernel=3,
                                       dtype=jnp.float32))  # fmt: skip
 
 
 def train_prox(seconds: float, quick: bool):
-    """Return a proximal network for phantoms with noise, trained on pieces of 64 x 64."""
-    batch, steps = (2, 4) if quick else (16, 1200)
+    """Return a proximal network for phantoms with noise, trained on pieces of 48 x 48."""
+    batch, steps = (2, 4) if quick else (4, 750)
 
     def draw(key):
         def one(key):
             first, second = jax.random.split(key)
-            place = jax.random.randint(second, (2,), 0, 193)
-            return jax.lax.dynamic_slice(random_ellipses(first, 256, dtype=jnp.float32), place, (64, 64))
+            place = jax.random.randint(second, (2,), 0, 209)
+            return jax.lax.dynamic_slice(random_ellipses(first, 256, dtype=jnp.float32), place, (48, 48))
 
         return jax.vmap(one)(jax.random.split(key, batch))
 
     # gamma falls to 0.08 sqrt(entries) noise / 0.1, as published
     stages = [Stage(absolute_loss, steps, 3e-3)]
-    stages += [Stage(proximal_matching_loss(g * 64 * NOISE), steps // 3, 3e-4) for g in (3.2, 1.6, 0.8)]
+    stages += [Stage(proximal_matching_loss(g * 48 * NOISE), steps // 3, 3e-4) for g in (3.2, 1.6, 0.8)]
     begin = time.perf_counter()
 
     def tell(step, loss):

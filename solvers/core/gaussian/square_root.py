@@ -66,6 +66,7 @@ def eliminate(rows: Array, columns: int) -> tuple[Array, Array]:
 
         def step(k, carry):
             rows, order, free = carry
+            k = jnp.asarray(k, jnp.int32)
             live = at >= k
             below = jnp.where(live[:, None], rows[:, :columns], 0)
             size = jnp.max(jnp.abs(below), axis=0)
@@ -80,8 +81,9 @@ def eliminate(rows: Array, columns: int) -> tuple[Array, Array]:
             square = jnp.sum(v**2)
             beta = jnp.where(square > 0, 2 / jnp.where(square > 0, square, 1), 0)
             rows = rows - (beta * v)[:, None] * jnp.sum(v[:, None] * rows, axis=0)[None, :]
-            gone = (at > k)[:, None] & (jnp.arange(rows.shape[1]) == column)[None, :]
-            return jnp.where(gone, 0, rows), order.at[k].set(column), free & (jnp.arange(columns) != column)
+            along = jnp.arange(rows.shape[1], dtype=jnp.int32)
+            gone = (at > k)[:, None] & (along == column)[None, :]
+            return jnp.where(gone, 0, rows), order.at[k].set(column), free & (along[:columns] != column)
 
         start = (rows, jnp.zeros(columns, jnp.int32), jnp.ones(columns, bool))
         rows, order, _ = lax.fori_loop(0, min(columns, count), step, start, unroll=columns <= UNROLLED or None)
