@@ -186,7 +186,7 @@ def quadratic_rows(label: str, options) -> list[dict]:
     timing = harness.clock(lambda: program(lower, upper, x0), repeat=3, budget=5, warm=True)
     gaps = np.array([gap(x) for x in timing.output])
     found["hypergradient, cg"] = (timing.seconds / 80 * (1 + np.arange(80)), gaps, "80 steps")
-    count = 50 if options.quick or n > 10_000 else 300
+    count = 50 if options.quick else 300 if n < 10_000 else 30
     once = harness.compiled(
         lambda lo, up, x, rates: plain_descent(lo, up, x, rates, count), lower, upper, x0, (0.1, 1.0)
     )

@@ -189,7 +189,8 @@ def private_rows(n: int, options) -> list[dict]:
                 if spent != rho:
                     continue
                 kind = "noisy gradients" if restart == 1 else "diff2"
-                k = int(np.nanargmin(values))
+                values = np.where(np.isfinite(values), values, np.inf)
+                k = int(np.argmin(values))
                 if kind not in best or values[k] - least < best[kind][0]:
                     best[kind] = (
                         float(values[k]) - least,
