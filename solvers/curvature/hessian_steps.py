@@ -27,7 +27,7 @@ class AdaHessianState(NamedTuple):
     key : PRNG key
         Of the next probe.
     mu, nu : PyTree
-        Moving averages of the gradient and of the squared diagonal.
+        The moving average of the gradient, and the root of that of the squared diagonal: squares leave the range.
     """
 
     count: Int[Array, ""]
@@ -138,7 +138,7 @@ def scale_by_adahessian(
 
         def measured(nu):
             d = _absolute_diagonal(product, use, params, how)
-            return jax.tree.map(lambda old, d: blend(b2, old, d.astype(old.dtype) ** 2), nu, d)
+            return jax.tree.map(lambda old, d: _blended_root(b2, old, d.astype(old.dtype)), nu, d)
 
         nu = when(due, measured, state.nu)
         mu = jax.tree.map(lambda old, g: blend(b1, old, g.astype(old.dtype)), state.mu, updates)
@@ -147,12 +147,18 @@ def scale_by_adahessian(
 
         def step(m, v, g):
             m = m / _unbias(b1, count, m.dtype)
-            v = jnp.sqrt(v / _unbias(b2, times, v.dtype))
+            v = v / jnp.sqrt(_unbias(b2, times, v.dtype))
             return (m / (v ** jnp.asarray(hessian_power, v.dtype) + jnp.asarray(eps, v.dtype))).astype(g.dtype)
 
         return jax.tree.map(step, mu, nu, updates), AdaHessianState(count, times, key, mu, nu)
 
     return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _blended_root(rate: Scalar, old: Array, new: Array) -> Array:
+    """Return ``sqrt(rate old^2 + (1 - rate) new^2)``."""
+    rate = jnp.asarray(rate, old.dtype)
+    return jnp.hypot(jnp.sqrt(rate) * old, jnp.sqrt(1 - rate) * new)
 
 
 def _wide(dtype: Any) -> Any:
