@@ -4,11 +4,13 @@ import ast
 import doctest
 import importlib
 import inspect
+import io
 import json
 import os
 import re
 import subprocess
 import sys
+import tokenize
 from pathlib import Path
 
 import jax
@@ -136,6 +138,34 @@ def test_a_constant_means_one_thing_in_a_family(family):
                 values.setdefault(node.targets[0].id, {})[named(path)] = ast.unparse(node.value)
     wrong = {name: places for name, places in values.items() if len(set(places.values())) > 1}
     assert not wrong
+
+
+def numbered(text: str) -> tuple[list[int], set[int]]:
+    """The numbers of a file's equations, in its docstrings, and those that its comments begin with."""
+    documented = (ast.Module, ast.ClassDef, ast.FunctionDef)
+    docstrings = [ast.get_docstring(node) or "" for node in ast.walk(ast.parse(text)) if isinstance(node, documented)]
+    equations = [int(a or b) for d in docstrings for a, b in re.findall(r"(?m)^\s*\((\d+)\) |`` \((\d+)\)", d)]
+    tokens = tokenize.generate_tokens(io.StringIO(text).readline)
+    comments = [t.string for t in tokens if t.type == tokenize.COMMENT]
+    leading = [m[0] for c in comments if (m := re.match(r"# ?\(\d+\)(, \(\d+\))*", c))]
+    return equations, {int(n) for c in leading for n in re.findall(r"\d+", c)}
+
+
+@pytest.mark.parametrize("path", MODULES, ids=named)
+def test_comments_number_the_equations_of_the_docstrings(path):
+    """Each number in a comment is an equation of the file, and each equation is carried out under its number."""
+    equations, comments = numbered(path.read_text())
+    assert len(set(equations)) == len(equations), "two equations of a file have one number"
+    assert set(equations) == comments
+
+
+def test_the_equation_check_sees_both_sides():
+    assert numbered(
+        '"""A.\n\n(1) ``x = 1``\n\nHence ``y = 2`` (2), see (4).\n"""\nx = 1  # (1), (3): why\n# see (2)\n'
+    ) == (
+        [1, 2],
+        {1, 3},
+    )
 
 
 def test_no_utils():
