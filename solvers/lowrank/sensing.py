@@ -73,7 +73,7 @@ def direction(operator: Measurement, setting: Setting, s: State) -> Factors:
 
 
 def whiten(g: Array, other: Array, setting: Setting, residual: Array) -> Array:
-    """Return ``g (other' other + damping)^-1``: Tong, Ma, Chi (3) for "scaled", Zhang et al. (6) when damped."""
+    """Return ``g (other' other + damping)^-1``: of Tong, Ma, Chi for "scaled", of Zhang and others when damped."""
     if setting.method in ("gd", "rebalanced"):
         return g
     gram = matmul(other.T, other)

@@ -84,7 +84,7 @@ class TrackHeuristics(diffrax.AbstractAdaptiveSolver, diffrax.AbstractWrappedSol
     References
     ----------
     A. Pal, Y. Ma, V. Shah, C. Rackauckas, *Opening the blackbox: accelerating neural differential equations by
-    regularizing internal solver heuristics*, ICML 2021, (9) to (11). L. F. Shampine, "Stiffness and nonstiff
+    regularizing internal solver heuristics*, ICML 2021. L. F. Shampine, "Stiffness and nonstiff
     differential equation solvers II", ACM Trans. Math. Softw. 3 (1977).
 
     Examples
@@ -246,7 +246,7 @@ def error_penalty(solution: Any, *, kind: str = "sum") -> Float[Array, ""]:
 
     References
     ----------
-    A. Pal, Y. Ma, V. Shah, C. Rackauckas, *Opening the blackbox*, ICML 2021, (9), (10).
+    A. Pal, Y. Ma, V. Shah, C. Rackauckas, *Opening the blackbox*, ICML 2021.
 
     Examples
     --------
@@ -295,7 +295,7 @@ def stiffness_penalty(solution: Any, *, kind: str = "max") -> Float[Array, ""]:
 
     References
     ----------
-    A. Pal, Y. Ma, V. Shah, C. Rackauckas, *Opening the blackbox*, ICML 2021, (11).
+    A. Pal, Y. Ma, V. Shah, C. Rackauckas, *Opening the blackbox*, ICML 2021.
     """
     checks.choice("stiffness_penalty", "kind", kind, STIFFNESSES)
     seen = seen_by("stiffness_penalty", solution)

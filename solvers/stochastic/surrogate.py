@@ -4,7 +4,7 @@ weights.
 By Lavington, Vaswani, Babanezhad, Schmidt, Le Roux (ICML 2023), numbered as in the comments; z are the model's outputs,
 g the gradient of the loss at ``z_t = model(w_t)``:
 
-(1) ``q(z) = <g, z - z_t> + |z - z_t|^2 / (2 eta)``, equation 3 of the paper
+(1) ``q(z) = <g, z - z_t> + |z - z_t|^2 / (2 eta)``
 (2) ``q(z) = <g, z - z_t> + (phi(z) - phi(z_t) - <grad phi(z_t), z - z_t>) / eta``: the same in the divergence of phi
 (3) ``w_(t+1)``: some steps of an inner method on ``w -> q(model(w))``
 (4) ``J' (Hess q) J d = -J' grad q``, ``w = w_t + s d``: one Gauss-Newton step as that method, J the model's Jacobian

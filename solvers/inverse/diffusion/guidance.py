@@ -157,7 +157,7 @@ class PiGDM(Guidance):
 
     References
     ----------
-    Song, Vahdat, Mardani, Kautz, "Pseudoinverse-guided diffusion models for inverse problems", ICLR 2023, (7)-(8).
+    Song, Vahdat, Mardani, Kautz, "Pseudoinverse-guided diffusion models for inverse problems", ICLR 2023.
     """
 
     variance: Any = 1.0

@@ -90,7 +90,7 @@ class BDIA(eqx.Module):
 
     References
     ----------
-    Zhang, Lewis, Kleijn, "Exact diffusion inversion via bidirectional integration approximation", ECCV 2024, (16)-(18).
+    Zhang, Lewis, Kleijn, "Exact diffusion inversion via bidirectional integration approximation", ECCV 2024.
     """
 
     gamma: Any = 1.0

@@ -47,7 +47,7 @@ def proximal_matching_loss(gamma: Scalar) -> Loss:
 
     References
     ----------
-    Fang, Buchanan, Sulam (ICLR 2024), (5).
+    Fang, Buchanan, Sulam (ICLR 2024).
     """
 
     def loss(estimate, truth):

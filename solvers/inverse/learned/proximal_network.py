@@ -67,7 +67,7 @@ class LearnedProx(eqx.Module):
 
     References
     ----------
-    Fang, Buchanan, Sulam, "What's in a prior? Learned proximal networks for inverse problems", ICLR 2024, (3)-(6).
+    Fang, Buchanan, Sulam, "What's in a prior? Learned proximal networks for inverse problems", ICLR 2024.
     """
 
     potential: Any

@@ -333,7 +333,7 @@ def hqs(
     References
     ----------
     Geman, Yang, "Nonlinear image recovery with half-quadratic regularization", IEEE Trans. Image Process. 4 (1995).
-    Zhang et al., "Plug-and-play image restoration with deep denoiser prior", 2021, (6).
+    Zhang et al., "Plug-and-play image restoration with deep denoiser prior", 2021.
 
     Examples
     --------

@@ -2,7 +2,7 @@
 
 Kaneda et al., A Deep Conjugate Direction Method, ICML 2023, trains d = f(r) by
 
-(1) ``|r - a A d|^2 / |r|^2,  a = d'r / d'A d``, the paper's equation 8
+(1) ``|r - a A d|^2 / |r|^2,  a = d'r / d'A d``
 (2) ``r = sum_i c_i v_i`` over its length, v_i the Ritz vectors in ascending order, ``c_i ~ weight N(0, 1)`` for the low
     ones
 
@@ -49,7 +49,7 @@ def energy_residual_loss(system: System, direction: Float[Array, "*n"], r: Float
 
     References
     ----------
-    Kaneda et al. (ICML 2023), equation 8.
+    Kaneda et al. (ICML 2023).
     """
     product = system.mv(direction)
     step = _ratio(jnp.sum(direction * r), jnp.sum(direction * product))

@@ -258,7 +258,7 @@ def random_grid_elbo(
 
     References
     ----------
-    Vadeboncoeur et al. (ICML 2023), (6)-(9).
+    Vadeboncoeur et al. (ICML 2023).
 
     Examples
     --------

@@ -216,7 +216,7 @@ def weak_residual(
     References
     ----------
     Y. Zang, P.-S. Koutsourelakis, DGenNO: a physics-aware neural operator for solving forward and inverse PDE problems
-    based on deep generative modeling, 2025, (12)-(16).
+    based on deep generative modeling, 2025.
 
     Examples
     --------
