@@ -93,9 +93,9 @@ def train_relu(
     -------
     ConvexReLUSolution
         ``value`` (2 p, d): the v_i, then the w_i; ``objective``, ``lower_bound``, ``duality_gap``, ``to_network()``.
-        ``error = (objective - lower_bound) / objective``, not below zero, with the objective of the network and a bound
-        from a feasible point of the dual problem: no network with these patterns is better by more. One with other
-        patterns may be. `Status.STAGNATED` where rounding ends it.
+        ``error = (objective - lower_bound) / objective`` (1), not below zero, with the objective of the network and a
+        bound from a feasible point of the dual problem: no network with these patterns is better by more. One with
+        other patterns may be. `Status.STAGNATED` where rounding ends it.
 
     Raises
     ------
@@ -114,9 +114,10 @@ def train_relu(
     multipliers until they are feasible.
 
     Derivatives: of `objective`, by the envelope theorem, and of functions of the network's outputs, those of a point of
-    the central path at a complementarity of the root of the rounding error; in X, y and beta, forward and reverse, of
-    first order; of the squared loss only, NaN for the hinge. Neurons have derivatives of their own only where they are
-    unique. Patterns are constant.
+    the central path at a complementarity of the root of the rounding error, a thousand times that for the hinge; in X,
+    y and beta, forward and reverse, of first order. The hinge's outputs have kinks where an example reaches its margin:
+    what is returned there is the derivative of the smooth path. Neurons have derivatives of their own only where they
+    are unique. Patterns are constant.
 
     References
     ----------
@@ -181,6 +182,7 @@ def _solve(problem: ConvexReLU, x0, limits: Limits, unconverged: str) -> ConvexR
         first,
         limits,
         value=lambda s: s,
+        # (1)
         error=lambda s: jnp.maximum(s.objective - s.bound, 0) / jnp.where(s.objective > 0, s.objective, 1),
         stall=25,
     )
