@@ -251,27 +251,22 @@ def large(options):
 
 
 def elements(options):
-    """Measure finite elements of a million rows on one GPU; the set-up is on the host and a column of its own."""
-    system, rows = linear_systems.linear_triangles(40 if options.quick else 1002), []
+    """Yield rows on finite elements of a million rows on one GPU; the set-up is on the host and a column of its own."""
+    system = linear_systems.linear_triangles(40 if options.quick else 1002)
     b = np.random.default_rng(79).standard_normal(system.matrix.shape[0])
 
-    def found(label, x, **more):
+    def row(label, x, **more):
         error = float(np.linalg.norm(b - system.matrix @ np.asarray(x)) / np.linalg.norm(b))
-        row = {"what": "P1 triangles, a million rows", "solver": label, "rows": b.size, **more, "error": error}
-        rows.append(row)
-        harness.table([row])
+        return {"what": "a million P1 rows", "solver": label, "rows": b.size, **more, "error": error}
 
-    for own in system.own:
-        row = linear_systems.ours(system, b, 3, own)
-        times = {"ms": 1e3 * row["solve"], "set-up": row["set-up"], "compile": row["compile"]}
-        found(row["solver"], row["x"], **times, steps=row["steps"])
+    for own in reversed(system.own):
+        r = linear_systems.ours(system, b, 3, own)
+        times = {"ms": 1e3 * r["solve"], "set-up": r["set-up"], "compile": r["compile"], "steps": r["steps"]}
+        yield row(r["solver"], r["x"], **times)
     A, rhs = BCOO.from_scipy_sparse(system.matrix), jnp.asarray(b)
-    program = harness.compiled(
-        lambda b: jax.scipy.sparse.linalg.cg(lambda x: A @ x, b, tol=1e-8, maxiter=10000)[0], rhs
-    )
+    program = harness.compiled(lambda b: jax.scipy.sparse.linalg.cg(A.__matmul__, b, tol=1e-8, maxiter=10000)[0], rhs)
     timing = harness.clock(lambda: program(rhs), repeat=3, budget=4, warm=True)
-    found("jax.scipy cg", timing.output, ms=1e3 * timing.seconds, compile=program.first_call_seconds)
-    return rows
+    yield row("jax.scipy cg", timing.output, ms=1e3 * timing.seconds, compile=program.first_call_seconds)
 
 
 def norm(x):
@@ -381,10 +376,10 @@ def main():
     if options.gpu:
         for kind, job in ON_GPU.items():
             if harness.chosen(kind, options.only):
-                rows = job(options)
-                harness.table(rows, title=kind)
                 name = "linear_gpu_large.json" if kind in ("large", "elements") else "linear_gpu.json"
-                harness.save(options.out / name, rows, key=("what", "solver"), record=record)
+                for row in job(options):
+                    harness.table([row], title=kind)
+                    harness.save(options.out / name, [row], key=("what", "solver"), record=record)
         return
     jobs = {
         "single": (single, ("system", "solver")), "heat": (heat, ("run",)), "overhead": (overhead, ("learner",)),
@@ -392,9 +387,11 @@ def main():
     }  # fmt: skip
     for kind, (job, key) in jobs.items():
         if harness.chosen(kind, options.only):
-            rows = job(options)
+            rows, path = [], options.out / f"linear_{kind}.json"
+            for row in job(options):
+                rows.append(row)
+                saved = harness.save(path, [row], key=key, record=record)
             harness.table(rows, title=kind)
-            saved = harness.save(options.out / f"linear_{kind}.json", rows, key=key, record=record)
             if kind == "single":
                 draw(saved["rows"], record, options.out / "linear_single.png")
 

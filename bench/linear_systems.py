@@ -5,8 +5,9 @@ again in NumPy. Set-up, solve and their sum are apart; ours compiles once for a 
 Columns of CPU seconds count the work of all threads: they hold on a busy machine, where those of the wall do not.
 """
 
+import itertools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import harness
@@ -200,8 +201,8 @@ def plan(system: System):
     return coarsening_plan(*system.grid)
 
 
-def algebraic_peers(system: System, b: np.ndarray, repeat: int) -> list[dict[str, Any]]:
-    """Return PyAMG's rows: every construction with conjugate gradients, rotated anisotropy with evolution as well."""
+def algebraic_peers(system: System, b: np.ndarray, repeat: int) -> Iterator[dict[str, Any]]:
+    """Yield PyAMG's rows: every construction with conjugate gradients, rotated anisotropy with evolution as well."""
     import pyamg
 
     A, near = system.matrix, {"B": system.motions} if system.motions is not None else {}
@@ -213,23 +214,21 @@ def algebraic_peers(system: System, b: np.ndarray, repeat: int) -> list[dict[str
     }
     if system.motions is None:
         calls["PyAMG Ruge-Stuben"] = lambda: pyamg.ruge_stuben_solver(A)
-    rows = []
     for name, build in calls.items():
         setup = spent(build, repeat, 2)
         residuals: list[float] = []
         options = {"tol": TOL, "accel": "cg", "maxiter": 100}
         setup.output.solve(b, residuals=residuals, **options)
         solve = spent(lambda s=setup.output, o=options: s.solve(b, **o), repeat, 2)
-        rows.append({
+        yield {
             "solver": name, **columns(setup, solve), "steps": len(residuals) - 1,
             "complexity": setup.output.operator_complexity(), "x": solve.output,
-        })  # fmt: skip
-    return rows
+        }  # fmt: skip
 
 
-def direct_peers(system: System, b: np.ndarray) -> list[dict[str, Any]]:
-    """Return CHOLMOD's row by sparsax, factorisation and solve in one, and SuperLU's by SciPy."""
-    rows, matrix = [], system.matrix.tocsr()
+def direct_peers(system: System, b: np.ndarray) -> Iterator[dict[str, Any]]:
+    """Yield CHOLMOD's row by sparsax, factorisation and solve in one, and SuperLU's by SciPy."""
+    matrix = system.matrix.tocsr()
     try:
         import sparsax
 
@@ -239,34 +238,27 @@ def direct_peers(system: System, b: np.ndarray) -> list[dict[str, Any]]:
         for k, matter in enumerate(("matrix", "values")):  # the first call orders the rows as well
             values = jnp.asarray(upper.data * (1 + 1e-13 * k))  # a factor is remembered by its values
             solve = spent(lambda v=values: program(v, jnp.asarray(b)), 1, 0)
-            rows.append({"solver": f"CHOLMOD, new {matter}", **columns(NOTHING, solve), "x": np.asarray(solve.output)})
+            yield {"solver": f"CHOLMOD, new {matter}", **columns(NOTHING, solve), "x": np.asarray(solve.output)}
     except Exception as cause:
         print("sparsax left out:", cause)
     if matrix.shape[0] <= 110_000 and QUICK in system.own:
         order = {"permc_spec": "MMD_AT_PLUS_A", "options": {"SymmetricMode": True}}
         setup = spent(lambda: scipy.sparse.linalg.splu(matrix.tocsc(), **order), 1, 0)
         solve = spent(lambda: setup.output.solve(b), 3, 1)
-        rows.append({"solver": "SciPy SuperLU", **columns(setup, solve), "x": solve.output})
-    return rows
+        yield {"solver": "SciPy SuperLU", **columns(setup, solve), "x": solve.output}
 
 
-def systems(options: Any) -> list[dict[str, Any]]:
-    """Measure all chosen systems; `--only` takes parts of their names beside ``systems``."""
-    rows, repeat = [], 1 if options.quick else 3
+def systems(options: Any) -> Iterator[dict[str, Any]]:
+    """Yield the rows of all chosen systems; `--only` takes parts of their names beside ``systems``."""
+    repeat = 1 if options.quick else 3
     parts = [part for part in options.only if part not in "systems"]
     for name, (make, size) in SYSTEMS.items():
         if not harness.chosen(name, parts) or (options.quick and size > 1000):
             continue
         system = make(64 if options.quick else size)
         b = np.random.default_rng(79).standard_normal(system.matrix.shape[0])
-        found = [
-            *(ours(system, b, repeat, own) for own in system.own),
-            *algebraic_peers(system, b, repeat),
-            *direct_peers(system, b),
-        ]
-        for row in found:
+        mine = (ours(system, b, repeat, own) for own in system.own)
+        for row in itertools.chain(mine, algebraic_peers(system, b, repeat), direct_peers(system, b)):
             x = row.pop("x")
             error = float(np.linalg.norm(b - system.matrix @ x) / np.linalg.norm(b))
-            rows.append({"system": name, "rows": int(b.size), **row, "error": error})
-        harness.table([r for r in rows if r["system"] == name])
-    return rows
+            yield {"system": name, "rows": int(b.size), **row, "error": error}
