@@ -33,7 +33,8 @@ class Own(NamedTuple):
     ratio: float = 4.0
 
 
-QUICK, FEW, AGGREGATES = Own(improve=1), Own(), Own("smoothed_aggregation", 0, 3, 8.0)
+PLAIN, QUICK, FEW, FEWEST = Own(improve=0, degree=3, ratio=8.0), Own(improve=1), Own(), Own(improve=5)
+AGGREGATES = Own("smoothed_aggregation", 0, 3, 8.0)
 
 
 class System(NamedTuple):
@@ -103,7 +104,7 @@ def linear_triangles(n: int) -> System:
 def quadratic_triangles(n: int) -> System:
     import skfem
 
-    return System(elements(mesh(n // 2), skfem.ElementTriP2()))
+    return System(elements(mesh(n // 2), skfem.ElementTriP2()), own=(AGGREGATES, QUICK, FEW))
 
 
 def tetrahedra(n: int) -> System:
@@ -117,7 +118,8 @@ def tetrahedra(n: int) -> System:
 def rotated(n: int) -> System:
     from pyamg.gallery import diffusion_stencil_2d, stencil_grid
 
-    return System(stencil_grid(diffusion_stencil_2d(epsilon=1e-3, theta=np.pi / 6, type="FE"), (n, n)).tocsr())
+    stencil = diffusion_stencil_2d(epsilon=1e-3, theta=np.pi / 6, type="FE")
+    return System(stencil_grid(stencil, (n, n)).tocsr(), own=(PLAIN, QUICK, FEW))
 
 
 def of_stencil(stencil: Stencil, shape: tuple[int, ...], **more: Any) -> System:
@@ -128,7 +130,7 @@ def of_stencil(stencil: Stencil, shape: tuple[int, ...], **more: Any) -> System:
 
 def islands(n: int) -> System:
     k = 10 ** np.random.default_rng(61).uniform(-3, 3, (n, n))
-    return of_stencil(Stencil.diffusion(jnp.asarray(k), shift=0), (n, n))
+    return of_stencil(Stencil.diffusion(jnp.asarray(k), shift=0), (n, n), own=(FEW, FEWEST))
 
 
 def elasticity(n: int) -> System:
