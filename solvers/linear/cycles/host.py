@@ -93,7 +93,8 @@ def classical(matrix: Any, options: dict[str, Any]) -> tuple[Any, Any]:
     from pyamg.strength import classical_strength_of_connection
 
     if options:
-        first = ruge_stuben_solver(matrix, max_levels=2, max_coarse=1, **{"strength": STRENGTH, **options}).levels[0]
+        options = {"strength": STRENGTH, **options}
+        first: Any = ruge_stuben_solver(matrix, max_levels=2, max_coarse=1, **options).levels[0]
         nothing = csr(np.zeros(0), np.zeros(0, np.int32), np.zeros(matrix.shape[0] + 1, np.int32), 0)
         return (first.P.tocsr(), first.splitting) if hasattr(first, "P") else (nothing, None)
     strong = classical_strength_of_connection(matrix, **STRENGTH[1])
