@@ -19,6 +19,7 @@ import numpy as np
 import scipy.sparse as sp
 
 from solvers import ConvexReLU, train_relu
+from solvers.problems.convexnets import noisy_ridges
 
 with contextlib.suppress(ImportError):
     clarabel = importlib.import_module("clarabel")
@@ -26,9 +27,7 @@ with contextlib.suppress(ImportError):
 
 def problem(seed: int, n: int, d: int, patterns: int, beta: float) -> ConvexReLU:
     """Return a regression with noise, a column of ones for the bias."""
-    rng = np.random.default_rng(seed)
-    X = np.column_stack([rng.standard_normal((n, d - 1)), np.ones(n)])
-    y = np.sin(2 * X[:, 0]) + np.abs(X[:, 1]) + 0.2 * rng.standard_normal(n)
+    X, y = noisy_ridges(seed, n, d)
     return ConvexReLU.sampled(jnp.asarray(X), jnp.asarray(y), beta=beta, patterns=patterns, key=jax.random.key(seed))
 
 

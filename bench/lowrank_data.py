@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from solvers import DenseMeasurements, WholeMatrix, complete, matrix_sensing, robust_recovery
+from solvers.problems.lowrank import entries, gaussian
 
 RANKS, RIDGES = (2, 4, 8, 16, 32), (0.02, 0.1, 0.5, 2.0)
 
@@ -148,12 +149,11 @@ def counts(options) -> list[dict]:
     def relative(found, truth):
         return float(np.linalg.norm(np.asarray(found) - truth) / np.linalg.norm(truth))
 
-    X = rng.standard_normal((400, 5)) @ rng.standard_normal((5, 400))
-    i, j = np.nonzero(rng.random(X.shape) < 0.15)
+    i, j, values, X = (np.asarray(x) for x in entries(5, (400, 400), 5, 0.15))
     half_steps, error = 0, 1.0
     while error > 1e-12 and half_steps < 80:
         half_steps += 2
-        sol = complete(jnp.asarray(i), jnp.asarray(j), jnp.asarray(X[i, j]), X.shape, 5, tol=0.0,
+        sol = complete(jnp.asarray(i), jnp.asarray(j), jnp.asarray(values), X.shape, 5, tol=0.0,
                        max_steps=half_steps // 2)  # fmt: skip
         error = relative(sol.matrix, X)
     rows.append({"part": "counts", "case": "400 x 400, rank 5, 15 % of the entries", "method": "complete als_cg",
@@ -168,13 +168,7 @@ def counts(options) -> list[dict]:
                      "error": relative(sol.matrix, X)})  # fmt: skip
     d, r, m = 20, 3, 600
     for symmetric, rank, outliers in itertools.product((True, False), (r, d), (0.0, 0.1, 0.3)):
-        left = rng.standard_normal((d, r))
-        X = left @ (left if symmetric else rng.standard_normal((d, r))).T
-        X = X / np.linalg.norm(X, 2)
-        A = rng.standard_normal((m, d, d))
-        y = np.einsum("mij,ij->m", A, X)
-        wrong = rng.random(m) < outliers
-        y[wrong] += 100 * rng.standard_normal(wrong.sum())
+        A, y, X, _ = gaussian(5, m, (d, d), r, outliers=outliers, symmetric=symmetric)
         sol = robust_recovery(DenseMeasurements(jnp.asarray(A)), jnp.asarray(y), rank, symmetric=symmetric,
                               max_steps=2000)  # fmt: skip
         rows.append({"part": "counts", "case": f"{outliers:.0%} outliers, rank {rank} for {r}, "
