@@ -1,5 +1,6 @@
 """Convex training: certificates, the network's own objective, closed forms, and what must not be believed."""
 
+from functools import partial
 from math import comb
 
 import jax
@@ -53,6 +54,18 @@ def test_the_network_has_the_optimum_for_its_objective(rng, loss, gated):
     assert sol.lower_bound <= sol.objective * (1 + 1e-6)
     assert np.isclose(sol.duality_gap, sol.error * sol.objective, rtol=1e-3, atol=1e-7)
     assert sol.error <= sol.tol or not sol.converged
+
+
+@needs_x64
+@pytest.mark.parametrize(("loss", "gated"), [KINDS[0], KINDS[3]])
+def test_a_sketch_changes_the_work_and_not_the_answer(rng, loss, gated):
+    p = problem(rng, loss, gated)
+    plain, sketched = solve(p), jax.jit(partial(train_relu, sketch=6))(p)
+    assert sketched.converged
+    assert np.isclose(sketched.objective, plain.objective, rtol=2e-6)
+    assert sketched.num_steps <= plain.num_steps + 10
+    with pytest.raises(ValueError, match="sketch"):
+        train_relu(p, sketch=0)
 
 
 @needs_x64
