@@ -1,4 +1,17 @@
-"""A primal-dual interior-point method for the convex problem: one n x n system a step, however many the blocks."""
+"""A primal-dual interior-point method for the convex problem: one n x n system a step, however many the blocks.
+
+Mehrotra's method, SIAM J. Optim. 2 (1992), for the problem of Pilanci and Ergen, ICML 2020, with F the map from neurons
+to outputs and s the slacks of their cones:
+
+(1) ``z s = mu``, and ``(t, u)`` with ``(beta, -q)`` likewise; of the hinge
+    ``alpha margin = mu, (1 - alpha) excess = mu``
+(2) ``W^-2 = (2 J w w' J - J) / square``, Nesterov and Todd's scaling of ``(t, u)`` and ``(beta, -q)``
+(3) ``H_i = (I - 2 w1 w1' / (2 w0^2 - 1)) / square + X' diag(z / s) X``
+(4) ``(H + F'V F) du = rhs``, V the loss's curvature, by ``(V^-1 + F H^-1 F') x = F H^-1 rhs``
+(5) ``mu = (1 - a)^3 mean``, a the step to the boundary towards products of zero, mean that of the products now
+
+It departs from Bai, Gautam and Sojoudi, SIMODS 2023, who solve it by ADMM.
+"""
 
 from typing import NamedTuple
 
@@ -85,6 +98,7 @@ def products(data: Data, p: Point) -> Products:
         margin = p.excess - 1 + data.y * blocks.fit(p.u)
         total = total + jnp.sum(p.alpha * margin + (1 - p.alpha) * p.excess)
         number = number + 2 * p.alpha.shape[0]
+    # (1)
     return Products(slack, margin, total, number)
 
 
@@ -105,6 +119,7 @@ def scaling(data: Data, p: Point) -> Scaling:
     x0, x1 = p.t / jnp.sqrt(bulge), p.u / jnp.sqrt(bulge)[:, None]
     y0, y1 = data.beta / jnp.sqrt(other), -p.q / jnp.sqrt(other)[:, None]
     gamma = jnp.sqrt(jnp.maximum((1 + x0 * y0 + jnp.sum(x1 * y1, axis=1)) / 2, 1))
+    # (2)
     return Scaling((x0 + y0) / (2 * gamma), (x1 - y1) / (2 * gamma)[:, None], jnp.sqrt(bulge / other), bulge)
 
 
@@ -112,7 +127,7 @@ def block_hessians(data: Data, p: Point, scale: Scaling, slack: Array) -> Array:
     """Return ``(I - 2 w1 w1' / (2 w0^2 - 1)) / square + X' diag(z / s) X`` of each block."""
     d = p.u.shape[1]
     outer = scale.w1[:, :, None] * scale.w1[:, None, :] * (2 / (2 * scale.w0**2 - 1))[:, None, None]
-    hessian = (jnp.eye(d, dtype=p.u.dtype)[None] - outer) / scale.square[:, None, None]
+    hessian = (jnp.eye(d, dtype=p.u.dtype)[None] - outer) / scale.square[:, None, None]  # (3)
     if data.blocks.cone:
         ratio = p.z / jnp.maximum(slack, tiny(slack.dtype))
         hessian = hessian + jnp.einsum("bn,nd,ne->bde", ratio, data.blocks.X, data.blocks.X, precision=HIGHEST)
@@ -127,6 +142,7 @@ def eliminated(blocks: Blocks, hessian: Array, flat: Array):
     rows = jnp.broadcast_to(blocks.X.T[None], (hessian.shape[0], *blocks.X.T.shape))
     whitened = lax.linalg.triangular_solve(lower, rows, left_side=True, lower=True)
     whitened = (whitened * (blocks.sign[:, None] * blocks.active)[:, None, :]).reshape(-1, blocks.X.shape[0])
+    # (4)
     factor = jnp.linalg.cholesky(matmul(whitened.T, whitened) + jnp.diag(flat))
 
     def solve(g):
@@ -212,7 +228,7 @@ def advance(data: Data, p: Point) -> Point:
     zero = jnp.zeros_like(data.beta)
     straight = direction(zero, (zero, zero, zero))
     free = longest(data, p, straight, pairs)
-    mu = (1 - free) ** 3 * pairs.total / pairs.number
+    mu = (1 - free) ** 3 * pairs.total / pairs.number  # (5)
     bent = (zero, zero, zero)
     if data.blocks.cone or data.loss == "hinge":
         df = data.y * data.blocks.fit(straight.u)

@@ -14,11 +14,15 @@ LOSSES = ("squared", "hinge")
 class ConvexReLU(eqx.Module):
     """Training of a two-layer ReLU network, written as a convex problem over activation patterns.
 
-    A pattern ``D_i = diag(1[X g_i >= 0])`` says on which examples a neuron is active. With
-    ``f = sum_i D_i X (v_i - w_i)`` the problem is ``min loss(f, y) + beta sum_i (|v_i| + |w_i|)`` where
-    ``(2 D_i - I) X v_i >= 0`` and the same for w_i. It has the optimum of
-    ``min loss(sum_j (X u_j)_+ a_j, y) + beta / 2 sum_j (|u_j|^2 + a_j^2)`` over all neurons with these patterns
-    (Pilanci, Ergen). Gated networks, ``f = sum_i D_i X u_i`` with fixed gates g_i, have no constraints.
+    A pattern D_i says on which examples a neuron is active (Pilanci and Ergen, ICML 2020, theorem 1):
+
+    (1) ``D_i = diag(1[X g_i >= 0])``
+    (2) ``f = sum_i D_i X (v_i - w_i)``
+    (3) ``(2 D_i - I) X v_i >= 0``, and the same for w_i
+    (4) ``min loss(f, y) + beta sum_i (|v_i| + |w_i|)``
+
+    It has the optimum of ``min loss(sum_j (X u_j)_+ a_j, y) + beta / 2 sum_j (|u_j|^2 + a_j^2)`` over all neurons with
+    these patterns. Gated networks, ``f = sum_i D_i X u_i`` with fixed gates g_i, have no constraints.
 
     Make one with `ConvexReLU.sampled`, or give gates of your own.
 
@@ -95,7 +99,7 @@ class ConvexReLU(eqx.Module):
 
 def activity(X: Array, gates: Array) -> Float[Array, "p n"]:
     """Return ``1[X g_i >= 0]``."""
-    return (matmul(gates, X.T) >= 0).astype(X.dtype)
+    return (matmul(gates, X.T) >= 0).astype(X.dtype)  # (1)
 
 
 def distinct_rows(rows: Float[Array, "p n"]) -> Bool[Array, " p"]:
@@ -140,7 +144,7 @@ class Blocks(eqx.Module):
 
     def fit(self, u: Float[Array, "b d"]) -> Float[Array, " n"]:
         """Return ``sum_i sign_i D_i X u_i``."""
-        return jnp.sum(self.sign[:, None] * self.active * matmul(u, self.X.T), axis=0)
+        return jnp.sum(self.sign[:, None] * self.active * matmul(u, self.X.T), axis=0)  # (2)
 
     def fit_transposed(self, r: Float[Array, " n"]) -> Float[Array, "b d"]:
         """Return ``sign_i X' D_i r``."""
@@ -148,7 +152,7 @@ class Blocks(eqx.Module):
 
     def slack(self, u: Float[Array, "b d"]) -> Float[Array, "b n"]:
         """Return ``(2 D_i - I) X u_i``."""
-        return self.orientation * matmul(u, self.X.T)
+        return self.orientation * matmul(u, self.X.T)  # (3)
 
     @property
     def idle(self) -> Float[Array, "1 n"]:
@@ -183,14 +187,15 @@ def network_output(blocks: Blocks, u: Array) -> Array:
 def network_objective(blocks: Blocks, loss: str, y: Array, beta: Array, u: Array) -> Array:
     """Return the objective of the network that the blocks stand for, feasible or not: an upper bound of the optimum."""
     f = network_output(blocks, u)
-    return loss_of(loss, f, y) + beta * jnp.sum(jnp.abs(blocks.sign) * lengths(u))
+    return loss_of(loss, f, y) + beta * jnp.sum(jnp.abs(blocks.sign) * lengths(u))  # (4)
 
 
 def dual_bound(blocks: Blocks, loss: str, y: Array, beta: Array, slope: Array, z: Array | None) -> Array:
     """Return a lower bound of the optimum from a slope of the loss and multipliers of the cones, whatever they are.
 
-    ``-loss*(c slope)`` is one if ``|sign_i X' D_i c slope - X' (2 D_i - I) c z_i| <= beta`` for all i and z >= 0; the
-    largest c up to one is taken.
+    (5) ``-loss*(c slope)`` is one if ``|sign_i X' D_i c slope - X' (2 D_i - I) c z_i| <= beta`` for all i and z >= 0
+
+    The largest c up to one is taken.
     """
     if loss == "hinge":
         inside = jnp.clip(-slope * y, 0, 1)
@@ -199,6 +204,7 @@ def dual_bound(blocks: Blocks, loss: str, y: Array, beta: Array, slope: Array, z
     if z is not None:
         steep = steep - blocks.slack_transposed(jnp.maximum(z, 0))
     worst = jnp.max(jnp.abs(blocks.sign) * lengths(steep))
+    # (5)
     most = beta / jnp.maximum(worst, tiny(beta.dtype))
     if loss == "hinge":
         return jnp.minimum(1, most) * jnp.sum(-slope * y)

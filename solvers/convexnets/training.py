@@ -93,9 +93,9 @@ def train_relu(
     -------
     ConvexReLUSolution
         ``value`` (2 p, d): the v_i, then the w_i; ``objective``, ``lower_bound``, ``duality_gap``, ``to_network()``.
-        ``error = (objective - lower_bound) / objective``, not below zero, with the objective of the network and a bound
-        from a feasible point of the dual problem: no network with these patterns is better by more. One with other
-        patterns may be. `Status.STAGNATED` where rounding ends it.
+        ``error = (objective - lower_bound) / objective`` (1), not below zero, with the objective of the network and a
+        bound from a feasible point of the dual problem: no network with these patterns is better by more. One with
+        other patterns may be. `Status.STAGNATED` where rounding ends it.
 
     Raises
     ------
@@ -181,6 +181,7 @@ def _solve(problem: ConvexReLU, x0, limits: Limits, unconverged: str) -> ConvexR
         first,
         limits,
         value=lambda s: s,
+        # (1)
         error=lambda s: jnp.maximum(s.objective - s.bound, 0) / jnp.where(s.objective > 0, s.objective, 1),
         stall=25,
     )

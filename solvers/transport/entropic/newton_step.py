@@ -1,4 +1,16 @@
-"""One outer step of the safeguarded Newton method on the semi-dual, and the annealing it takes part in."""
+"""One outer step of the safeguarded Newton method on the semi-dual, and the annealing it takes part in.
+
+With d the direction of `newton_systems` and h what `epsilon` was at the end of the stage before, a step is
+
+(1) ``(S + lam D_r) d = a - r``
+(2) ``alpha <- alpha exp(t d),  beta <- b / (K' alpha)``
+(3) ``<a, log(alpha_t / alpha)> + <b, log(beta_t / beta)> >= 1e-4 t <a - r, d>``, the gain of the dual over epsilon
+(4) ``alpha <- alpha a / r,  beta <- b / (K' alpha)``, a sweep of Sinkhorn
+(5) ``epsilon <- max(epsilon / 4, target)``, ``f <- f + (f - f_h) (new epsilon - epsilon) / (epsilon - h)``, g likewise
+
+Equations 1 and 2 are stage 2 of algorithm 1 of Tang et al. (ICLR 2024), which leaves the search for t open. The sweep
+after each step and the annealing are not in the paper.
+"""
 
 from typing import Any, NamedTuple
 
@@ -80,7 +92,9 @@ def search(problem: Problem, kernel: Kernel, d) -> Kernel:
     error = row_error(problem, kernel)
 
     def tried(t):
+        # (2)
         trial = rescale(problem, kernel, kernel.alpha * jnp.exp(t * d))
+        # (3)
         gain = jnp.sum(a * jnp.log(trial.alpha / kernel.alpha)) + jnp.sum(b * jnp.log(trial.beta / kernel.beta))
         after = row_error(problem, trial)
         good = jnp.where(error**2 > machine_eps(d.dtype), gain >= 1e-4 * t * slope, after < error)
@@ -101,8 +115,9 @@ def newton_step(problem: Problem, state: State, tol, max_steps, hessian: Backend
     Stage 2 of algorithm 1 of Tang et al. (2024), on the semi-dual of the rows, followed by a sweep of its stage 1.
     """
     system = System.at(problem, state.kernel, state.error, tol, DAMPING)
+    # (1)
     direction = hessian.direction(state.prepared, problem, state.kernel, system, state.hard)
-    kernel = sweep(problem, search(problem, state.kernel, direction.d))
+    kernel = sweep(problem, search(problem, state.kernel, direction.d))  # (2), (3), (4)
     moved = State(
         kernel, row_error(problem, kernel), state.steps + 1, state.stage_steps + 1,
         state.before, state.prepared, direction.hard, state.cg_steps + direction.cg_steps,
@@ -118,7 +133,7 @@ def settle(problem: Problem, state: State, tol, max_steps, hessian: Backend) -> 
     advance = (epsilon > problem.epsilon) & done
 
     def renew(state: State) -> State:
-        lower = jnp.where(advance, jnp.maximum(jnp.where(last, 0, epsilon * DECAY), problem.epsilon), epsilon)
+        lower = jnp.where(advance, jnp.maximum(jnp.where(last, 0, epsilon * DECAY), problem.epsilon), epsilon)  # (5)
         (f, g), passed = extrapolate(state, lower)
         before = jax.tree.map(lambda new, old: jnp.where(advance, new, old), passed, state.before)
         stage_steps = jnp.where(advance, 0, state.stage_steps)
@@ -138,7 +153,7 @@ def extrapolate(state: State, lower):
     potentials, epsilon = state.kernel.potentials, state.kernel.epsilon
     known = state.before[2] > 1.01 * epsilon
     ratio = jnp.where(known, (lower - epsilon) / jnp.where(known, epsilon - state.before[2], 1), 0)
-    ahead = tuple(p + ratio * (p - q) for p, q in zip(potentials, state.before[:2], strict=True))
+    ahead = tuple(p + ratio * (p - q) for p, q in zip(potentials, state.before[:2], strict=True))  # (5)
     return ahead, (*potentials, epsilon)
 
 

@@ -2,6 +2,14 @@
 
 S is the graph Laplacian of the plan seen from its rows: positive semidefinite, with the constants in its null space.
 Each backend is a class with ``prepare`` (once a kernel) and ``direction`` (once a step).
+
+The Newton step of Tang et al., "Accelerating Sinkhorn algorithm with sparse Newton iterations", ICLR 2024, eliminated:
+
+(1) ``S = D_r - P D_b^-1 P' = D_r - diag(alpha) K diag(w) K' diag(alpha),  w = beta^2 / b``
+(2) ``(S + lam D_r) d = a - r``
+(3) ``lam = damping min(1, error)``, the shift; (2) is solved to ``0.1 min(1/2, sqrt(error))`` of its right-hand side
+
+It departs from the paper, whose matrix ``[[D_r, P], [P', D_c]]`` acts on both potentials, unshifted and singular.
 """
 
 from typing import Any
@@ -56,10 +64,10 @@ class System(eqx.Module):
         It is solved to ``0.1 min(1/2, sqrt(error))`` relative, but no further than an error of `goal` asks for; the
         relative shift is ``damping * min(1, error)``.
         """
-        w = jnp.where(problem.columns, kernel.beta**2 / jnp.where(problem.columns, problem.b, 1), 0)
+        w = jnp.where(problem.columns, kernel.beta**2 / jnp.where(problem.columns, problem.b, 1), 0)  # (1)
         safe = jnp.where(error > 0, error, 1)
-        lam = damping * jnp.minimum(error, 1) + 10 * machine_eps(kernel.r.dtype)
-        tol = jnp.maximum(0.1 * jnp.minimum(0.5, jnp.sqrt(error)), jnp.minimum(0.2 * goal / safe, 0.1))
+        lam = damping * jnp.minimum(error, 1) + 10 * machine_eps(kernel.r.dtype)  # (3)
+        tol = jnp.maximum(0.1 * jnp.minimum(0.5, jnp.sqrt(error)), jnp.minimum(0.2 * goal / safe, 0.1))  # (3)
         return cls(kernel.r, w, (problem.a - kernel.r) / safe, safe, lam, tol)
 
     def astype(self, dtype) -> "System":
@@ -91,6 +99,7 @@ class DenseCG(eqx.Module):
         if not K.stored and dtype != system.r.dtype:
             s = consistent(K, alpha, kernel.beta.astype(dtype), s)
         diagonal = s.r - alpha**2 * K.squares_times(s.w)
+        # (1): the second term
         product = lambda x: alpha * K.times(s.w * K.transposed_times(alpha * x))  # noqa: E731
         return Direction.of(pcg(product, diagonal, s, problem.rows, self), system)
 
@@ -120,11 +129,11 @@ class Cholesky(eqx.Module):
         live = problem.rows
         diagonal = jnp.where(live, system.r * (1 + system.lam), 1)
         scale = jnp.where(live, lax.rsqrt(jnp.where(live, system.r, 1)), 1)
-        S = jnp.diag(diagonal) - matmul(A, A.T) + system.r[:, None] * system.r[None, :]
+        S = jnp.diag(diagonal) - matmul(A, A.T) + system.r[:, None] * system.r[None, :]  # (1)
         S = S * scale[:, None] * scale[None, :]
         rhs = jnp.where(live, system.rhs, 0)
         factor = jnp.linalg.cholesky(S, symmetrize_input=False)
-        d = scale * jax.scipy.linalg.cho_solve((factor, True), scale * rhs)
+        d = scale * jax.scipy.linalg.cho_solve((factor, True), scale * rhs)  # (2)
         return Direction(d * system.scale, jnp.zeros((), jnp.int32), jnp.ones((), bool))
 
 
@@ -163,7 +172,7 @@ def pcg(product, diagonal, system: System, live, settings: DenseCG) -> KrylovRes
     r, lam = system.r, system.lam
     inverse = jnp.where(live, 1 / jnp.where(live, jnp.maximum(diagonal, 1e-3 * r) + lam * r, 1), 0)
     return cg(
-        lambda x: (1 + lam) * r * x - product(x),
+        lambda x: (1 + lam) * r * x - product(x),  # (2)
         jnp.where(live, system.rhs, 0),
         tol=system.tol,
         max_steps=settings.max_steps,

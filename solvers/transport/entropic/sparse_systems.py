@@ -1,4 +1,9 @@
-"""The Newton matrix on the entries of the plan that matter, in rows of a static length."""
+"""The Newton matrix on the entries of the plan that matter, in rows of a static length.
+
+Where Tang et al. (ICLR 2024) keep a fixed number of entries, here the mass that is dropped is bounded:
+
+(1) ``P_ij >= delta min(r_i / m, c_j / n)`` is kept, so that row i loses at most ``delta r_i``, column j ``delta c_j``
+"""
 
 import math
 from typing import Any
@@ -55,6 +60,7 @@ class SparseCG(eqx.Module):
         nothing = self.nothing(n, m, dtype)
 
         def kept():
+            # (1)
             least = DROPPED * jnp.minimum((kernel.r / m)[:, None], (problem.b / n)[None, :])
             return (kernel.alpha[:, None] * K * kernel.beta[None, :] >= least) & (K > 0)
 
@@ -80,6 +86,7 @@ class SparseCG(eqx.Module):
 
         def lines(K, alpha, beta, mine, other, compress):
             def tile(entries, alpha, mine, beta, other):
+                # (1)
                 least = DROPPED * jnp.minimum(mine[:, None], other[None, :])
                 keep = (alpha[:, None] * entries * beta[None, :] >= least) & (entries > 0)
                 if compress:
