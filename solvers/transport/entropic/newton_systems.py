@@ -24,10 +24,15 @@ from ...core.krylov.result import KrylovResult
 from ...core.loop import when
 from ...core.precision import eps as machine_eps
 from ...core.precision import matmul
+from ...core.precision import tiny as smallest
 from ...core.typing import Array, Bool, Float, Int, Scalar
 from ..problem import Problem
 from .gibbs_kernel import Kernel
 
+LEAST = 1e-10
+"""Diagonal entries of S count as at least this part of D_r: a row with one partner has one that is small."""
+PATIENCE = 200
+"""Conjugate-gradient steps without a smaller residual before they end: where masses hang together weakly, it rests."""
 USEFUL = 0.02
 """A direction with this relative residual still gains a digit or more: conjugate gradients had no trouble."""
 
@@ -170,7 +175,8 @@ def pcg(product, diagonal, system: System, live, settings: DenseCG) -> KrylovRes
     `diagonal` is that of the matrix without the shift: the preconditioner.
     """
     r, lam = system.r, system.lam
-    inverse = jnp.where(live, 1 / jnp.where(live, jnp.maximum(diagonal, 1e-3 * r) + lam * r, 1), 0)
+    shifted = jnp.maximum(jnp.maximum(diagonal, LEAST * r) + lam * r, smallest(r.dtype))
+    inverse = jnp.where(live, 1 / shifted, 0)
     return cg(
         lambda x: (1 + lam) * r * x - product(x),  # (2)
         jnp.where(live, system.rhs, 0),
@@ -178,5 +184,6 @@ def pcg(product, diagonal, system: System, live, settings: DenseCG) -> KrylovRes
         max_steps=settings.max_steps,
         precondition=lambda x: inverse * x,
         norm=lambda x: jnp.sum(jnp.abs(x)),
+        stall=PATIENCE,
         unroll=1 if jax.default_backend() == "cpu" else 4,
     )
