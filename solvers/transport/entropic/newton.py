@@ -197,7 +197,8 @@ def begin(problem: Problem, potentials, cold: bool, anneal: bool, hessian: Backe
     lower = jnp.where(run.num_steps >= limits.max_steps, problem.epsilon, lower)
     ahead, before = jax.tree.map(lambda x: x.astype(top.dtype), extrapolate(run.state, lower.astype(jnp.float32)))
     kernel = when(hard, lambda k: absorb(problem, k, *ahead, epsilon=lower), kernel)
-    return state_at(problem, kernel, hessian, before, Counts(run.num_steps, 0, run.state.cg_steps)), run
+    counts = Counts(run.num_steps, 0, run.state.cg_steps)
+    return state_at(problem, kernel, hessian, before, counts, modes=run.state.modes), run
 
 
 def anneal_in_single(problem: Problem, hard, top, hessian: Backend, limits: Limits) -> Run:
