@@ -1,4 +1,4 @@
-"""Plans whose points have one partner each, and plans of groups that exchange little mass: steps, and what bounds them."""
+"""Plans whose points have one partner each, and plans of groups that exchange little mass: how many steps they take."""
 
 import jax.numpy as jnp
 import numpy as np
