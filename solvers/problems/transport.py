@@ -156,7 +156,9 @@ def _device_clouds(key, *, n: int, m: int, kind: str, dtype):
         cost = jax.random.uniform(x_key, (n, m), dtype)
     elif kind in _POINTS:
         x, y = (points(k, size, dtype) for points, k, size in zip(_POINTS[kind], (x_key, y_key), (n, m), strict=True))
-        squares = sum((x[:, None, d] - y[None, :, d]) ** 2 for d in range(x.shape[1]))
+        squares = jnp.zeros((n, m), dtype)
+        for d in range(x.shape[1]):
+            squares = squares + (x[:, None, d] - y[None, :, d]) ** 2
         cost = squares / squares.mean()
     else:
         raise ValueError(f"device_clouds: `kind` must be one of {[*_POINTS, 'random']}, got {kind!r}")

@@ -86,7 +86,8 @@ def coarse(modes: SlowModes, products: Callable[[Any], Any], r, live, lam) -> tu
     def improved(carry):
         modes, _ = carry
         trips = jnp.where(modes.age == 0, FIRST, LATER)
-        V = lax.fori_loop(0, trips, lambda _, V: orthonormal(times(V)), modes.basis)  # (1)
+        # (1)
+        V = lax.fori_loop(0, trips, lambda _, V: orthonormal(times(V)), modes.basis)
         E = (1 + lam) * matmul(V.T, V) - matmul(V.T, times(V))
         k = V.shape[1]
         E = (E + E.T) / 2 + 100 * eps(V.dtype) * jnp.eye(k, dtype=V.dtype)
@@ -95,7 +96,8 @@ def coarse(modes: SlowModes, products: Callable[[Any], Any], r, live, lam) -> tu
         weighted = matmul(matmul(U, inverse.T), inverse)
         fine = jnp.all(jnp.isfinite(weighted))
         kept = SlowModes(jnp.where(fine, V, modes.basis), modes.wanted, modes.age + 1)
-        return kept, Coarse(U, jnp.where(fine, weighted, 0))  # (2)
+        # (2)
+        return kept, Coarse(U, jnp.where(fine, weighted, 0))
 
     nothing = Coarse(jnp.zeros_like(modes.basis), jnp.zeros_like(modes.basis))
     return when(modes.wanted > TIRED, improved, (modes, nothing))
