@@ -5,8 +5,9 @@ ring, clusters. With ``T = D_r^-1/2 P D_c^-1 P' D_r^-1/2``, whose eigenvalues li
 ones, ``S = D_r^1/2 (I - T) D_r^1/2``. A block of them costs little more to multiply than one vector, changes little
 from one Newton step to the next, and so needs one or two subspace iterations a step:
 
-    V <- orth(T V),                                                                                                 (1)
-    M^-1 = D^-1 + U (U' (S + lam D_r) U)^-1 U',   U = D_r^-1/2 V,                                                   (2)
+(1) ``V <- orth(T V)``
+
+(2) ``M^-1 = D^-1 + U (U' (S + lam D_r) U)^-1 U'`` with ``U = D_r^-1/2 V``:
 
 two-level additive preconditioning with the diagonal D that conjugate gradients had before.
 
