@@ -6,9 +6,9 @@ import pytest
 
 from solvers.problems.transport import HARD, device_clouds
 from solvers.transport import DenseCG, SparseCG
-from solvers.transport.entropic.gibbs_kernel import absorb, empty
-from solvers.transport.entropic.slow_modes import SlowModes, coarse, orthonormal
 from solvers.transport.problem import prepare
+from solvers.transport.systems.gibbs_kernel import absorb, empty
+from solvers.transport.systems.slow_modes import SlowModes, coarse, orthonormal
 
 from ..compiled import sns_sinkhorn
 from ..conftest import FLOAT, X64

@@ -16,11 +16,11 @@ from ..costs.cost import Cost
 from ..costs.pointcloud import stored_if_small
 from ..problem import Problem, check, check_potentials, default_tol, prepare
 from ..solution import TransportSolution
+from ..systems.gibbs_kernel import absorb, empty, reduced_potentials, row_error, sweep
+from ..systems.system_choice import Backend, anneals_in_single, check_hessian, choose_backend
 from .derivatives import finish
-from .gibbs_kernel import absorb, empty, reduced_potentials, row_error, sweep
 from .newton_step import DECAY, STAGE_ERROR, Counts, ascend, extrapolate, state_at
 from .published import PublishedSNS, solve_published
-from .system_choice import Backend, anneals_in_single, check_hessian, choose_backend
 
 START = 80
 """Annealing begins at the cost's spread divided by this."""

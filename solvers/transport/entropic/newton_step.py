@@ -23,9 +23,9 @@ from ...core.loop import Limits, Run, iterate, when
 from ...core.precision import eps as machine_eps
 from ...core.typing import Array, Bool, Float, Int, Scalar
 from ..problem import Problem
-from .gibbs_kernel import Kernel, absorb, needs_absorbing, rescale, row_error, sweep
-from .newton_systems import System
-from .system_choice import Backend
+from ..systems.gibbs_kernel import Kernel, absorb, needs_absorbing, rescale, row_error, sweep
+from ..systems.newton_systems import System
+from ..systems.system_choice import Backend
 
 DECAY = 0.25
 """Each stage divides epsilon by four ..."""
