@@ -3,11 +3,14 @@
 Both solve the same convex problem over the same patterns, ours by `train_relu`, Clarabel as a second-order cone program
 to its tightest tolerances. `gap` is the certificate of ours; `above_clarabel` the relative distance of the objectives;
 `network_objective` the nonconvex objective of the network that comes out, relative to it.
+`pyscnn`: the augmented Lagrangian method of that package, in PyTorch, on the same gates.
 """
 
 import contextlib
 import importlib
+import sys
 import time
+from unittest import mock
 
 import harness
 import jax
@@ -128,18 +131,61 @@ def digits(quick: bool) -> list[dict]:
     return rows
 
 
+def by_pyscnn(p: ConvexReLU, tol: float) -> tuple[float, float]:
+    """Return the network's objective and the seconds of pyscnn's augmented Lagrangian method with the same gates."""
+    sys.modules.setdefault("cvxpy", mock.MagicMock())  # imported there for solvers that are not used here
+    models, optimize, metrics, regularizers, solvers = (
+        importlib.import_module(f"scnn.{name}") for name in ("models", "optimize", "metrics", "regularizers", "solvers")
+    )
+    X, y, beta = np.asarray(p.X), np.asarray(p.y), float(p.beta)
+    model = models.ConvexReLU(np.asarray(p.gates)[np.asarray(p.distinct)].T)
+    solver = solvers.AL(model, tol=tol, constraint_tol=tol, max_primal_iters=100_000, max_dual_iters=10_000)
+    begin = time.perf_counter()
+    found, _ = optimize.optimize_model(
+        model, solver, metrics.Metrics(), X, y, regularizer=regularizers.NeuronGL1(beta / len(y)), unitize_data=False,
+        dtype="float64",
+    )  # fmt: skip
+    seconds = time.perf_counter() - begin
+    hidden, output = (np.asarray(w) for w in found.parameters)
+    size = np.linalg.norm(hidden, axis=1) * np.abs(output.ravel())  # of each neuron when its layers are balanced
+    f = np.maximum(X @ hidden.T, 0) @ output.ravel()
+    return float(np.sum((f - y) ** 2) / 2 + beta * np.sum(size)), seconds
+
+
+def pyscnn(options) -> list[dict]:
+    """Train on the random problems and on digits, ours to a gap of 1e-4, beside pyscnn at three tolerances."""
+    rows, solve = [], jax.jit(lambda p: train_relu(p, tol=1e-4))
+    for seed, (n, d, patterns) in ((5, (40, 5, 20)), (6, (200, 8, 50)), (7, (500, 10, 100)))[
+        : 1 if options.quick else 3
+    ]:
+        p = problem(seed, n, d, patterns, 0.1)
+        run = harness.clock(lambda p=p: solve(p), repeat=3, warm=True)
+        best, low = float(run.output.objective), float(run.output.lower_bound)
+        case = {"part": "pyscnn", "case": f"{seed}: n={n}, d={d}, {int(p.distinct.sum())} patterns"}
+        rows.append({**case, "method": "train_relu", "above_bound": best / low - 1, "seconds": run.seconds})
+        for tol in (1e-6, 1e-8, 1e-10):
+            row = {**case, "method": f"pyscnn AL, tol {tol:.0e}"}
+            try:
+                value, seconds = by_pyscnn(p, tol)
+                rows.append(
+                    {**row, "above_bound": value / low - 1, "seconds": seconds, "over_ours": seconds / run.seconds}
+                )
+            except ImportError as missing:
+                rows.append({**row, "failure": str(missing)})
+    return rows
+
+
 def main() -> None:
     """Run what was chosen and save."""
     options = harness.arguments(__doc__)
     jax.config.update("jax_enable_x64", True)
-    record, rows = harness.machine("clarabel", "scikit-learn"), []
-    if harness.chosen("random", options.only):
-        rows += race(4 if options.quick else 20, 40, 5, 20)
-    if harness.chosen("digits", options.only):
-        rows += digits(options.quick)
-    for part in dict.fromkeys(row["part"] for row in rows):
-        harness.table([row for row in rows if row["part"] == part], title=part)
-    harness.save(options.out / "convexnets.json", rows, key=("part", "case", "method"), record=record)
+    parts = {
+        "random": lambda options: race(4 if options.quick else 20, 40, 5, 20),
+        "digits": lambda options: digits(options.quick),
+        "pyscnn": pyscnn,
+    }
+    record = harness.machine("clarabel", "scikit-learn", "pyscnn")
+    harness.run_parts(options, "convexnets", parts, key=("part", "case", "method"), record=record)
 
 
 if __name__ == "__main__":

@@ -193,7 +193,7 @@ def bit_allocation(
     value, price = np.where(forbidden, np.inf, value), np.where(forbidden, np.inf, price)
     cheapest = np.argmin(price, axis=1)
     floor = np.take_along_axis(price, cheapest[:, None], 1)[:, 0]
-    if not problem.sums(cheapest[problem.group])[1] <= budget:
+    if np.isinf(floor).any() or not problem.sums(cheapest[problem.group])[1] <= budget:
         return _answer(problem, cheapest, np.inf, 0, AllocationStatus.TOO_EXPENSIVE)
 
     budget = min(budget, float(np.sum(np.max(np.where(forbidden, -np.inf, price), axis=1))))

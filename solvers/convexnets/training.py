@@ -114,9 +114,10 @@ def train_relu(
     multipliers until they are feasible.
 
     Derivatives: of `objective`, by the envelope theorem, and of functions of the network's outputs, those of a point of
-    the central path at a complementarity of the root of the rounding error; in X, y and beta, forward and reverse, of
-    first order; of the squared loss only, NaN for the hinge. Neurons have derivatives of their own only where they are
-    unique. Patterns are constant.
+    the central path at a complementarity of the root of the rounding error, a thousand times that for the hinge; in X,
+    y and beta, forward and reverse, of first order. The hinge's outputs have kinks where an example reaches its margin:
+    what is returned there is the derivative of the smooth path. Neurons have derivatives of their own only where they
+    are unique. Patterns are constant.
 
     References
     ----------

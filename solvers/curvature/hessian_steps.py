@@ -40,7 +40,7 @@ class AdaHessianState(NamedTuple):
     key : PRNG key
         Of the next probe.
     mu, nu : PyTree
-        Moving averages of the gradient and of the squared diagonal.
+        The moving average of the gradient, and the root of that of the squared diagonal: squares leave the range.
     """
 
     count: Int[Array, ""]
@@ -151,7 +151,7 @@ def scale_by_adahessian(
 
         def measured(nu):
             d = _absolute_diagonal(product, use, params, how)
-            return jax.tree.map(lambda old, d: blend(b2, old, d.astype(old.dtype) ** 2), nu, d)  # (2)
+            return jax.tree.map(lambda old, d: _blended_root(b2, old, d.astype(old.dtype)), nu, d)  # (2)
 
         nu = when(due, measured, state.nu)
         mu = jax.tree.map(lambda old, g: blend(b1, old, g.astype(old.dtype)), state.mu, updates)  # (2)
@@ -160,13 +160,19 @@ def scale_by_adahessian(
 
         def step(m, v, g):
             m = m / _unbias(b1, count, m.dtype)
-            v = jnp.sqrt(v / _unbias(b2, times, v.dtype))
+            v = v / jnp.sqrt(_unbias(b2, times, v.dtype))
             # (3)
             return (m / (v ** jnp.asarray(hessian_power, v.dtype) + jnp.asarray(eps, v.dtype))).astype(g.dtype)
 
         return jax.tree.map(step, mu, nu, updates), AdaHessianState(count, times, key, mu, nu)
 
     return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _blended_root(rate: Scalar, old: Array, new: Array) -> Array:
+    """Return ``sqrt(rate old^2 + (1 - rate) new^2)``."""
+    rate = jnp.asarray(rate, old.dtype)
+    return jnp.hypot(jnp.sqrt(rate) * old, jnp.sqrt(1 - rate) * new)
 
 
 def _wide(dtype: Any) -> Any:

@@ -72,11 +72,10 @@ def batch_hessian_outlier(
     value = checks.float_array(name, "eigenvalue", eigenvalue)
     size, spread, batch = (jnp.asarray(x, value.dtype) for x in (num_params, variance, batch_size))
     share = jnp.zeros((), value.dtype) if num_data is None else batch / jnp.asarray(num_data, value.dtype)
-    squared = jnp.broadcast_to(spread * size * jnp.maximum(1 - share, 0) / batch, value.shape)  # (1)
-    outside = value**2 > squared
+    radius = jnp.broadcast_to(jnp.sqrt(spread) * jnp.sqrt(size * jnp.maximum(1 - share, 0) / batch), value.shape)  # (1)
+    outside = jnp.abs(value) > radius
     safe = jnp.where(outside, value, 1)
-    # (2)
-    return jnp.where(outside, value + squared / safe, jnp.where(value < 0, -2, 2) * jnp.sqrt(squared))
+    return jnp.where(outside, value + radius * (radius / safe), jnp.where(value < 0, -2, 2) * radius)  # (2)
 
 
 def scale_learning_rate(
@@ -146,13 +145,17 @@ class SGDStability(eqx.Module):
 
     def radius(self, learning_rate: Scalar, *, num_steps: int = 64) -> Float[Array, ""]:
         """Return the growth of the mean squared perturbation a step, in the data's span; stable iff at most 1."""
-        h, rate = self.curvatures, jnp.asarray(learning_rate, self.rows.dtype)
+        unit = jnp.max(jnp.abs(self.rows))
+        unit = jnp.where(unit > 0, unit, 1)
+        # In units of the gradients, whose fourth powers leave the range.
+        rows, h = self.rows / unit, self.curvatures / unit / unit
+        rate = jnp.asarray(learning_rate, self.rows.dtype) * unit * unit
         alive = _alive(h)
 
         def step(s):
             kept = (1 - rate * h)[:, None] * s * (1 - rate * h)[None, :]
             # (4)
-            return alive * (kept + rate**2 * self.mixing * (_fourth(self.rows, s) - h[:, None] * s * h[None, :]))
+            return alive * (kept + rate**2 * self.mixing * (_fourth(rows, s) - h[:, None] * s * h[None, :]))
 
         return _largest(step, alive * jnp.eye(h.shape[0], dtype=h.dtype), num_steps)[0]
 

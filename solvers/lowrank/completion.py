@@ -216,8 +216,8 @@ def _index(name: str, x, size: int, values) -> Array:
     x = jnp.asarray(x)
     if not jnp.issubdtype(x.dtype, jnp.integer) or x.shape != values.shape or not values.size:
         checks.fail(CALL, name, f"integers of shape {values.shape}, like `values`, not empty", f"{x.dtype}{x.shape}")
-    if not isinstance(x, Tracer) and np.max(x) >= size:
-        checks.fail(CALL, name, f"below {size}", np.max(x))
+    if not isinstance(x, Tracer) and np.max(np.asarray(x)) >= size:  # not traced, under `jax.jit` either
+        checks.fail(CALL, name, f"below {size}", np.max(np.asarray(x)))
     return x
 
 
