@@ -127,8 +127,11 @@ def product(left: Any, right: Any) -> Any:
 def smoothed(matrix: Any, P: Any, fine: Any, sweeps: int) -> Any:
     """Return P after Jacobi sweeps for ``A P = 0`` in the rows `fine`, small weights dropped.
 
-    A sweep is one product: in these rows ``I - A / diagonal`` is ``-A / diagonal`` without its own entry, in the others
-    it is the identity.
+    As in Stueben's appendix (2001), D the diagonal in these rows and zero in others:
+
+    (1) ``P <- P - D^+ A P``
+
+    which is one product: in these rows ``I - D^+ A`` is without a diagonal entry, in others it is the identity.
     """
     matrix, row = in_order(matrix), rows_of(matrix)
     diagonal = matrix.diagonal()
@@ -140,7 +143,7 @@ def smoothed(matrix: Any, P: Any, fine: Any, sweeps: int) -> Any:
     ends = np.r_[0, np.cumsum(kept)][matrix.indptr].astype(matrix.indptr.dtype)
     sweep = csr(data[kept], matrix.indices[kept], ends, matrix.shape[1])
     for _ in range(sweeps):
-        P = without_small(product(sweep, P))
+        P = without_small(product(sweep, P))  # (1)
     return P
 
 
