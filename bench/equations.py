@@ -1,12 +1,11 @@
 """Equations: every CUTEst problem of sif2jax with nothing but equations and n <= 30, against IPOPT and least squares.
 
-``python bench/equations.py [--quick] [--ours] [--resume] [--only HS6,BT1] [--seconds 3600]``. Systems of equations
-(square and over-determined) and problems with an objective. Solved means that the largest violation is at most 1e-8
-and so is stationarity, scaled as IPOPT scales it, with multipliers by least squares for everybody. SciPy's
+``python bench/equations.py [--quick] [--only HS6,BT1] [--slice k/n] [--resume]``, in parts (see ``parts.py``). Systems
+of equations (square and over-determined) and problems with an objective. Solved means that the largest violation is at
+most 1e-8 and so is stationarity, scaled as IPOPT scales it, with multipliers by least squares for everybody. SciPy's
 `least_squares` runs on the systems, where it minimises the same violation.
 """
 
-import functools
 import json
 import pathlib
 from typing import Any
@@ -28,11 +27,6 @@ from solvers import Status, sketched_newton  # noqa: E402
 FILE = "equations.json"
 PROBLEMS = json.loads((pathlib.Path(__file__).parent / "equality_problems.json").read_text())
 """Module, n and the number of equations."""
-
-
-def names_by_size():
-    """Return the names, the smallest first."""
-    return sorted(PROBLEMS, key=lambda name: (PROBLEMS[name][1] * (3 + PROBLEMS[name][2]), name))
 
 
 def judge(problem, calls, x):
@@ -89,15 +83,18 @@ def by_least_squares(problem, calls):
     return end.x, "solved" if end.status > 0 else "not solved", end.nfev
 
 
-def race(name, *, repeat, peers):
-    """Solve one problem with everybody."""
+def race(name, *, repeat, wanted):
+    """Solve one problem with everybody wanted."""
     problem = load(name, PROBLEMS[name][0])
     calls = derivatives(problem)
     system = "_nonlinear_equations" in PROBLEMS[name][0]
     base = {"problem": name, "n": problem.x0.size, "m": problem.p, "system": system}
-    yield base | ours(problem, calls, repeat)
+    if wanted("sketched_newton"):
+        yield base | ours(problem, calls, repeat)
     others = {"ipopt": by_ipopt} | ({"scipy least_squares": by_least_squares} if system else {})
-    for title, solve in others.items() if peers else ():
+    for title, solve in others.items():
+        if not wanted(title):
+            continue
         row = {"solver": title, "says": "", "f": None, "violation": None, "kkt": None, "ms": None}
         try:
             timing = harness.clock(lambda solve=solve: solve(problem, calls), repeat=repeat, budget=1)
@@ -131,9 +128,8 @@ def summary(rows):
     return lines
 
 
-def report(path):
-    """Print what the file says: sums, what ours missed, and where it calls infeasible what another solved."""
-    rows = json.loads(path.read_text())["rows"]
+def report(rows):
+    """Print what the rows say: sums, what ours missed, and where it calls infeasible what another solved."""
     for title, chosen in (("systems", True), ("with an objective", False)):
         part = [r for r in rows if r["system"] is chosen]
         for shape, keep in (("m <= n", lambda r: r["m"] <= r["n"]), ("m > n", lambda r: r["m"] > r["n"])):
@@ -152,12 +148,9 @@ def report(path):
 def main():
     """Run what was asked for."""
     options = harness.finished(parts.add_options(harness.parser(__doc__ or "")).parse_args())
-    if options.part:
-        solve = functools.partial(race, repeat=3 if options.quick else 7, peers=not options.ours)
-        return parts.race_part(options, FILE, solve, ("cyipopt-wheels", "sif2jax"))
-    if not options.report:
-        parts.race_all(options, __file__, FILE, names_by_size(), "sketched_newton")
-    return report(options.out / FILE)
+    sizes = {name: n * (3 + m) for name, (_, n, m) in PROBLEMS.items()}
+    rows = parts.run(options, __file__, FILE, sizes, race, ("cyipopt-wheels", "sif2jax"))
+    return None if options.part else report(rows)
 
 
 if __name__ == "__main__":

@@ -157,20 +157,20 @@ def ipax(problem: Bounded, calls: Derivatives) -> Ended:
     return Ended(x, fitted(problem, calls, x), int(end.n_iter), bool(end.success))
 
 
-def available(*, others: bool = True, jitted: bool = True) -> dict:
-    """Return the peers that are installed: IPOPT, `others`, and those that compile each problem where `jitted`."""
+def available() -> dict:
+    """Return the peers that are installed, the quick ones first."""
     found: dict = {}
     if importlib.util.find_spec("cyipopt"):
         found["ipopt"] = ipopt
         exact = ("bound_relax_factor", 0.0)
-        found["ipopt, exact bounds"] = lambda problem, calls: ipopt(problem, calls, exact)
-    for method in ("SLSQP", "trust-constr") if others else ():
-        found[f"scipy {method}"] = functools.partial(from_scipy, method=method)
-    if others and importlib.util.find_spec("pounce"):
+        found["ipopt exact bounds"] = lambda problem, calls: ipopt(problem, calls, exact)
+    if importlib.util.find_spec("pounce"):
         found["pounce"] = functools.partial(ipopt, module="pounce")
-    if others and importlib.util.find_spec("ipax"):
+    for method in ("SLSQP", "trust-constr"):
+        found[f"scipy {method}"] = functools.partial(from_scipy, method=method)
+    if importlib.util.find_spec("ipax"):
         found["ipax"] = ipax
-    if jitted and importlib.util.find_spec("slsqp_jax"):
+    if importlib.util.find_spec("slsqp_jax"):
         found["slsqp-jax"] = slsqp_jax
     return found
 
