@@ -13,6 +13,8 @@ from .standard import Iterate, Model, Standard
 FIRST, GROW, LEAP, RELAX = 1e-4, 8.0, 100.0, 1 / 3
 """Shifts of the Hessian: the first ever, factors from trial to trial (later ones, and the first), from step to step."""
 ATTEMPTS = 40
+ROUNDING = 10
+"""Pivots of a matrix of size n with a unit diagonal count as positive above ``ROUNDING n eps``, at most 500 eps."""
 
 
 class Direction(NamedTuple):
@@ -71,7 +73,7 @@ def assemble(problem: Standard, w: Iterate, model: Model, hint, d, restoring) ->
         diagonal = jnp.diagonal(K)
         unit = lax.rsqrt(jnp.where(diagonal > 0, diagonal, 1))
         factor, pivot, _ = factorise(K * unit[None] * unit[:, None], half * model.C * unit[None], d)
-        return Scaled(factor, unit, jnp.all(diagonal > 0) & (pivot > 500 * eps(dtype)))
+        return Scaled(factor, unit, jnp.all(diagonal > 0) & (pivot > min(ROUNDING * n, 500) * eps(dtype)))
 
     def raised(shift, tries):
         first = jnp.where(hint > 0, jnp.maximum(RELAX * hint, eps(dtype) ** 1.25), FIRST)
