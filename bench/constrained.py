@@ -13,8 +13,9 @@ import numpy as np
 
 jax.config.update("jax_enable_x64", True)
 
-from constrained_peers import available, functions  # noqa: E402
+from constrained_peers import available  # noqa: E402
 from cutest import HARDER, PAPER, problem  # noqa: E402
+from inequalities import Bounded, derivatives  # noqa: E402
 
 from solvers import sketched_newton  # noqa: E402
 from solvers.problems.constrained import HAND_WRITTEN, logistic  # noqa: E402
@@ -22,10 +23,34 @@ from solvers.problems.constrained import HAND_WRITTEN, logistic  # noqa: E402
 SOLVED = 1e-6
 
 
-def judge(fs, x):
+JITTED = ["HS7", "HS40", "HS78", "BT11", "HS47", "HS100LNP", "HS77", "HS79", "HS56", "BT5", "HS28", "ORTHREGB"]
+"""The problems for slsqp-jax, whose compilation takes ten seconds each."""
+LARGE = ("MSS1", "MANCINONE")
+"""Problems that some peers take minutes for."""
+
+
+def posed(p) -> Bounded:
+    """Return a problem with equations alone as the peers take it."""
+    m = jax.eval_shape(p.equality, p.x0, p.args).shape[0]
+    none = np.full(p.x0.size, np.inf)
+    return Bounded(
+        p.name, lambda x: p.objective(x, p.args), lambda x: (p.equality(x, p.args), jnp.zeros(0)), np.asarray(p.x0),
+        -none, none, m, 0,
+    )  # fmt: skip
+
+
+def peers_for(name):
+    """Return the peers that are installed and bearable on the problem `name`."""
+    slow = ("pounce", "ipax", "scipy SLSQP") if name in LARGE else ()
+    slow += () if name in JITTED else ("slsqp-jax",)
+    return {title: peer for title, peer in available().items() if title not in (*slow, "IPOPT exact bounds")}
+
+
+def judge(problem, calls, x):
     """Return the KKT residual with least-squares multipliers, in float64, the same for everybody."""
     x = np.asarray(x, np.float64)
-    g, c, G = np.asarray(fs.g(x)), np.asarray(fs.c(x)), np.asarray(fs.G(x))
+    g, G, *_ = (np.asarray(v) for v in calls.model(x, np.zeros(problem.p), np.zeros(0), 1.0))
+    c = np.asarray(calls.values(x)[1])
     if not all(np.all(np.isfinite(a)) for a in (g, c, G)):
         return np.inf
     lam = np.linalg.lstsq(G.T, -g, rcond=None)[0]
@@ -38,26 +63,28 @@ def race(p, group, *, repeat, peers=True):
         lambda x, args: sketched_newton(p.objective, x, equality=p.equality, args=args), p.x0, p.args
     )
     timing = harness.clock(lambda: solve(p.x0, p.args), repeat=repeat, warm=True)
-    fs, s = functions(p), timing.output
-    base = {"set": group, "problem": p.name, "n": p.x0.size, "m": fs.m}
+    problem, s = posed(p), timing.output
+    calls = derivatives(problem)
+    base = {"set": group, "problem": p.name, "n": p.x0.size, "m": problem.p}
     yield base | {
         "solver": "sketched_newton",
         "steps": int(s.num_steps),
         "ms": 1e3 * timing.seconds,
-        "kkt": judge(fs, s.value),
+        "kkt": judge(problem, calls, s.value),
         "own kkt": float(s.error),
         "status": int(s.status),
         "f": float(s.objective),
         "first call s": solve.first_call_seconds,
     }
-    x0 = np.asarray(p.x0)
-    for name, peer in available(p.name).items() if peers else ():
+    for name, peer in peers_for(p.name).items() if peers else ():
         try:
             timing = harness.clock(
-                lambda peer=peer: peer(fs, x0), repeat=3 if p.x0.size < 50 else 1, budget=2, warm=p.x0.size < 50
-            )
-            x, steps = timing.output
-            row = {"steps": int(steps), "ms": 1e3 * timing.seconds, "kkt": judge(fs, x), "f": float(fs.f(x))}
+                lambda peer=peer: peer(problem, calls), repeat=3 if p.x0.size < 50 else 1, budget=2,
+                warm=p.x0.size < 50,
+            )  # fmt: skip
+            x, _, steps, _ = timing.output
+            row = {"steps": int(steps), "ms": 1e3 * timing.seconds, "kkt": judge(problem, calls, x)}
+            row["f"] = float(calls.values(x)[0])
         except Exception as error:
             row = {"kkt": np.inf, "ms": np.inf, "status": type(error).__name__}
         yield base | {"solver": name} | row

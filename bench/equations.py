@@ -19,8 +19,8 @@ import scipy.optimize
 
 jax.config.update("jax_enable_x64", True)
 
+from constrained_peers import ipopt  # noqa: E402
 from inequalities import derivatives, load  # noqa: E402
-from interior_peers import ipopt  # noqa: E402
 
 from solvers import Status, sketched_newton  # noqa: E402
 
@@ -91,7 +91,7 @@ def race(name, *, repeat, wanted):
     base = {"problem": name, "n": problem.x0.size, "m": problem.p, "system": system}
     if wanted("sketched_newton"):
         yield base | ours(problem, calls, repeat)
-    others = {"ipopt": by_ipopt} | ({"scipy least_squares": by_least_squares} if system else {})
+    others = {"IPOPT": by_ipopt} | ({"scipy least_squares": by_least_squares} if system else {})
     for title, solve in others.items():
         if not wanted(title):
             continue

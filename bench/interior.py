@@ -16,8 +16,8 @@ import parts
 
 jax.config.update("jax_enable_x64", True)
 
+from constrained_peers import Ended, available, convex_quadratic, for_quadratics  # noqa: E402
 from inequalities import PROBLEMS, Bounded, derivatives, judge, load  # noqa: E402
-from interior_peers import Ended, available, convex_quadratic, for_quadratics  # noqa: E402
 
 from solvers import Status, interior_point  # noqa: E402
 
