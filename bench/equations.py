@@ -30,15 +30,16 @@ PROBLEMS = json.loads((pathlib.Path(__file__).parent / "equality_problems.json")
 
 
 def slope(c, C):
-    """Return ``|C'c|`` relative to ``|C| |c|``."""
-    return float(np.linalg.norm(c @ C) / max(np.linalg.norm(c) * np.linalg.norm(C), 1e-300))
+    """Return the largest cosine between c and a column of C."""
+    size = np.linalg.norm(c) * np.maximum(np.linalg.norm(C, axis=0), 1e-16 * np.linalg.norm(C))
+    return float(np.max(np.abs(c @ C) / np.maximum(size, 1e-300)))
 
 
 def judge(problem, calls, x):
     """Return objective, largest violation and scaled stationarity with least-squares multipliers.
 
-    The slope of ``|c|``, relative to ``|C| |c|``, tells a local minimum of the violation: the smaller one of the
-    violation as posed and with each equation scaled down by its gradient at the start, as ours does.
+    The slope of ``|c|``, the largest cosine between c and a column of C, tells a local minimum of the violation: the
+    smaller one of the violation as posed and with each equation scaled down by its gradient at the start, as ours does.
     """
     x = np.asarray(x, float)
     f, c, _ = (np.asarray(v) for v in calls.values(x))
