@@ -225,9 +225,12 @@ def on_device(options):
     for dtype in ("float64", "float32"):
         for name in ("HS71", "HS100"):
             if harness.chosen(f"{name}/{dtype}", options.only):
-                rows += batched(name, dtype, batch, noise)
+                for row in batched(name, dtype, batch, noise):
+                    rows.append(row)
+                    harness.save(
+                        options.out / "interior_gpu.json", rows, key=("problem", "dtype", "what"), record=record
+                    )
     harness.table(rows)
-    harness.save(options.out / "interior_gpu.json", rows, key=("problem", "dtype", "what"), record=record)
 
 
 def main():
