@@ -14,8 +14,8 @@ FIRST, GROW, LEAP, RELAX = 1e-4, 8.0, 100.0, 1 / 3
 """Shifts of the Hessian: the first ever, factors from trial to trial (later ones, and the first), from step to step."""
 ATTEMPTS = 40
 PENALTY = 0.4
-"""rho is ``eps^-PENALTY |H| / |C|^2``, with the largest entry of H, diagonal or not: too small a rho takes for indefinite
-what is convex along the equations, the more so the worse C is conditioned."""
+"""rho is ``eps^-PENALTY |H| / |C|^2``, with the largest entry of H, diagonal or not: too small a rho takes for
+indefinite what is convex along the equations, the more so the worse C is conditioned."""
 ROUNDING = 10
 """Pivots of a matrix of size n with a unit diagonal count as positive above ``ROUNDING n eps``, at most 500 eps."""
 
