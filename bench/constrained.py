@@ -10,6 +10,7 @@ import harness
 import jax
 import jax.numpy as jnp
 import numpy as np
+import parts
 
 jax.config.update("jax_enable_x64", True)
 
@@ -113,27 +114,11 @@ def summary(rows):
 
 
 def profile(rows, record, path):
-    """Draw the Dolan-More performance profile: the share of problems solved within a factor of the fastest."""
-    rows = [r | {"kkt": np.inf if r["kkt"] is None else r["kkt"]} for r in rows if r["set"] != "logistic"]
-    fig, axes = harness.figure(1, 1, width=6.4, height=3.6)
-    names = sorted(dict.fromkeys(r["solver"] for r in rows), key=lambda name: name != "sketched_newton")
-    problems = list(dict.fromkeys(r["problem"] for r in rows))
-    time = {(r["problem"], r["solver"]): r["ms"] if r["kkt"] <= SOLVED else np.inf for r in rows}
-    best = {p: min(time.get((p, s), np.inf) for s in names) for p in problems}
-    factors = np.logspace(0, 4, 400)
-    for name, colour in zip(names, harness.PALETTE, strict=False):
-        ratio = np.array([time.get((p, name), np.inf) / best[p] if np.isfinite(best[p]) else np.inf for p in problems])
-        width = 2.4 if name == "sketched_newton" else 1.3
-        axes[0].step(
-            factors, [np.mean(ratio <= t) for t in factors], where="post", label=name, color=colour, linewidth=width
-        )
-    axes[0].set(
-        xscale="log", ylim=(0, 1.03), xlabel="time over that of the fastest solver", ylabel="share of problems solved"
-    )
-    axes[0].set_title(f"{len(problems)} problems, KKT residual at most {SOLVED:g}")
-    axes[0].legend(frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))
-    fig.tight_layout()
-    harness.save_figure(fig, path, record)
+    """Draw the performance profile of the CUTEst sets."""
+    rows = [r for r in rows if r["set"] != "logistic"]
+    good = {(r["problem"], r["solver"]): r["ms"] for r in rows if r["kkt"] is not None and r["kkt"] <= SOLVED}
+    title = f"{len({r['problem'] for r in rows})} problems, KKT residual at most {SOLVED:g}"
+    parts.profile(rows, good, title, record, path)
 
 
 def classification():

@@ -10,7 +10,12 @@ import json
 
 import harness
 
-FIGURES = {"constrained": "constrained.profile", "linear_single": "linear.draw", "pde": "pde.picture"}
+FIGURES = {
+    "constrained": "constrained.profile",
+    "interior": "interior.profile",
+    "linear_single": "linear.draw",
+    "pde": "pde.picture",
+}
 
 
 def main():

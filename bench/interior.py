@@ -7,6 +7,7 @@ from the answer's own multipliers (or the best fitting ones, for solvers that gi
 """
 
 import functools
+import json
 
 import harness
 import jax
@@ -134,6 +135,16 @@ def report(rows):
     harness.table(false_verdicts(rows), columns, title="claims of ours that do not hold")
 
 
+def profile(rows, record, path):
+    """Draw the performance profile of the solvers that ran on nearly all problems."""
+    rows = sorted(rows, key=lambda r: r["solver"] != "interior_point")
+    counts = {r["solver"]: sum(q["solver"] == r["solver"] for q in rows) for r in rows}
+    rows = [r for r in rows if counts[r["solver"]] > 0.9 * max(counts.values())]
+    good = {(r["problem"], r["solver"]): r["ms"] for r in rows if within(r, 1e-6)}
+    title = f"{len({r['problem'] for r in rows})} problems with inequalities or bounds, to 1e-6"
+    parts.profile(rows, good, title, record, path)
+
+
 def hs71(dtype):
     """Return solve(x0, data), starts and data of Hock-Schittkowski 71 with its right-hand sides moved."""
 
@@ -240,7 +251,9 @@ def main():
         return on_device(options)
     sizes = {name: n * (3 + p + q) for name, (_, n, p, q, *_) in PROBLEMS.items()}
     rows = parts.run(options, __file__, FILE, sizes, race, PACKAGES)
-    return None if options.part else report(rows)
+    if not options.part:
+        report(rows)
+        profile(rows, json.loads((options.out / FILE).read_text())["machine"], options.out / "interior.png")
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import harness
 import jax
+import numpy as np
 
 CHUNK = 12
 """Problems a process."""
@@ -106,3 +107,29 @@ def run(options, script: str, file: str, sizes: dict[str, int], race: Callable, 
     elif not options.report:
         race_all(options, script, file, sizes)
     return rows_of(options.out / file)
+
+
+def profile(rows: Sequence[dict], good: dict[tuple[str, str], float], title: str, record: dict, path: Path):
+    """Draw the Dolan-More performance profile: the share of problems solved within a factor of the fastest.
+
+    ``good[problem, solver]`` is the time of a problem that was solved; the first solver among the rows is ours.
+    """
+    fig, axes = harness.figure(1, 1, width=6.4, height=3.6)
+    problems = list(dict.fromkeys(r["problem"] for r in rows))
+    names = sorted(dict.fromkeys(r["solver"] for r in rows), key=lambda name: name != rows[0]["solver"])
+    best = {p: min(good.get((p, s), np.inf) for s in names) for p in problems}
+    factors = np.logspace(0, 4, 400)
+    for name, colour in zip(names, harness.PALETTE, strict=False):
+        ran = [p for p in problems if any(r["problem"] == p and r["solver"] == name for r in rows)]
+        ratio = np.array([good.get((p, name), np.inf) / best[p] if np.isfinite(best[p]) else np.inf for p in ran])
+        label = name if len(ran) == len(problems) else f"{name} (on {len(ran)})"
+        width = 2.4 if name == names[0] else 1.3
+        share = [np.mean(ratio <= t) for t in factors]
+        axes[0].step(factors, share, where="post", label=label, color=colour, linewidth=width)
+    axes[0].set(
+        xscale="log", ylim=(0, 1.03), xlabel="time over that of the fastest solver", ylabel="share of problems solved"
+    )
+    axes[0].set_title(title)
+    axes[0].legend(frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    fig.tight_layout()
+    harness.save_figure(fig, path, record)
