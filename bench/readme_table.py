@@ -103,9 +103,9 @@ def inequalities() -> list[Row]:
     }  # fmt: skip
     if not all(good.values()):
         return []
-    ours, ipopt, exact = (f"{len(good[name])}, median {number(median(good[name]))} ms" for name in names)
     total = len({r["problem"] for r in rows})
-    work = f"{total} problems with inequalities or bounds, at most 30 variables, to 1e-8, one core of a Xeon"
+    ours, ipopt, exact = (f"{len(good[n])} of {total}, median {number(median(good[n]))} ms" for n in names)
+    work = "inequalities and bounds, at most 30 variables, to KKT 1e-8, one core of a Xeon"
     return [(work, ours, f"IPOPT with exact bounds {exact}; at its defaults {ipopt}")]
 
 

@@ -34,8 +34,9 @@ def test_a_quasi_definite_system_and_the_sign_of_its_pivots(n, rng):
 
 
 def test_a_violation_along_a_short_column_is_not_orthogonal_to_the_range():
-    """Relative to the whole of G its gradient is 1e-12: no evidence that nothing nearby violates less."""
-    G, c = jnp.asarray(np.diag([1e12, 1.0]), FLOAT), jnp.asarray([0.0, 2.0], FLOAT)
+    """Relative to the whole of G its gradient is eps^0.7: no evidence that nothing nearby violates less."""
+    large = float(np.finfo(FLOAT).eps) ** -0.7
+    G, c = jnp.asarray(np.diag([large, 1.0]), FLOAT), jnp.asarray([0.0, 2.0], FLOAT)
     cosine = lambda G: DenseKKT().cosine(DenseModel(jnp.zeros((2, 2), FLOAT), G), c)  # noqa: E731
     np.testing.assert_allclose(cosine(G), 1.0, rtol=RTOL)
     np.testing.assert_allclose(cosine(G.at[1, 1].set(0)), 0.0)
