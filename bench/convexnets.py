@@ -3,11 +3,14 @@
 Both solve the same convex problem over the same patterns, ours by `train_relu`, Clarabel as a second-order cone program
 to its tightest tolerances. `gap` is the certificate of ours; `above_clarabel` the relative distance of the objectives;
 `network_objective` the nonconvex objective of the network that comes out, relative to it.
+`pyscnn`: the augmented Lagrangian method of that package, in PyTorch, on the same gates.
 """
 
 import contextlib
 import importlib
+import sys
 import time
+from unittest import mock
 
 import harness
 import jax
@@ -16,6 +19,7 @@ import numpy as np
 import scipy.sparse as sp
 
 from solvers import ConvexReLU, train_relu
+from solvers.problems.convexnets import noisy_ridges
 
 with contextlib.suppress(ImportError):
     clarabel = importlib.import_module("clarabel")
@@ -23,9 +27,7 @@ with contextlib.suppress(ImportError):
 
 def problem(seed: int, n: int, d: int, patterns: int, beta: float) -> ConvexReLU:
     """Return a regression with noise, a column of ones for the bias."""
-    rng = np.random.default_rng(seed)
-    X = np.column_stack([rng.standard_normal((n, d - 1)), np.ones(n)])
-    y = np.sin(2 * X[:, 0]) + np.abs(X[:, 1]) + 0.2 * rng.standard_normal(n)
+    X, y = noisy_ridges(seed, n, d)
     return ConvexReLU.sampled(jnp.asarray(X), jnp.asarray(y), beta=beta, patterns=patterns, key=jax.random.key(seed))
 
 
@@ -128,18 +130,77 @@ def digits(quick: bool) -> list[dict]:
     return rows
 
 
+def by_pyscnn(p: ConvexReLU, tol: float) -> tuple[float, float]:
+    """Return the network's objective and the seconds of pyscnn's augmented Lagrangian method with the same gates."""
+    sys.modules.setdefault("cvxpy", mock.MagicMock())  # imported there for solvers that are not used here
+    models, optimize, metrics, regularizers, solvers = (
+        importlib.import_module(f"scnn.{name}") for name in ("models", "optimize", "metrics", "regularizers", "solvers")
+    )
+    X, y, beta = np.asarray(p.X), np.asarray(p.y), float(p.beta)
+    model = models.ConvexReLU(np.asarray(p.gates)[np.asarray(p.distinct)].T)
+    solver = solvers.AL(model, tol=tol, constraint_tol=tol, max_primal_iters=100_000, max_dual_iters=10_000)
+    begin = time.perf_counter()
+    found, _ = optimize.optimize_model(
+        model, solver, metrics.Metrics(), X, y, regularizer=regularizers.NeuronGL1(beta / len(y)), unitize_data=False,
+        dtype="float64",
+    )  # fmt: skip
+    seconds = time.perf_counter() - begin
+    hidden, output = (np.asarray(w) for w in found.parameters)
+    size = np.linalg.norm(hidden, axis=1) * np.abs(output.ravel())  # of each neuron when its layers are balanced
+    f = np.maximum(X @ hidden.T, 0) @ output.ravel()
+    return float(np.sum((f - y) ** 2) / 2 + beta * np.sum(size)), seconds
+
+
+def pyscnn(options) -> list[dict]:
+    """Train to a gap of 1e-4, beside pyscnn at two tolerances; above_bound is the distance from our lower bound."""
+    rows, solve = [], jax.jit(lambda p: train_relu(p, tol=1e-4))
+    for seed, (n, d, patterns) in ((5, (40, 5, 20)), (6, (80, 6, 30)))[: 1 if options.quick else 2]:
+        p = problem(seed, n, d, patterns, 0.1)
+        run = harness.clock(lambda p=p: solve(p), repeat=3, warm=True)
+        best, low = float(run.output.objective), float(run.output.lower_bound)
+        case = {"part": "pyscnn", "case": f"{seed}: n={n}, d={d}, {int(p.distinct.sum())} patterns"}
+        rows.append({**case, "method": "train_relu", "above_bound": best / low - 1, "seconds": run.seconds})
+        for tol in (1e-6, 1e-8):
+            row = {**case, "method": f"pyscnn AL, tol {tol:.0e}"}
+            try:
+                value, seconds = by_pyscnn(p, tol)
+                rows.append(
+                    {**row, "above_bound": value / low - 1, "seconds": seconds, "over_ours": seconds / run.seconds}
+                )
+            except ImportError as missing:
+                rows.append({**row, "failure": str(missing)})
+    return rows
+
+
+def large(options) -> list[dict]:
+    """Train on many examples, each step's system factorised or by conjugate gradients with a sketch."""
+    n, d, patterns = (300, 8, 20) if options.quick else (2000, 10, 60)
+    p, rows = problem(5, n, d, patterns, 1.0), []
+    for name, sketch in (("factorised", None), ("sketch of rank 200", 200)):
+        solve = jax.jit(lambda p, sketch=sketch: train_relu(p, sketch=sketch, tol=1e-4, max_steps=60))
+        jax.block_until_ready(solve(p))
+        run = harness.clock(lambda solve=solve: solve(p), repeat=1)
+        sol = run.output
+        rows.append({
+            "part": "large", "case": f"n={n}, d={d}, {int(p.distinct.sum())} patterns", "method": name,
+            "objective": float(sol.objective), "gap": float(sol.error), "steps": int(sol.num_steps),
+            "converged": bool(sol.converged), "seconds": run.seconds,
+        })  # fmt: skip
+    return rows
+
+
 def main() -> None:
     """Run what was chosen and save."""
     options = harness.arguments(__doc__)
     jax.config.update("jax_enable_x64", True)
-    record, rows = harness.machine("clarabel", "scikit-learn"), []
-    if harness.chosen("random", options.only):
-        rows += race(4 if options.quick else 20, 40, 5, 20)
-    if harness.chosen("digits", options.only):
-        rows += digits(options.quick)
-    for part in dict.fromkeys(row["part"] for row in rows):
-        harness.table([row for row in rows if row["part"] == part], title=part)
-    harness.save(options.out / "convexnets.json", rows, key=("part", "case", "method"), record=record)
+    parts = {
+        "random": lambda options: race(4 if options.quick else 20, 40, 5, 20),
+        "digits": lambda options: digits(options.quick),
+        "pyscnn": pyscnn,
+        "large": large,
+    }
+    record = harness.machine("clarabel", "scikit-learn", "pyscnn")
+    harness.run_parts(options, "convexnets", parts, key=("part", "case", "method"), record=record)
 
 
 if __name__ == "__main__":

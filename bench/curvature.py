@@ -2,7 +2,7 @@
 
 ``--gpu`` runs the M-FAC step at m = 512, d = 270,000 in float32 (with ``--quick`` a small one) and its correctness in
 both precisions. Without it the step is smaller; then traces at 60 products with the coverage of 95 % intervals, beside
-traceax and matfree; the Hessian of a head, exact and by probes.
+traceax and matfree, and over 1,000 keys; moments of a spectral density; the Hessian of a head, exact and by probes.
 """
 
 import time
@@ -15,7 +15,7 @@ import numpy as np
 import optax
 from scipy.stats import t as student
 
-from solvers import head_hessian, scale_by_mfac, trace
+from solvers import head_hessian, scale_by_mfac, spectral_density, trace
 from solvers.core.probes import probes
 
 SPECTRA = {
@@ -135,26 +135,42 @@ def head() -> list[dict]:
     return rows
 
 
+def moments() -> list[dict]:
+    """Compare moments 0 to 10 of a spectral density with those of its probes by a dense eigendecomposition."""
+    key, n = jax.random.key(7), 200
+    q, values = np.linalg.qr(np.random.default_rng(5).standard_normal((n, n)))[0], np.linspace(-1, 2, n)
+    found = spectral_density(jnp.asarray((q * values) @ q.T), key, num_steps=10, num_probes=4)
+    z = np.asarray(probes("sphere", key, 4, jax.ShapeDtypeStruct((n,), jnp.float64)))
+    shares = n * (z @ q) ** 2 / np.sum(z**2, axis=1, keepdims=True)
+    exact = [np.mean(shares @ values**p) for p in range(11)]
+    worst = max(abs(float(found.moment(p).value) - e) / np.sum(abs(values) ** p) for p, e in enumerate(exact))
+    return [{"part": "moments", "case": f"0 to 10, n={n}", "method": "ours", "error": worst}]
+
+
+def mfac(options) -> list[dict]:
+    """Time and check windowed M-FAC."""
+    m, d = (512, 270_000) if options.gpu and not options.quick else (128, 20_000)
+    timed = mfac_step(m, d, repeat=50 if options.gpu else 10)
+    return [*timed, mfac_error("float64"), mfac_error("float32")]
+
+
+PARTS = {
+    "mfac": mfac,
+    "trace": lambda options: traces(20 if options.quick else 200),
+    "coverage": lambda options: traces(50 if options.quick else 1000, 200, part="coverage"),
+    "moments": lambda options: moments(),
+    "head": lambda options: head(),
+}
+
+
 def main() -> None:
+    """Run what was chosen and save."""
     options = harness.arguments(__doc__)
     jax.config.update("jax_enable_x64", True)
     record = harness.machine("optax", "equinox", "traceax", "matfree")
-    quick, rows = options.quick, []
-    if harness.chosen("mfac", options.only):
-        m, d = (512, 270_000) if options.gpu and not quick else (128, 20_000)
-        rows += mfac_step(m, d, repeat=50 if options.gpu else 10)
-        rows += [mfac_error("float64"), mfac_error("float32")]
-    if not options.gpu:
-        parts = {"trace": lambda: traces(20 if quick else 200),
-                 "coverage": lambda: traces(50 if quick else 1000, 200, part="coverage"),
-                 "head": head}  # fmt: skip
-        for name, part in parts.items():
-            if harness.chosen(name, options.only):
-                rows += part()
-    for part in dict.fromkeys(row["part"] for row in rows):
-        harness.table([row for row in rows if row["part"] == part], title=part)
-    name = "curvature_gpu" if options.gpu else "curvature"
-    harness.save(options.out / f"{name}.json", rows, key=("part", "case", "method"), record=record)
+    parts = {"mfac": mfac} if options.gpu else PARTS
+    stem = "curvature_gpu" if options.gpu else "curvature"
+    harness.run_parts(options, stem, parts, key=("part", "case", "method"), record=record)
 
 
 if __name__ == "__main__":

@@ -1,10 +1,11 @@
-"""Other packages' estimators on the instances of `curvature.py`; what is not installed or fails stays a row."""
+"""Other packages' estimators on the instances of `curvature.py`, `curvature_network.py`; none stays a row too."""
 
 import importlib
 from collections.abc import Callable
 from typing import Any
 
 import jax.numpy as jnp
+import numpy as np
 
 
 def installed(name: str) -> Any:
@@ -39,3 +40,39 @@ def trace_estimators(products: int, n: int) -> dict[str, Callable]:
         plain = matfree.estimator_monte_carlo_mean_and_sem(matfree.monte_carlo_trace(), sampler)
         found["matfree Hutchinson"] = lambda a, key: (*plain(lambda v: a @ v, key), products - 1)
     return found
+
+
+def pyhessian_network(params: dict, x: Any, y: Any, cuda: bool = False) -> Any:
+    """Return PyHessian's Hessian of the same network, weights and data; None where torch or it is missing."""
+    torch, pyhessian = installed("torch"), installed("pyhessian")
+    if torch is None or pyhessian is None:
+        return None
+    layers: list[Any] = []
+    for i in range(len(params) // 2):
+        weight, bias = np.asarray(params[f"w{i}"]), np.asarray(params[f"b{i}"])
+        linear = torch.nn.Linear(*weight.shape)
+        with torch.no_grad():
+            linear.weight.copy_(torch.tensor(weight.T.copy()))
+            linear.bias.copy_(torch.tensor(bias))
+        layers += [linear, torch.nn.Tanh()]
+    model = torch.nn.Sequential(*layers[:-1])
+    data = (torch.tensor(np.asarray(x)), torch.tensor(np.asarray(y), dtype=torch.long))
+    torch.manual_seed(5)
+    model = model.cuda() if cuda else model
+    return pyhessian.hessian(model, torch.nn.CrossEntropyLoss(), data=data, cuda=cuda)
+
+
+def pyhessian_density(hessian: Any, steps: int, probes: int) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Return nodes and weights of PyHessian's density; ``torch.eig``, which it calls, has left torch: lent here."""
+    torch = installed("torch")
+
+    def eig(matrix, eigenvectors=True):
+        values, vectors = torch.linalg.eigh(matrix)
+        return torch.stack([values, torch.zeros_like(values)], dim=1), vectors
+
+    before, torch.eig = torch.eig, eig
+    try:
+        nodes, weights = hessian.density(iter=steps, n_v=probes)
+    finally:
+        torch.eig = before
+    return [(np.asarray(v), np.asarray(w)) for v, w in zip(nodes, weights, strict=True)]

@@ -4,10 +4,11 @@ python bench/stochastic.py [--quick] [--gpu] [--only events,messages,private,sur
 
 events     dadao on a ring of 32 nodes with 100 unknowns each: events a second, and time to a tolerance
 messages   dadao (equal and designed rates) and mudag: messages and gradients to 1e-8, on several graphs
-private    DIFF2 against noisy gradient descent over (n, d, budget): the best of a grid of settings for either
+private    DIFF2 against noisy gradient descent over (n, d, budget): the best of a grid of settings for either;
+           ``--gpu``: 32,000 to 512,000 examples
 surrogate  target_surrogate against the exact surrogate minimiser at equal oracle calls; monotone problems of 100
 regret     optimistic mirror descent against rounds, at three noises; ``--gpu``: 10,000 adversaries in one vmap
-policy     trajectories to 1e-2 of the optimum of linear-quadratic control, REINFORCE and two momenta, 20 seeds
+policy     trajectories to 1e-2 of the optimum of linear-quadratic control (policies.py)
 """
 
 import functools
@@ -21,27 +22,21 @@ import optax
 jax.config.update("jax_enable_x64", True)
 
 import harness  # noqa: E402
+import policies  # noqa: E402
 
 from solvers import (  # noqa: E402
-    Trajectory,
     dadao,
     diff2,
     diff2_noise,
     gossip_rates,
-    hessian_aided_momentum,
-    igt_momentum,
     mudag,
     optimistic_mirror_descent,
     play,
-    policy_gradient,
-    policy_hvp,
     previous_point,
     regret,
-    rewards_to_go,
     target_surrogate,
-    transported_point,
 )
-from solvers.problems.stochastic import barbell, complete, grid, network, ring, scalar_lqr, star  # noqa: E402
+from solvers.problems.stochastic import barbell, complete, grid, network, ring, star  # noqa: E402
 
 SEED = 23
 
@@ -128,9 +123,15 @@ def message_rows(options) -> list[dict]:
 
 def private_run(examples, loss, d, steps, setting, rate, key):
     """Return the loss after that many private steps from zero; gradients would vanish far away too."""
-    restart, change, noise, noise_difference = setting
+    restart, change, clip, noise, noise_difference = setting
     made = diff2(
-        rate, clip=0.7, clip_difference=change, noise=noise, noise_difference=noise_difference, restart=restart, key=key
+        rate,
+        clip=clip,
+        clip_difference=change,
+        noise=noise,
+        noise_difference=noise_difference,
+        restart=restart,
+        key=key,
     )
 
     def step(carry, _):
@@ -143,19 +144,22 @@ def private_run(examples, loss, d, steps, setting, rate, key):
     return loss(x)
 
 
-def private_rows(options) -> list[dict]:
-    """Return the loss beyond that of the truth that either method ends with: best of a grid, mean of seeds.
+SIZES = (500, 2_000, 8_000, 32_000, 128_000, 512_000)
+
+
+def private_rows(n: int, options) -> list[dict]:
+    """Return the loss beyond the least that either method ends with: best of a grid, mean of seeds.
 
     An example's loss is ``r^2 / (1 + r^2)``: gradients of length 0.65 at most, 2 apart per unit of distance.
     """
     rows, seeds, steps = [], (2 if options.quick else 4), 60
-    sizes = [(2000, 30)] if options.quick else [(n, d) for n in (500, 2000, 8000, 32000) for d in (5, 30)]
-    plain, budgets = (1, 1.0), (0.005, 0.05, 0.5)
-    choices = [(rho, *c) for rho in budgets for c in (plain, (6, 0.5), (6, 2.0), (60, 0.5), (60, 2.0))]
-    settings = [(r, change, *diff2_noise(rho, steps, r)) for rho, r, change in choices]
+    budgets, plain = (0.005, 0.05, 0.5), [(1, 1.0, clip) for clip in (0.1, 0.3, 0.7)]
+    own = [(restart, change, clip) for restart in (6, 60) for change in (0.2, 0.5, 2.0) for clip in (0.3, 0.7)]
+    choices = [(rho, *c) for rho in budgets for c in plain + own]
+    settings = [(*c, *diff2_noise(rho, steps, c[0])) for rho, *c in choices]
     columns = [np.asarray(c, np.int32 if k == 0 else np.float32) for k, c in enumerate(zip(*settings, strict=True))]
-    rates = np.asarray([0.25, 1.0, 4.0, 16.0], np.float32)
-    for n, d in sizes:
+    rates = np.asarray([0.5, 1.0, 2.0, 4.0, 8.0, 16.0], np.float32)
+    for d in (30,) if options.quick else (5, 30):
         rng = np.random.default_rng(SEED)
         X = rng.standard_normal((n, d))
         X /= np.maximum(np.linalg.norm(X, axis=1, keepdims=True), 1)
@@ -171,7 +175,9 @@ def private_rows(options) -> list[dict]:
             r = X @ x - y
             return jnp.mean(r**2 / (1 + r**2))
 
-        least = float(loss(jnp.asarray(truth, jnp.float32)))
+        descend = lambda _, x, f=examples: x - 2 * jnp.mean(f(x), axis=0)  # noqa: E731
+        least = float(jax.jit(lambda x, f=loss, g=descend: f(jax.lax.fori_loop(0, 500, g, x)))(
+            jnp.asarray(truth, jnp.float32)))  # fmt: skip
         one = functools.partial(private_run, examples, loss, d, steps)
         over_seeds = jax.vmap(one, (None, None, 0))
         keys = jax.random.split(jax.random.key(SEED), seeds)
@@ -179,18 +185,22 @@ def private_rows(options) -> list[dict]:
         ends = np.asarray(jax.jit(lambda c, f=over_rates: jax.lax.map(f, c))(tuple(columns)))
         for rho in budgets:
             best = {}
-            for (own, restart, change), values in zip(choices, ends, strict=True):
-                if own != rho:
+            for (spent, restart, change, clip), values in zip(choices, ends, strict=True):
+                if spent != rho:
                     continue
                 kind = "noisy gradients" if restart == 1 else "diff2"
-                k = int(np.nanargmin(values))
+                values = np.where(np.isfinite(values), values, np.inf)
+                k = int(np.argmin(values))
                 if kind not in best or values[k] - least < best[kind][0]:
-                    best[kind] = (float(values[k]) - least, f"restart {restart}, step {rates[k]:g}, change {change:g}")
+                    best[kind] = (
+                        float(values[k]) - least,
+                        f"restart {restart}, step {rates[k]:g}, change {change:g}, clip {clip:g}",
+                    )
             for kind, (value, setting) in best.items():
                 rows.append({
                     "part": "private", "instance": f"n {n}, d {d}, rho {rho:g}", "contestant": kind, "n": n, "d": d,
                     "rho": rho, "excess_loss": value, "setting": setting, "seeds": seeds,
-                    "over_noisy_gradients": max(value, 1e-4) / max(best["noisy gradients"][0], 1e-4),
+                    "over_noisy_gradients": max(value, 1e-6) / max(best["noisy gradients"][0], 1e-6),
                 })  # fmt: skip
     return rows
 
@@ -279,75 +289,6 @@ def regret_rows(options) -> list[dict]:
     return rows
 
 
-def policy_run(method, rate, key, lqr, steps, batch=4):
-    """Return the gap after every step, relative to the optimum; a step takes `batch` trajectories."""
-    if method == "reinforce":
-        made = optax.sgd(rate)
-    elif method == "igt_momentum":
-        made = igt_momentum(lambda t: rate * 8 / (t + 8))
-    else:
-        made = hessian_aided_momentum(lambda t: rate * 8 / (t + 8), normalise=True)
-    made = optax.with_extra_args_support(made)
-    K = lqr.optimal_gain() * 0 + 0.6
-    best = lqr.cost(lqr.optimal_gain())
-
-    def sampled(K, key, of):
-        runs = jax.vmap(lambda k: lqr.rollout(K, k))(jax.random.split(key, batch))
-        tails = jax.vmap(lambda r: rewards_to_go(r, lqr.discount))(runs[2])
-        # The mean over the other trajectories: independent of this one's actions.
-        others = (jnp.sum(tails, axis=0, keepdims=True) - tails) / (batch - 1)
-        each = jax.vmap(lambda t, b: of(Trajectory(*t), b))(runs, others)
-        return -jnp.mean(each, axis=0)
-
-    def step(carry, key):
-        K, state = carry
-        point = transported_point(state, K) if method == "igt_momentum" else K
-        one, two = jax.random.split(key)
-        g = sampled(
-            point, one, lambda t, b: policy_gradient(lqr.log_policy, point, t, discount=lqr.discount, baseline=b)
-        )
-
-        def hvp(point, v):
-            return sampled(
-                point, two, lambda t, b: policy_hvp(lqr.log_policy, point, t, v, discount=lqr.discount, baseline=b)
-            )
-
-        updates, state = made.update(g, state, K, hvp=hvp)
-        K = K + updates
-        return (K, state), (lqr.cost(K) - best) / best
-
-    return jax.lax.scan(step, (K, made.init(K)), jax.random.split(key, steps))[1]
-
-
-def policy_rows(options) -> list[dict]:
-    """Return trajectories until the gap stays below 1e-2, medians of seeds at each method's best of a grid of rates."""
-    lqr, seeds = scalar_lqr(), 4 if options.quick else 20
-    rows, batch, most = [], 4, 200 if options.quick else 1500
-    grids = {
-        "reinforce": (0.001, 0.003, 0.01, 0.03),
-        "igt_momentum": (0.03, 0.1, 0.3),
-        "hessian_aided_momentum": (0.03, 0.1, 0.3),
-    }
-    for method, rates in grids.items():
-        each = 2 * batch if method == "hessian_aided_momentum" else batch
-        best = None
-        one = functools.partial(policy_run, method, lqr=lqr, steps=most)
-        run = jax.jit(jax.vmap(jax.vmap(one, (None, 0)), (0, None)))
-        everything = np.asarray(run(jnp.asarray(rates), jax.random.split(jax.random.key(SEED), seeds)))
-        for rate, gaps in zip(rates, everything, strict=True):
-            above = ~(gaps <= 1e-2)
-            last = np.where(above.any(axis=1), most - above[:, ::-1].argmax(axis=1), 0)
-            median = float(np.median(last)) * each
-            row = {"part": "policy", "instance": "scalar LQR", "contestant": method, "rate": rate, "seeds": seeds,
-                   "trajectories_median": median, "settled": int((last < most).sum()), "most": most * each}  # fmt: skip
-            if best is None or (row["settled"], -median) > (best["settled"], -best["trajectories_median"]):
-                best = row
-        rows.append(best)
-    for row in rows:
-        row["over_reinforce"] = row["trajectories_median"] / rows[0]["trajectories_median"]
-    return rows
-
-
 def draw(result: dict, path) -> None:
     """Draw the error against messages, and DIFF2's map."""
     rows = result["rows"]
@@ -375,17 +316,22 @@ def draw(result: dict, path) -> None:
     harness.save_figure(fig, path, result["machine"])
 
 
-PARTS = {"events": event_rows, "messages": message_rows, "private": private_rows, "surrogate": surrogate_rows,
-         "regret": regret_rows, "policy": policy_rows}  # fmt: skip
+PARTS = {"events": event_rows, "messages": message_rows, "surrogate": surrogate_rows,
+         "regret": regret_rows, **{f"private-{n}": functools.partial(private_rows, n) for n in SIZES},
+         **policies.PARTS}  # fmt: skip
 
 
 def main() -> int:
     """Run, print, save, draw."""
     options = harness.arguments(__doc__)
-    parts = {"regret": PARTS["regret"]} if options.gpu else PARTS
+    large = [f"private-{n}" for n in SIZES[-3:]]
+    parts = {k: v for k, v in PARTS.items() if (k in ("regret", *large) if options.gpu else k not in large)}
     stem = None if options.quick else "stochastic_gpu" if options.gpu else "stochastic"
     key, record = ("part", "instance", "contestant", "dtype"), harness.machine("equinox", "optax")
     result = harness.run_parts(options, stem, parts, key=key, record=record, hidden=("path",))
+    if result:
+        policies.compare(result["rows"])
+        result = harness.save(options.out / f"{stem}.json", result["rows"], key=key, record=record)
     if result and not options.gpu:
         draw(result, options.out / "stochastic.png")
     return 0

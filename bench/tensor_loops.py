@@ -26,7 +26,7 @@ class Loops:
     """The state of the iteration: marginals, messages and core."""
 
     def __init__(self, coords, y, start, *, length, variance, nu, noise):
-        """Take the data and the starting beliefs: means (K, T, R), covariances, core and its covariance."""
+        """Take the data and the starting beliefs: means (K, T, R), covariances, core, its covariance or None for CP."""
         self.y, self.tau = torch.tensor(y, dtype=torch.float64), 1 / noise
         self.nodes = [np.unique(c) for c in coords.T]
         self.index = [torch.tensor(np.searchsorted(t, c)) for t, c in zip(self.nodes, coords.T, strict=True)]
@@ -36,13 +36,14 @@ class Loops:
         mean, cov, core, core_cov = start
         self.m = [tensor(mean[k][: len(n)]) for k, n in enumerate(self.nodes)]
         self.v = [tensor(cov[k][: len(n)]) for k, n in enumerate(self.nodes)]
-        self.core, self.core_cov = tensor(core), tensor(core_cov)
+        self.core, self.cp = tensor(core), core_cov is None
         self.R, self.K = self.core.shape[0], self.core.ndim
         N = len(y)
         self.lam = [torch.zeros(N, self.R, self.R, dtype=torch.float64) for _ in self.nodes]
         self.eta = [torch.zeros(N, self.R, dtype=torch.float64) for _ in self.nodes]
-        self.core_lam = torch.zeros(N, self.R**self.K, self.R**self.K, dtype=torch.float64)
-        self.core_eta = torch.zeros(N, self.R**self.K, dtype=torch.float64)
+        size = 0 if self.cp else self.R**self.K
+        self.core_lam = torch.zeros(N, size, size, dtype=torch.float64)
+        self.core_eta = torch.zeros(N, size, dtype=torch.float64)
         self.processes = []
         for n in self.nodes:
             A, Q, P, H = process(length, variance, nu, np.diff(n))
@@ -71,12 +72,20 @@ class Loops:
             self.lam[k] = damping[0] * self.lam[k] + (1 - damping[0]) * lam
             self.eta[k] = damping[0] * self.eta[k] + (1 - damping[0]) * eta
             self.smooth(k)
+        if self.cp:
+            return
         mean, second = self.products(range(self.K))
         self.core_lam = damping[1] * self.core_lam + (1 - damping[1]) * self.tau * second
         self.core_eta = damping[1] * self.core_eta + (1 - damping[1]) * self.tau * self.y[:, None] * mean
         eye = torch.eye(self.R**self.K, dtype=torch.float64)
-        self.core_cov = torch.linalg.inv(self.core_lam.sum(0) + eye)
-        self.core = (self.core_cov @ self.core_eta.sum(0)).reshape((self.R,) * self.K)
+        core_cov = torch.linalg.inv(self.core_lam.sum(0) + eye)
+        self.core = (core_cov @ self.core_eta.sum(0)).reshape((self.R,) * self.K)
+
+    def apart(self, factors) -> float:
+        """Return the largest difference of means and covariances from those given."""
+        both = ((factors.mean, self.m), (factors.cov, self.v))
+        return max(float(np.max(np.abs(np.asarray(given[k, : len(own)]) - own.numpy())))
+                   for given, owns in both for k, own in enumerate(owns))  # fmt: skip
 
     def smooth(self, k):
         """Filter and smooth one mode, coordinate by coordinate."""

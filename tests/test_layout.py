@@ -2,13 +2,16 @@
 
 import ast
 import doctest
+import functools
 import importlib
 import inspect
+import io
 import json
 import os
 import re
 import subprocess
 import sys
+import tokenize
 from pathlib import Path
 
 import jax
@@ -39,7 +42,7 @@ HEAVY = (
 LONGEST = 450
 SUBFOLDERS = {  # from the ground up: a subfolder may import from those before it
     "inverse": ("forward", "variational", "learned", "diffusion"),
-    "transport": ("costs", "entropic", "losses"),
+    "transport": ("costs", "systems", "entropic", "losses"),
     "linear": ("systems", "cycles", "learned"),
     "stochastic": ("gossip", "online"),
     "tensor": ("functional",),
@@ -47,6 +50,18 @@ SUBFOLDERS = {  # from the ground up: a subfolder may import from those before i
     "constrained": ("interior",),
     "curvature": ("estimates",),
 }
+CALLED = {  # entry functions that only check and loop: the file that they call for the steps of their paper
+    "sns_sinkhorn": "transport/entropic/newton_step",
+    "sketched_newton": "constrained/iteration",
+    "interior_point": "constrained/interior/barrier_step",
+    "multigrid_cg": "linear/cycles/coarsening",
+    "multigrid_gmres": "linear/cycles/coarsening",
+    "gp_solve": "pde/gaussian/published",
+    "collocate": "pde/neural/projection",
+    "kalman_smoother": "core/gaussian/filtering",
+    "functional_tucker": "tensor/functional/sweeps",
+}
+WITHOUT_FORMULA = {"shrink"}  # cuts out what `hesso` made zero
 LARGE, MOST_FILES = 1500, 9
 MOST_ARGUMENTS = 7
 
@@ -136,6 +151,61 @@ def test_a_constant_means_one_thing_in_a_family(family):
                 values.setdefault(node.targets[0].id, {})[named(path)] = ast.unparse(node.value)
     wrong = {name: places for name, places in values.items() if len(set(places.values())) > 1}
     assert not wrong
+
+
+def numbered(text: str) -> tuple[list[int], set[int]]:
+    """The numbers of a file's equations, in its docstrings, and those that its comments begin with."""
+    documented = (ast.Module, ast.ClassDef, ast.FunctionDef)
+    docstrings = [ast.get_docstring(node) or "" for node in ast.walk(ast.parse(text)) if isinstance(node, documented)]
+    equations = [int(a or b) for d in docstrings for a, b in re.findall(r"(?m)^\s*\((\d+)\) |`` \((\d+)\)", d)]
+    tokens = tokenize.generate_tokens(io.StringIO(text).readline)
+    comments = [t.string for t in tokens if t.type == tokenize.COMMENT]
+    leading = [m[0] for c in comments if (m := re.match(r"# ?\(\d+\)(, \(\d+\))*", c))]
+    return equations, {int(n) for c in leading for n in re.findall(r"\d+", c)}
+
+
+@pytest.mark.parametrize("path", MODULES, ids=named)
+def test_comments_number_the_equations_of_the_docstrings(path):
+    """Each number in a comment is an equation of the file, and each equation is carried out under its number."""
+    equations, comments = numbered(path.read_text())
+    assert len(set(equations)) == len(equations), "two equations of a file have one number"
+    assert set(equations) == comments
+
+
+def test_the_equation_check_sees_both_sides():
+    assert numbered(
+        '"""A.\n\n(1) ``x = 1``\n\nHence ``y = 2`` (2), see (4).\n"""\nx = 1  # (1), (3): why\n# see (2)\n'
+    ) == (
+        [1, 2],
+        {1, 3},
+    )
+
+
+def from_papers() -> list[str]:
+    """The public names that docs/seeds.md traces to papers."""
+    rows = [line.split(" | ") for line in (ROOT / "docs" / "seeds.md").read_text().splitlines()]
+    cells = [cells[1] for cells in rows if len(cells) == 4]
+    return sorted({name for cell in cells for name in re.findall(r"`([\w.]+)`", cell)} - WITHOUT_FORMULA)
+
+
+@pytest.mark.parametrize("name", from_papers())
+def test_methods_from_papers_number_their_equations(name):
+    """The file that a method of docs/seeds.md is defined in, or the one that it calls, has numbered equations."""
+    importlib.import_module("solvers.problems.stochastic")
+    method = functools.reduce(getattr, name.split("."), solvers)
+    path = ROOT.joinpath(*inspect.unwrap(method).__module__.split(".")).with_suffix(".py")
+    if name in CALLED:
+        called = PACKAGE / CALLED[name]
+        parts = called.relative_to(ROOT).parts
+        assert any(found[: len(parts)] == parts for found in imports(path)), "does not call the file"
+        assert not numbered(path.read_text())[0], "needs no exception"
+        path = called.with_suffix(".py")
+    assert numbered(path.read_text())[0]
+
+
+def test_the_exceptions_are_methods_from_papers():
+    assert len(from_papers()) > 90
+    assert set(CALLED) <= set(from_papers())
 
 
 def test_no_utils():

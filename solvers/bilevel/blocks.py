@@ -1,4 +1,18 @@
-"""Many lower-level problems at once, a few of them a step: BSVRB."""
+"""Many lower-level problems at once, a few of them a step: BSVRB.
+
+By Hu, Qiu, Guo, Zhang, Yang (ICML 2023), numbered as in the comments; g_i is block i's sampled lower gradient, H_i its
+lower Hessian, a bar marks the point before, and I of m blocks are drawn:
+
+(1) ``s_i <- (1 - e) s_i + e g_i + w (g_i - bar g_i)``, ``w = (m - I) / (I (1 - e)) + 1 - e``: MSVR, likewise of all
+    that is tracked
+(2) ``y_i <- y_i - y_step s_i``
+(3) ``u_i = H_i v_i - grad_y upper_i``, tracked as in (1), then ``v_i <- P(v_i - v_step u_i)``, ``|P v| <= radius``
+(4) ``v_i = H_i^-1 grad_y upper_i`` with H_i tracked as in (1), eigenvalues at least mu: "hessian"
+(5) ``h = mean over i of grad_x upper_i - (d2 lower_i / dx dy) v_i``
+(6) ``z <- h + (1 - b) (z - bar h)``, ``x <- x - x_step z``: STORM
+
+It departs from the paper in the steps, all multiplied by ``I / m`` unless asked not to.
+"""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -86,33 +100,34 @@ class BSVRB(eqx.Module):
         data = jax.vmap(self.sample)(i, jax.random.split(two, I))
         dtype = state.y.dtype
         e = r.track.astype(dtype)
-        weight = msvr_weight(m, I, e)
+        weight = msvr_weight(m, I, e)  # (1)
         y, v, old_y, old_v = state.y[i], state.v[i], state.y_before[i], state.v_before[i]
 
         lower_slope = jax.vmap(jax.grad(self.lower, argnums=1), (None, 0, 0))
         g, g_before = lower_slope(state.x, y, data), lower_slope(state.before, old_y, data)
-        slope = track(state.slope[i], g, g - g_before, e, weight)
-        new_y = y - r.y.astype(dtype) * slope
+        slope = track(state.slope[i], g, g - g_before, e, weight)  # (1)
+        new_y = y - r.y.astype(dtype) * slope  # (2)
         if self.variant == "hessian":
             bends = jax.vmap(jax.hessian(self.lower, argnums=1), (None, 0, 0))
             h, h_before = bends(state.x, y, data), bends(state.before, old_y, data)
-            dual = track(state.dual[i], h, h - h_before, e, weight)
+            dual = track(state.dual[i], h, h - h_before, e, weight)  # (4)
             solved = jax.vmap(self._solve)
             now, then = (solved(dual, self._pull(x, z, data)) for x, z in ((state.x, y), (state.before, old_y)))
-            new_v = now
+            new_v = now  # (4)
         else:
             u, u_before = self._defect(state.x, y, v, data), self._defect(state.before, old_y, old_v, data)
-            dual = track(state.dual[i], u, u - u_before, e, weight)
-            new_v = v - r.v.astype(dtype) * dual
+            dual = track(state.dual[i], u, u - u_before, e, weight)  # (3)
+            new_v = v - r.v.astype(dtype) * dual  # (3)
             size = jnp.sqrt(jnp.sum(new_v**2, axis=1, keepdims=True))
             radius = r.radius.astype(dtype)
             new_v = new_v * jnp.minimum(1, radius / jnp.where(size > 0, size, 1))
             now, then = v, old_v
-        sampled = self._hyper(state.x, y, now, data)
+        sampled = self._hyper(state.x, y, now, data)  # (5)
         earlier = self._hyper(state.before, old_y, then, data)
         b = jnp.where(state.steps == 0, 1, r.momentum.astype(dtype))
-        estimate = track(state.estimate, sampled, sampled - earlier, b, 1 - b)
+        estimate = track(state.estimate, sampled, sampled - earlier, b, 1 - b)  # (6)
         return BlocksState(
+            # (6)
             state.x - r.x.astype(dtype) * estimate, state.x,
             state.y.at[i].set(new_y), state.y, state.v.at[i].set(new_v), state.v,
             state.slope.at[i].set(slope), state.dual.at[i].set(dual), estimate, state.steps + 1,
@@ -136,19 +151,19 @@ class BSVRB(eqx.Module):
 
         def one(y, v, d):
             bent = jax.jvp(lambda y: jax.grad(self.lower, argnums=1)(x, y, d), (y,), (v,))[1]
-            return bent - jax.grad(self.upper, argnums=1)(x, y, d)
+            return bent - jax.grad(self.upper, argnums=1)(x, y, d)  # (3)
 
         return jax.vmap(one)(y, v, data)
 
     def _solve(self, H, b):
         values, vectors = jnp.linalg.eigh((H + H.T) / 2)
         values = jnp.maximum(values, self.rates.mu.astype(b.dtype))
-        return matmul(vectors, matmul(vectors.T, b) / values)
+        return matmul(vectors, matmul(vectors.T, b) / values)  # (4)
 
     def _hyper(self, x, y, v, data):
         def one(y, v, d):
             mixed = jax.grad(lambda x: jnp.vdot(jax.grad(self.lower, argnums=1)(x, y, d), v))(x)
-            return jax.grad(self.upper)(x, y, d) - mixed
+            return jax.grad(self.upper)(x, y, d) - mixed  # (5)
 
         return jnp.mean(jax.vmap(one)(y, v, data), axis=0)
 

@@ -73,7 +73,9 @@ class CGSolve(LinearSolver):
 
 
 class NeumannSeries(LinearSolver):
-    """``step sum_{k < terms} (I - step H)^k b``: what differentiating that many gradient steps at y* gives.
+    """What differentiating that many gradient steps at y* gives: a truncated series.
+
+    (3) ``v = step sum_(k < terms) (I - step H)^k b``, by ``v <- v + step (b - H v)``
 
     Attributes
     ----------
@@ -91,7 +93,7 @@ class NeumannSeries(LinearSolver):
         step = jnp.asarray(self.step, b.dtype)
 
         def more(v, _):
-            return v + step * (b - product(v)), None
+            return v + step * (b - product(v)), None  # (3)
 
         return jax.lax.scan(more, jnp.zeros_like(b), None, length=self.terms)[0]
 
@@ -127,8 +129,10 @@ def hypergradient(
 ) -> Hypergradient:
     """Return ``grad_x upper(x, y*(x))`` for ``y*(x) = argmin_y lower(x, y)``, given y = y*(x).
 
-    ``grad_x upper - (d2 lower / dx dy) v`` with ``(d2 lower / dy2) v = grad_y upper``: one linear system, two
-    gradients, one mixed product, whatever the size of x.
+    (1) ``grad_x upper - (d2 lower / dx dy) v``
+    (2) ``H v = grad_y upper``, ``H = d2 lower / dy2``
+
+    One linear system, two gradients, one mixed product, whatever the size of x.
 
     Parameters
     ----------
@@ -183,8 +187,8 @@ def hypergradient(
         return ravel_pytree(jax.grad(lower, argnums=1)(x, unravel(flat), args))[0]
 
     value, product = jax.linearize(lambda f: slope(x, f), flat)
-    v = solver.solve(product, b)
+    v = solver.solve(product, b)  # (2)
     _, pull = jax.vjp(lambda x: slope(x, flat), x)
     size = norm(b)
     residual = norm(product(v) - b) / jnp.where(size > 0, size, 1)
-    return Hypergradient(axpy(-1, pull(v)[0], by_x), residual, norm(value))
+    return Hypergradient(axpy(-1, pull(v)[0], by_x), residual, norm(value))  # (1)

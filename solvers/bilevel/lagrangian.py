@@ -1,4 +1,16 @@
-"""The proximal Lagrangian value function of a constrained lower problem, and how far a point is from an answer."""
+"""The proximal Lagrangian value function of a constrained lower problem, and how far a point is from an answer.
+
+Of Yao, Yu, Zeng, Zhang (LV-HBA, ICLR 2024), numbered as in the comments; F is the upper and f the lower objective, g
+the constraint, l its multipliers, w weights:
+
+(1) ``L(x, theta, l) = f(x, theta) + l . g(x, theta)``
+(2) ``v(x, y, z) = min_theta max_l L(x, theta, l) + |theta - y|^2 / (2 gamma) - |l - z|^2 / (2 w)``
+(3) ``l = P_Z(z + w g(x, theta))``: the maximum in closed form
+(4) ``d_x = grad_x F / c + grad_x f(x, y) - grad_x L(x, theta, l)``
+(5) ``d_y = grad_y F / c + grad_y f(x, y) - (y - theta) / gamma``
+
+It departs from the paper in (3), where that takes a step of ascent (`published_step` does), and in w, one a constraint.
+"""
 
 from collections.abc import Callable
 from typing import Any
@@ -52,7 +64,7 @@ class Problem(eqx.Module):
 
     def lagrangian(self, x, y, multipliers):
         """Return ``lower + multipliers . g``."""
-        return self.lower(x, y, self.args) + jnp.sum(multipliers * self.constraints(x, y))
+        return self.lower(x, y, self.args) + jnp.sum(multipliers * self.constraints(x, y))  # (1)
 
     def admissible(self, multipliers):
         """Return the nearest multipliers that may be."""
@@ -61,6 +73,7 @@ class Problem(eqx.Module):
 
     def best_multipliers(self, x, theta, z):
         """Return the maximiser over multipliers of the proximal Lagrangian, which is in closed form."""
+        # (3)
         return self.admissible(z + self.weights * self.constraints(x, theta))
 
     def projected(self, x, y):
@@ -76,6 +89,7 @@ class Problem(eqx.Module):
         F = jax.grad(self.upper, argnums=(0, 1))(x, y, self.args)
         f = jax.grad(self.lower, argnums=(0, 1))(x, y, self.args)
         v = jax.grad(self.lagrangian)(x, theta, multipliers)
+        # (4), (5)
         return F[0] / penalty + f[0] - v, F[1] / penalty + f[1] - (y - theta) / self.gamma
 
     def shortfall(self, x, y, theta, multipliers, z):
@@ -87,6 +101,7 @@ class Problem(eqx.Module):
     def value(self, x, y, theta, multipliers, z):
         """Return v(x, y, z)."""
         near = jnp.sum((theta - y) ** 2) / (2 * self.gamma)
+        # (2)
         return self.lagrangian(x, theta, multipliers) + near - jnp.sum((multipliers - z) ** 2 / (2 * self.weights))
 
 

@@ -1,4 +1,23 @@
-"""Single-loop stochastic methods for one lower problem: SOBA, SABA and F2SA."""
+"""Single-loop stochastic methods for one lower problem: SOBA, SABA and F2SA.
+
+Numbered as in the comments; H and d2 are second derivatives of lower. SOBA and SABA, by Dagreou, Ablin, Vaiter, Moreau
+(NeurIPS 2022), move x by x_step and y, v by y_step against means of
+
+(1) ``d_y = grad_y lower``, ``d_v = H v - grad_y upper``, ``d_x = grad_x upper - (d2 lower / dx dy) v``
+
+over a batch, or for SABA, with a table of past directions a_j of all n examples:
+
+(2) ``d = new_i - a_i + mean a``, then ``a_i = new_i``
+
+F2SA, by Kwon, Kwon, Wright, Nowak (ICML 2023), its lower points y and v:
+
+(3) ``c = penalty (k + 1)^(1/7)``
+(4) ``y <- y - y_step grad_y (upper / c + lower)(x, y)``, ``v <- v - y_step grad_y lower(x, v)``
+(5) ``x <- x - x_step (grad_x upper(x, y) + c (grad_x lower(x, y) - grad_x lower(x, v)))``
+
+In (1) v is minus that of the authors' later programs. In (4) and (5) one batch serves all gradients, and the step of y
+is that of the sum over c.
+"""
 
 from collections.abc import Callable
 from typing import Any
@@ -59,8 +78,9 @@ class SingleLoop(eqx.Module):
         fresh = jax.vmap(lambda d: self._directions(state.x, state.y, state.v, d))(data)
         if self.method == "saba":
             new, old = jax.tree.map(lambda f: f[0], fresh), jax.tree.map(lambda t: t[i[0]], table)
-            along = jax.tree.map(lambda a, b, c: a - b + c, new, old, mean)
+            along = jax.tree.map(lambda a, b, c: a - b + c, new, old, mean)  # (2)
             table = jax.tree.map(lambda t, a: t.at[i[0]].set(a), table, new)
+            # (2)
             mean = jax.tree.map(lambda c, a, b: c + (a - b) / n, mean, new, old)
         else:
             along = jax.tree.map(lambda f: jnp.mean(f, axis=0), fresh)
@@ -79,22 +99,24 @@ class SingleLoop(eqx.Module):
         return lax.scan(one, state, jax.random.split(key, steps))
 
     def _directions(self, x, y, v, d):
-        """Return the directions of x, y and v: Dagreou et al. (4)."""
+        """Return the directions of x, y and v."""
         slope = lambda x, y: jax.grad(self.lower, argnums=1)(x, y, d)  # noqa: E731
         by_y, bent = jax.jvp(lambda y: slope(x, y), (y,), (v,))
         upper_x, upper_y = jax.grad(self.upper, argnums=(0, 1))(x, y, d)
         mixed = jax.grad(lambda x: jnp.vdot(slope(x, y), v))(x)
-        return upper_x - mixed, by_y, bent - upper_y
+        return upper_x - mixed, by_y, bent - upper_y  # (1)
 
     def _penalised(self, state, data, x_step, y_step):
         """Return F2SA's step: y follows ``upper / penalty + lower``, v (a second y) follows lower alone."""
-        c = self.penalty.astype(state.y.dtype) * (state.steps + 1).astype(state.y.dtype) ** (1 / 7)
+        c = self.penalty.astype(state.y.dtype) * (state.steps + 1).astype(state.y.dtype) ** (1 / 7)  # (3)
         mean = lambda f: lambda x, y: jnp.mean(jax.vmap(lambda d: f(x, y, d))(data))  # noqa: E731
         upper, lower = mean(self.upper), mean(self.lower)
+        # (4)
         joint = lambda x, y: upper(x, y) / c + lower(x, y)  # noqa: E731
         by_x, by_y = jax.grad(joint, argnums=(0, 1))(state.x, state.y)
         other_x, other_y = jax.grad(lower, argnums=(0, 1))(state.x, state.v)
         return SingleState(
+            # (5), (4)
             state.x - x_step * c * (by_x - other_x), state.y - y_step * by_y, state.v - y_step * other_y,
             None, None, state.steps + 1,
         )  # fmt: skip

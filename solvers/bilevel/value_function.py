@@ -1,4 +1,22 @@
-"""A lower problem with coupled constraints, replaced by its proximal Lagrangian value function: LV-HBA."""
+"""A lower problem with coupled constraints, replaced by its proximal Lagrangian value function: LV-HBA.
+
+Algorithm 1 of Yao, Yu, Zeng, Zhang (ICLR 2024), the steps of `published_step`, numbered as in the comments, with L,
+d_x, d_y and g of `lagrangian`:
+
+(1) ``theta <- P_Y(theta - eta (grad_theta L(x, theta, l) + (theta - y) / gamma1))``
+(2) ``l <- P_Z(l + eta (g(x, theta) - (l - z) / gamma2))``, theta that before (1)
+(3) ``c = penalty (k + 1)^power``
+(4) ``(x, y) <- P_C((x, y) - alpha (d_x, d_y))``
+(5) ``z <- P_Z(z + beta (l - z) / gamma2)``
+
+In their places `own_step` has, at points extrapolated as in Nesterov's method, for the departures see `lv_hba`:
+
+(6) ``theta <- P_Y(at - slope / L)``, ``at = theta + (1 - r) / (1 + r) (theta - theta_before)``,
+    ``r = sqrt(1 / (gamma L))``, repeated, L the curvature seen
+(7) ``(x, y) <- P_C(ahead - (d_x, d_y) / L)``, ``ahead = (x, y) + b ((x, y) - (x, y)_before)``,
+    ``b = (t_before - 1) / t``, ``t = (1 + sqrt(1 + 4 t_before^2)) / 2``
+(8) ``z <- z + (l - z) / 2``
+"""
 
 from collections.abc import Callable
 from functools import partial
@@ -151,9 +169,9 @@ def follow(problem: Problem, x: Array, y: Array, s: State, most: Array) -> Inner
         seen = jnp.where(c.steps > 0, secant(c.at - c.before, norm(slope - c.slope), norm(c.at)), 0)
         curvature = jnp.maximum(c.curvature, seen)
         L = CURVATURE * curvature
-        theta = problem.projected_lower(c.at - slope / L)
+        theta = problem.projected_lower(c.at - slope / L)  # (6)
         root = jnp.sqrt(jnp.minimum(floor / L, 1))
-        at = theta + (1 - root) / (1 + root) * (theta - c.theta)
+        at = theta + (1 - root) / (1 + root) * (theta - c.theta)  # (6)
         return Inner(theta, at, c.at, slope, curvature, L * norm(theta - c.at), c.steps + 1)
 
     zero = jnp.zeros((), jnp.int32)
@@ -176,9 +194,9 @@ def own_step(problem: Problem, s: State, most: Array, tol: Array) -> State:
     back = lambda old, new: jnp.where(wild, old, new)  # noqa: E731
     from_x, from_y = back(s.last_x, s.ahead_x), back(s.last_y, s.ahead_y)
     dx, dy = back(s.slope_x, dx), back(s.slope_y, dy)
-    x, y = problem.projected(from_x - dx / L, from_y - dy / L)
+    x, y = problem.projected(from_x - dx / L, from_y - dy / L)  # (7)
     step = norm((x - from_x, y - from_y))
-    z = s.z + (multipliers - s.z) / 2
+    z = s.z + (multipliers - s.z) / 2  # (8)
     new = s._replace(x=x, y=y, theta=inner.theta, multipliers=multipliers, residual=L * step)
     lower, error = relative_errors(problem, new, step + 2 * problem.gamma * inner.residual)
     error = back(jnp.asarray(jnp.finfo(error.dtype).max, error.dtype), error)
@@ -187,6 +205,7 @@ def own_step(problem: Problem, s: State, most: Array, tol: Array) -> State:
     penalty = jnp.where(settled, DOUBLED * s.penalty, s.penalty)
     uphill = jnp.vdot(s.ahead_x - x, x - s.x) + jnp.vdot(s.ahead_y - y, y - s.y) > 0
     again = uphill | settled | wild
+    # (7)
     t = jnp.where(again, 1.0, (1 + jnp.sqrt(1 + 4 * s.momentum**2)) / 2).astype(s.momentum.dtype)
     b = jnp.where(again, 0, (s.momentum - 1) / t)
     return State(
@@ -199,13 +218,13 @@ def own_step(problem: Problem, s: State, most: Array, tol: Array) -> State:
 def published_step(problem: Problem, s: State, given: PublishedSteps) -> State:
     """Take one step of descent and ascent in the inner variables, then one in (x, y): algorithm 1."""
     inner = jax.grad(problem.lagrangian, argnums=1)(s.x, s.theta, s.multipliers) + (s.theta - s.y) / given.gamma1
-    theta = problem.projected_lower(s.theta - given.eta * inner)
+    theta = problem.projected_lower(s.theta - given.eta * inner)  # (1)
     rise = problem.constraints(s.x, s.theta) - (s.multipliers - s.z) / given.gamma2
-    multipliers = problem.admissible(s.multipliers + given.eta * rise)
-    penalty = given.penalty * (s.steps + 1).astype(s.penalty.dtype) ** given.power
+    multipliers = problem.admissible(s.multipliers + given.eta * rise)  # (2)
+    penalty = given.penalty * (s.steps + 1).astype(s.penalty.dtype) ** given.power  # (3)
     dx, dy = problem.directions(s.x, s.y, theta, multipliers, penalty)
-    x, y = problem.projected(s.x - given.alpha * dx, s.y - given.alpha * dy)
-    z = problem.admissible(s.z + given.beta * (multipliers - s.z) / given.gamma2)
+    x, y = problem.projected(s.x - given.alpha * dx, s.y - given.alpha * dy)  # (4)
+    z = problem.admissible(s.z + given.beta * (multipliers - s.z) / given.gamma2)  # (5)
     residual = norm((x - s.x, y - s.y)) / given.alpha
     new = s._replace(
         x=x, y=y, theta=theta, multipliers=multipliers, z=z, penalty=penalty, residual=residual, steps=s.steps + 1,

@@ -1,4 +1,13 @@
-"""One choice a layer under a budget, exactly: the multiple-choice knapsack problem, and its whole Pareto front."""
+"""One choice a layer under a budget, exactly: the multiple-choice knapsack problem, and its whole Pareto front.
+
+HAWQ-V2, Dong et al., NeurIPS 2020, section 3.2, with option c_l of layer l:
+
+(1) ``min sum_l sensitivity[l, c_l]`` subject to ``sum_l cost[l, c_l] <= budget``
+(2) ``min >= sum_l min_c (sensitivity[l, c] + mu cost[l, c]) - mu budget`` for any mu >= 0, the bound that prunes
+(3) a partial choice goes where another one is no worse in both sums
+
+It departs from the paper, which picks from an enumerated front: the choice is proved best.
+"""
 
 from itertools import pairwise
 from typing import Any, ClassVar, NamedTuple
@@ -72,7 +81,7 @@ class _States(NamedTuple):
         costs, values = (self.cost[:, None] + cost).ravel(), (self.value[:, None] + value).ravel()
         order = np.lexsort((values, costs))
         lowest = np.minimum.accumulate(np.concatenate([[np.inf], values[order][:-1]]))
-        kept = order[values[order] < lowest]
+        kept = order[values[order] < lowest]  # (3)
         choice = np.concatenate([self.choice[before[kept]], options[kept, None].astype(np.int16)], axis=1)
         return _States(costs[kept], values[kept], choice)
 
@@ -184,7 +193,7 @@ def bit_allocation(
     value, price = np.where(forbidden, np.inf, value), np.where(forbidden, np.inf, price)
     cheapest = np.argmin(price, axis=1)
     floor = np.take_along_axis(price, cheapest[:, None], 1)[:, 0]
-    if not problem.sums(cheapest[problem.group])[1] <= budget:
+    if np.isinf(floor).any() or not problem.sums(cheapest[problem.group])[1] <= budget:
         return _answer(problem, cheapest, np.inf, 0, AllocationStatus.TOO_EXPENSIVE)
 
     budget = min(budget, float(np.sum(np.max(np.where(forbidden, -np.inf, price), axis=1))))
@@ -204,8 +213,8 @@ def bit_allocation(
         states = states.extended(np.where(allowed, price[layer], np.inf), np.where(allowed, value[layer], np.inf))
         looked += len(states.cost)
         rest_cost, rest_bound = rest_cost - floor[layer], rest_bound - reduced[layer]
-        bound = states.value + rest_bound + multiplier * (states.cost - budget)
-        fits = states.cost + rest_cost <= budget + rounding
+        bound = states.value + rest_bound + multiplier * (states.cost - budget)  # (2)
+        fits = states.cost + rest_cost <= budget + rounding  # (1)
         kept = np.flatnonzero(fits & (bound <= best + slack))
         if len(kept) > max_states:
             kept = kept[np.argsort(bound[kept])]

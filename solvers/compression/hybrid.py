@@ -1,4 +1,11 @@
-"""HESSO: train, find redundant groups, bring them to exact zero along straight lines, and go on training the rest."""
+"""HESSO: train, find redundant groups, bring them to exact zero along straight lines, and go on training the rest.
+
+Chen et al., HESSO, 2024, and the authors' code, for groups x that are redundant, T updates to go in all:
+
+(1) ``x <- (x + step) (T - t - 1) / (T - t)`` in update t, zero after the last and ever after
+(2) ``score + weight loss``, loss the mean over three trial projections of ``loss(without) / loss(with)`` over the
+    family
+"""
 
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -238,7 +245,7 @@ def _towards_zero(step: Any, params: Any, factor: Array, groups: Groups) -> Any:
     """Return the update after which groups are ``factor (x + step)``, exact where the factor is 0 or 1."""
 
     def leaf(u, x, f):
-        scaled = (x + u) * f.astype(x.dtype) - x
+        scaled = (x + u) * f.astype(x.dtype) - x  # (1)
         return jnp.where(f == 0, -x, jnp.where(f == 1, u, scaled.astype(u.dtype)))
 
     return jax.tree.map(leaf, step, params, groups.spread(factor, params, outside=1))
@@ -248,7 +255,7 @@ def _pruning(step: Any, state: HessoState, params: Any, plan: _Plan) -> tuple[An
     length = plan.steps // plan.periods
     left = length - state.since % length
     going = state.since < length * plan.periods
-    ratio = jnp.where(going, (left - 1).astype(jnp.float32) / left.astype(jnp.float32), 0)
+    ratio = jnp.where(going, (left - 1).astype(jnp.float32) / left.astype(jnp.float32), 0)  # (1)
     factor = jnp.where(state.pruned, 0, jnp.where(state.active, ratio, 1)).astype(jnp.float32)
     return _towards_zero(step, params, factor, plan.groups), state
 
@@ -292,7 +299,7 @@ def _with_cycles(now: _Moment, state: HessoState, plan: _Plan, value_fn: Callabl
     trial = sampling & ~done
 
     weight = jnp.asarray(plan.scores.get("loss", 0.0), total.dtype)
-    mean = weighed(total, plan.scores) + weight * c.loss
+    mean = weighed(total, plan.scores) + weight * c.loss  # (2)
     since = jnp.where(done, 0, jnp.where(state.since >= 0, state.since + 1, -1))
     pruning = _chosen(state._replace(since=since), mean, plan)
     step, pruning = _pruning(now.step, pruning, now.params, plan)

@@ -1,4 +1,11 @@
-"""Uniform quantisation of weights, and what it is expected to cost in loss."""
+"""Uniform quantisation of weights, and what it is expected to cost in loss.
+
+HAWQ-V2, Dong et al., NeurIPS 2020, for a layer of n weights W and the trace of its block of the Hessian:
+
+(1) ``Q(W) = step clip(round(W / step), -top, top),  top = 2^(bits - 1) - 1,  step = max |W| / top``
+(2) ``step = sum W q / sum q^2`` for codes q, alternating with them: ours
+(3) ``sensitivity = trace / n |Q(W) - W|^2``
+"""
 
 from collections.abc import Sequence
 from typing import Any
@@ -92,7 +99,7 @@ def quantise(x: Float[Array, "..."], bits: int, *, axis: int | None = None, scal
 
 def _codes(x, step, top):
     safe = jnp.broadcast_to(jnp.where(step > 0, step, 1), x.shape)
-    codes = jnp.clip(jnp.round(x / safe), -top, top)
+    codes = jnp.clip(jnp.round(x / safe), -top, top)  # (1)
     return jnp.where(jnp.isnan(codes), 0, codes).astype(jnp.int32)
 
 
@@ -108,7 +115,7 @@ def _least_squares(x, largest, top, over):
     def alternate(start):
         def once(_, step):
             q = _codes(y, step, top).astype(y.dtype)
-            square = jnp.sum(q**2, axis=over, keepdims=True)
+            square = jnp.sum(q**2, axis=over, keepdims=True)  # (2)
             return jnp.where(
                 square > 0, jnp.sum(q * y, axis=over, keepdims=True) / jnp.where(square > 0, square, 1), step
             )
@@ -174,7 +181,7 @@ def hawq_sensitivity(
     def of(w, trace):
         wide = w if w.dtype.itemsize >= 4 else w.astype(jnp.float32)
         errors = [jnp.sum((quantise(wide, b, axis=axis, scale=scale).values() - wide) ** 2) for b in bits]
-        return jnp.stack(errors) * jnp.asarray(trace, wide.dtype) / max(w.size, 1)
+        return jnp.stack(errors) * jnp.asarray(trace, wide.dtype) / max(w.size, 1)  # (3)
 
     rows = [of(jnp.asarray(w), t) for w, t in zip(leaves, diagonal, strict=True)]
     widest = max((row.dtype for row in rows), key=lambda dtype: dtype.itemsize)

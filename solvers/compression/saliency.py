@@ -33,9 +33,11 @@ def group_scores(
 ) -> Float[Array, " count"]:
     """Return the saliency of every group, ``sum_s weight_s score_s / |score_s|_2``; the least are redundant.
 
-    With x a group's parameters and d its descent direction (parameters move along -d): "magnitude" ``|x|``,
-    "avg_magnitude" ``|x| / size``, "cosine_similarity" ``x.d / (|x| |d|) + 1``, "taylor_first_order" ``|x.d|``,
-    "taylor_second_order" ``(x.d)^2 / 2``.
+    (1) ``sum_s weight_s score_s / |score_s|_2``
+    (2) ``|x|,  |x| / size,  x.d / (|x| |d|) + 1,  |x.d|,  (x.d)^2 / 2``
+
+    The scores are "magnitude", "avg_magnitude", "cosine_similarity", "taylor_first_order" and "taylor_second_order", x
+    being a group's parameters and d its descent direction (parameters move along -d).
 
     Parameters
     ----------
@@ -72,22 +74,26 @@ def group_scores(
 
 def raw_scores(params: Any, direction: Any, groups: Groups) -> Float[Array, "5 count"]:
     """Return the scores as they are, a row each in the order of `DEFAULT`."""
-    xx = groups.sums(lambda x, d: x * x, params, direction)
-    dd = groups.sums(lambda x, d: d * d, params, direction)
-    xd = groups.sums(lambda x, d: x * d, params, direction)
+    a, b = (groups.unit(tree) for tree in (params, direction))  # squares of large and small numbers leave the range
+    x_of, d_of = (lambda x, u=u: x / u.astype(x.dtype) for u in (a, b))
+    xx = groups.sums(lambda x, d: x_of(x) ** 2, params, direction)
+    dd = groups.sums(lambda x, d: d_of(d) ** 2, params, direction)
+    xd = groups.sums(lambda x, d: x_of(x) * d_of(d), params, direction)
     length, size = jnp.sqrt(xx), jnp.asarray(np.maximum(groups.size, 1), xx.dtype)
     both = length * jnp.sqrt(dd)
     cosine = jnp.where(both > 0, xd / jnp.where(both > 0, both, 1), 0)
-    return jnp.stack([length, length / size, cosine + 1, jnp.abs(xd), xd**2 / 2])
+    length, first = a.astype(xx.dtype) * length, jnp.abs(xd) * a.astype(xx.dtype) * b.astype(xx.dtype)
+    return jnp.stack([length, length / size, cosine + 1, first, first**2 / 2])  # (2)
 
 
 def weighed(raw: Float[Array, "5 count"], weights: Mapping[str, Scalar]) -> Float[Array, " count"]:
     """Return the weighted sum of the rows, each over its Euclidean norm."""
     largest = jnp.max(jnp.abs(raw), axis=1, keepdims=True)
-    scaled = raw / jnp.where(largest > 0, largest, 1)
+    scaled = jnp.where(jnp.isinf(raw), 1, raw / jnp.where(largest > 0, largest, 1))
     norm = jnp.sqrt(jnp.sum(scaled**2, axis=1, keepdims=True))
     factors = jnp.stack([jnp.asarray(weights.get(name, 0.0), raw.dtype) for name in DEFAULT])
     # What has no weight must not spoil the sum where it overflows.
+    # (1)
     return jnp.sum(
         jnp.where(factors[:, None] == 0, 0, factors[:, None] * scaled / jnp.where(norm > 0, norm, 1)), axis=0
     )

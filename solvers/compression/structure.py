@@ -73,6 +73,15 @@ class Groups:
             total = part if total is None else total + part.astype(total.dtype)
         return jnp.zeros(self.count) if total is None else total
 
+    def unit(self, tree: Any) -> Float[Array, ""]:
+        """Return the power of two above the largest entry of all groups; 1 where it is zero or not finite."""
+        leaves = [x for path, x in _with_paths(tree) if path in self.members and x.size]
+        sizes = [jnp.max(jnp.abs(x if x.dtype.itemsize >= 4 else x.astype(jnp.float32))) for x in leaves]
+        dtype = max((x.dtype for x in sizes), key=lambda d: d.itemsize, default=jnp.dtype(jnp.float32))
+        largest = jnp.max(jnp.stack([x.astype(dtype) for x in sizes]), initial=0) if sizes else jnp.zeros((), dtype)
+        usable = jnp.isfinite(largest) & (largest > 0)
+        return jnp.ldexp(jnp.ones((), dtype), jnp.frexp(jnp.where(usable, largest, 1))[1])
+
     def spread(self, values: Array, tree: Any, *, outside: Any) -> Any:
         """Return a tree of arrays that broadcast against the leaves: a group's entry of `values`, else `outside`."""
 

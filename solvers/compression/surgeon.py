@@ -1,4 +1,12 @@
-"""Optimal brain surgeon with the empirical Fisher matrix: which weights to prune, and how the others make up for it."""
+"""Optimal brain surgeon with the empirical Fisher matrix: which weights to prune, and how the others make up for it.
+
+Hassibi and Stork, NIPS 1992, with the empirical Fisher matrix F of gradients G in the place of the Hessian; p the
+pruned weights, k the kept ones, d the change:
+
+(1) ``score_k = w_k^2 / (2 (F^-1)_kk)``
+(2) ``d = -sum_p w_p F^-1 e_p / (F^-1)_pp``, the published sum of single updates
+(3) ``d_p = -w_p,  d_k = F_kk^-1 G_k^T (G_p w_p) / m``, the minimum of ``d^T F d / 2``: here the default
+"""
 
 from typing import Any
 
@@ -70,7 +78,7 @@ def obs_scores(weights: Any, fisher: EmpiricalFisher) -> Any:
     [1.25 0.5 ]
     """
     _fitting("obs_scores", weights, fisher)
-    return jax.tree.map(lambda w, v: w**2 / (2 * v), weights, fisher.inverse_diagonal())
+    return jax.tree.map(lambda w, v: w**2 / (2 * v), weights, fisher.inverse_diagonal())  # (1)
 
 
 def obs_update(weights: Any, fisher: EmpiricalFisher, prune: Any, *, method: str = "jointly") -> Surgery:
@@ -128,10 +136,10 @@ def obs_update(weights: Any, fisher: EmpiricalFisher, prune: Any, *, method: str
     if method == "jointly":
         kept_grads = jax.tree.map(lambda p, g: jnp.where(p, 0, g), _stacked(prune, fisher.grads), fisher.grads)
         pull = against(fisher.grads, pruned) / fisher.num_grads
-        change = axpy(-1, pruned, EmpiricalFisher(kept_grads, fisher.damping).solve_combination(pull))
+        change = axpy(-1, pruned, EmpiricalFisher(kept_grads, fisher.damping).solve_combination(pull))  # (3)
     else:
         ratio = jax.tree.map(lambda w, v: w / v, pruned, fisher.inverse_diagonal())
-        change = scale(-1, fisher.solve(ratio))
+        change = scale(-1, fisher.solve(ratio))  # (2)
     after = jax.tree.map(lambda p, w, d: jnp.where(p, jnp.zeros_like(w), w + d), prune, weights, change)
     moved = axpy(-1, weights, after)
     return Surgery(after, inner(moved, fisher.mv(moved)) / 2)

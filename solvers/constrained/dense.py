@@ -1,4 +1,11 @@
-"""Dense KKT systems by elimination without pivoting: the pivots tell the inertia for nothing."""
+"""Dense KKT systems by elimination without pivoting: the pivots tell the inertia for nothing.
+
+How the system of a `Question` is solved, with rho > 0 and ``half^2 = 1 - rho d``:
+
+(1) ``[[B, G'], [G, -d I]] (dx, dlam) = (rx, rc),  B = H + shift I``
+(2) ``[[K, half G'], [half G, -d I]] (dx, half dlam) = (rx + rho G'rc, half rc),  K = B + rho G'G``
+(3) ``S = half^2 G K^-1 G' + d I``, the negated complement
+"""
 
 from collections.abc import Callable
 from typing import Any, ClassVar, NamedTuple
@@ -118,7 +125,7 @@ class DenseKKT(KKT):
         rho = eps(b.dtype) ** -0.25 * jnp.where(size_h > 0, size_h, 1) / jnp.where(size_g > 0, size_g, 1)
         damping = eps(b.dtype) ** 0.5 / rho
         half = (1 - rho * damping) ** 0.5
-        factor, _, _ = factorise(H + rho * matmul(G.T, G), half * G, damping)
+        factor, _, _ = factorise(H + rho * matmul(G.T, G), half * G, damping)  # (2)
 
         def apply(r):
             z = jnp.concatenate([r[:n] + rho * matmul(r[n:], G), half * r[n:]])
@@ -250,7 +257,7 @@ def convexified(system: System, model: DenseModel, ask: Question, before: Attemp
     def condense(shift) -> Condensed:
         rho = jnp.where(ask.penalised, 1, jnp.minimum(system.penalty, 0.5 / damping))
         half = jnp.sqrt(jnp.where(ask.penalised, 0, 1 - rho * damping))
-        K = system.H + shift * jnp.eye(n, dtype=dtype) + rho * system.squared
+        K = system.H + shift * jnp.eye(n, dtype=dtype) + rho * system.squared  # (2)
         factor, pivot, dual_pivot = factorise(K, half * model.G, damping)
         floor = jnp.maximum(0.1 * shift, 10 * n * eps(dtype) * jnp.max(jnp.abs(K), initial=0))
         return Condensed(factor, rho, half, pivot > floor, dual_pivot)
@@ -267,9 +274,10 @@ def improve(k, so_far: Refined, system: System, model: DenseModel, ask: Question
     n, G, stage = model.H.shape[0], model.G, k // 2
     z = jnp.where(stage == 0, so_far.step, so_far.own)
     x, u = z[:n], z[n:]
+    # (1): its residual, with that of the multipliers damped towards zero in the second stage
     ex = ask.rx - product(system.H, x) - found.shift * x - product(G.T, u)
     ec = jnp.where(stage == 0, ask.rc, damping * ask.lam) - product(G, x) + damping * u
-    r = jnp.concatenate([ex + rho * product(G.T, ec), half * ec])
+    r = jnp.concatenate([ex + rho * product(G.T, ec), half * ec])  # (2)
     w = back_substitute(factor, jnp.where(stage < 2, r, so_far.v), n)
     better = z + jnp.concatenate([w[:n], w[n:] / jnp.where(half > 0, half, 1)])
     primal = jnp.where(jnp.arange(len(w)) < n, w, 0)
@@ -302,7 +310,7 @@ def factorise(K, G, damping) -> tuple[Factor, Array, Array]:
     L = jnp.linalg.cholesky(K)
     half = solve_triangular(L, G.T, lower=True)
     smallest = jnp.min(jnp.diagonal(L)) ** 2
-    S = jnp.linalg.cholesky(matmul(half.T, half) + damping * identity)
+    S = jnp.linalg.cholesky(matmul(half.T, half) + damping * identity)  # (3)
     return (
         Factor(L, S, half),
         jnp.where(jnp.isfinite(smallest), smallest, -1),

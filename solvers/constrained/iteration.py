@@ -12,6 +12,15 @@ REFRESH   the gradient, over     nothing: x stays    best by least squares   NEW
 
 From a stationary point or a slow descent with an indefinite Hessian a step leaves along negative curvature (`escape`);
 a stationary point reached with a shifted Hessian first gets its multipliers settled, without a step (`settle`).
+
+A step of the method of Hong et al. (ICML 2023), M the merit function of `merit` and g the Lagrangian's gradient:
+
+(1) ``[[B, G'], [G, 0]] (dx, dlam) = -(g, c)``, where ``B = H + shift I`` is positive definite on the null space of G
+(2) ``(x, lam) <- (x, lam) + alpha (dx, dlam)``
+(3) ``M(alpha) <= M(0) + beta (alpha M' + alpha^2 v'H v / 2)``, the last term along negative curvature v alone
+
+It departs from the paper where it has no rule: the modes RESTORE and REFRESH, negative curvature, penalties that start
+anew, and multipliers from ``-(g, 0)`` where a shift was needed.
 """
 
 from typing import NamedTuple
@@ -150,7 +159,7 @@ def direction(s: State, model, kkt: KKT) -> Direction:
         explore=s.suspect | s.slow,
         index=s.moves,
     )
-    answer = kkt.solve(model, ask, (s.eta1, s.eta2))
+    answer = kkt.solve(model, ask, (s.eta1, s.eta2))  # (1)
     escape = (s.suspect | s.slow) & (answer.curvature < 0) & ~refresh
     settle = s.suspect & ~escape & (s.moves == 0)
 
@@ -191,15 +200,15 @@ def search(s: State, way: Direction, problem: Problem, width: int) -> Move:
 
     def trial(alpha):
         lam = s.lam + alpha * way.dlam
-        point = problem.evaluate(s.x + alpha * way.dx, lam)
+        point = problem.evaluate(s.x + alpha * way.dx, lam)  # (2)
         return measure(point, lam) - before, point
 
     def decrease(alpha):
-        return merit.BETA * (alpha * way.slope + 0.5 * alpha**2 * way.bend)
+        return merit.BETA * (alpha * way.slope + 0.5 * alpha**2 * way.bend)  # (3)
 
     willing = (way.answer.valid & ((way.slope < 0) | way.escape) | refresh) & ~way.settle
     found = merit.armijo(trial, decrease, s.point, noise=noise, willing=willing, always=refresh, width=width)
-    x = jnp.where(found.accepted, s.x + found.alpha * way.dx, s.x)
+    x = jnp.where(found.accepted, s.x + found.alpha * way.dx, s.x)  # (2)
     lam = jnp.where(found.accepted, s.lam + found.alpha * way.dlam, s.lam)
     after = measure(found.point, lam)
     return Move(x, lam, found.point, found.alpha, found.accepted, found.trials, before, after, noise)

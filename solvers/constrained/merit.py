@@ -1,4 +1,16 @@
-"""The exact augmented Lagrangian: its slope from five inner products, its penalties, and the Armijo search."""
+"""The exact augmented Lagrangian: its slope from five inner products, its penalties, and the Armijo search.
+
+The outer method of Hong, Na, Mahoney and Kolar, ICML 2023, with g the gradient of the Lagrangian, H its Hessian and the
+merit of Di Pillo and Grippo (1979):
+
+(1) ``M = f + lam'c + eta1/2 |c|^2 + eta2/2 |g|^2``
+(2) ``M'(dx, dlam) = <g, dx> + <c, dlam> + eta1 <c, G dx> + eta2 (<H g, dx> + <G g, dlam>)``
+(3) ``M'(dx, dlam) <= -eta2/2 (|g|^2 + |c|^2)``, the descent test
+(4) ``eta1 <- nu^2 eta1,  eta2 <- eta2 / nu`` until that holds
+(5) ``M(alpha) <= M(0) + alpha beta M'``, alpha halved until that holds
+
+It departs from the authors' program, which has the Hessian of f in the place of H in its descent test.
+"""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -26,17 +38,18 @@ class Slope(NamedTuple):
 
     def at(self, eta1, eta2):
         """Return the slope for given penalties."""
-        return self.plain + eta1 * self.feasibility + eta2 * self.stationarity
+        return self.plain + eta1 * self.feasibility + eta2 * self.stationarity  # (2)
 
     def enough(self, eta1, eta2):
         """Whether the direction passes the descent test ``slope <= -eta2/2 |grad L|^2``."""
-        return self.at(eta1, eta2) <= -0.5 * eta2 * self.residual
+        return self.at(eta1, eta2) <= -0.5 * eta2 * self.residual  # (3)
 
 
 def slope(point: Point, model, dx, dlam) -> Slope:
     """Return the merit's slope along ``(dx, dlam)``; H in `model` is that of the Lagrangian."""
     g, c = point.g, point.c
     return Slope(
+        # (2)
         dot(g, dx) + dot(c, dlam),
         dot(c, model.jacobian(dx)),
         dot(model.hessian(g), dx) + dot(model.jacobian(g), dlam),
@@ -46,6 +59,7 @@ def slope(point: Point, model, dx, dlam) -> Slope:
 
 def value(point: Point, lam, eta1, eta2):
     """Return ``M = f + lam'c + eta1/2 |c|^2 + eta2/2 |f' + G'lam|^2``."""
+    # (1)
     return point.f + dot(lam, point.c) + 0.5 * eta1 * dot(point.c, point.c) + 0.5 * eta2 * dot(point.g, point.g)
 
 
@@ -55,7 +69,7 @@ def penalties(slope: Slope, eta1, eta2):
     All rungs are tried at once: under ``jax.vmap`` a loop would run for the unluckiest lane.
     """
     k = jnp.arange(RUNGS, dtype=eta1.dtype)
-    eta1, eta2 = eta1 * NU ** (2 * k), eta2 * NU**-k
+    eta1, eta2 = eta1 * NU ** (2 * k), eta2 * NU**-k  # (4)
     first = jnp.argmax(slope.enough(eta1, eta2))
     return eta1[first], eta2[first]
 
@@ -85,7 +99,7 @@ def armijo(trial: Callable, decrease: Callable, point: Point, *, noise, willing,
         alphas = top * ladder
         change, points = jax.vmap(trial)(alphas)
         finite = jnp.isfinite(change) & jnp.all(jnp.isfinite(points.g), axis=-1)
-        good = finite & (always | (change <= decrease(alphas) + noise))
+        good = finite & (always | (change <= decrease(alphas) + noise))  # (5)
         alpha, trials = top, width
         for i in reversed(range(width)):  # selections fuse where a gather would not
             at = jax.tree.map(lambda many, one: jnp.where(good[i], many[i], one), points, at)  # noqa: B023

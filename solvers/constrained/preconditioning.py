@@ -78,6 +78,9 @@ class NystromPreconditioner(Preconditioner):
 
     Notes
     -----
+    (1) ``P = U diag(values) U' + rest (I - U U')``, of H shifted: see `solvers.core.linalg.nystrom`
+    (2) ``S = (G P^-1/2 W)(G P^-1/2 W)' + damping I = R'R``
+
     Costs ``rank`` products with H and ``min(oversampling * m, n)`` with G, ``O(n rank^2 + m^3)`` operations and
     ``(rank + oversampling * m) n`` numbers a step.
 
@@ -95,6 +98,7 @@ class NystromPreconditioner(Preconditioner):
     def build(self, model, n, m, *, shift, damping, dtype):
         """Approximate H, then factorise the sketched complement."""
         first, second = jax.random.split(self.key)
+        # (1)
         P = nystrom(model.hessian, n, min(self.rank, n), first, shift=shift, dtype=dtype)
 
         columns = self.oversampling * m
@@ -106,5 +110,6 @@ class NystromPreconditioner(Preconditioner):
         rows = jax.vmap(lambda w: model.jacobian(P.power(w, -0.5)))(W)
         # A QR factorisation, not the Gram matrix: that would square the condition of G.
         rest_of_rank = jnp.sqrt(damping + eps(dtype) ** 1.5 * jnp.sum(rows**2) + jnp.finfo(dtype).tiny)
+        # (2)
         R = jnp.linalg.qr(jnp.concatenate([rows, rest_of_rank * jnp.eye(m, dtype=dtype)]), mode="r")
         return lambda rx, rc: (P.power(rx, -1.0), cho_solve((R, False), rc))

@@ -1,4 +1,17 @@
-"""Sketch-and-project: the randomised iterative solver of the paper, alone and as a KKT solver."""
+"""Sketch-and-project: the randomised iterative solver of the paper, alone and as a KKT solver.
+
+After Strohmer and Vershynin (2009), Gower and Richtarik (2015), and Hong et al., ICML 2023, whose constants were read
+in the authors' program (L is the Lagrangian):
+
+(1) ``x <- x - A'S (S'A A'S)^-1 S'(A x - b)``
+(2) ``B = H + (xi_B + |H|_F) I`` where the smallest eigenvalue of ``Z'H Z`` is below 1e-6, else H
+(3) ``|A|_F Psi |r| <= delta |L'|``
+(4) ``Psi = 20 max(|B|_F^2, 1) / (min(lambda_min(G G'), 1) min(xi_B, 1))``
+(5) ``delta = (1/2 - beta) eta2 / ((1 + eta1 + eta2) Upsilon^2 Psi^2),  Upsilon = max(|G|_F, |H|_F, 1)``
+
+It departs from the authors' program, whose delta is the smallest so far, whose system is tested for descent and gone on
+with when the penalties change, and whose residual starts with the wrong sign.
+"""
 
 from typing import NamedTuple
 
@@ -79,7 +92,7 @@ def sketch_and_project(
         gram = gram + (ridge * size + jnp.finfo(A.dtype).tiny) * jnp.eye(block, dtype=A.dtype)
         weights = miss / gram[0, 0] if block == 1 else jax.scipy.linalg.solve(gram, miss, assume_a="pos")
         move = matmul(weights, rows)
-        return x - move, r - matmul(A, move), k + 1
+        return x - move, r - matmul(A, move), k + 1  # (1)
 
     def unfinished(carry):
         _, r, k = carry
@@ -134,13 +147,14 @@ class SketchProject(DenseKKT):
             H, G = model
             (m, n), dtype = G.shape, H.dtype
             size_h = jnp.sqrt(dot(H, H))
+            # (2)
             shift = jnp.where(smallest_reduced_eigenvalue(H, G) < 1e-6, XI_B + size_h, 0).astype(dtype)
             B = H + shift * jnp.eye(n, dtype=dtype)
             A = jnp.block([[B, G.T], [G, jnp.zeros((m, m), dtype)]])
             rhs = jnp.concatenate([ask.rx, ask.rc])
             target = jnp.sqrt(dot(rhs, rhs))
             if self.accuracy == "paper":
-                tol = self.accuracy_factor(A, B, G, size_h, penalties) * target
+                tol = self.accuracy_factor(A, B, G, size_h, penalties) * target  # (3)
             else:
                 tol = jnp.minimum(0.1, target) * target
             key = jax.random.fold_in(self.key, ask.index)
@@ -156,9 +170,10 @@ class SketchProject(DenseKKT):
         """Return ``delta / (|A|_F Psi)`` with the paper's constants."""
         eta1, eta2 = penalties
         gram = jnp.linalg.eigvalsh(matmul(G, G.T))[0] if G.shape[0] else 1
+        # (4)
         psi = 20 * jnp.maximum(dot(B, B), 1) / (jnp.minimum(gram, 1) * min(XI_B, 1))
         upsilon = jnp.maximum(jnp.maximum(jnp.sqrt(dot(G, G)), size_h), 1)
-        delta = (0.5 - BETA) * eta2 / ((1 + eta1 + eta2) * upsilon**2 * psi**2)
+        delta = (0.5 - BETA) * eta2 / ((1 + eta1 + eta2) * upsilon**2 * psi**2)  # (5)
         return jnp.clip(delta, 1e-6, 0.1) / (jnp.sqrt(dot(A, A)) * psi)
 
 

@@ -1,4 +1,17 @@
-"""A primal-dual interior-point method for the convex problem: one n x n system a step, however many the blocks."""
+"""A primal-dual interior-point method for the convex problem: one n x n system a step, however many the blocks.
+
+Mehrotra's method, SIAM J. Optim. 2 (1992), for the problem of Pilanci and Ergen, ICML 2020, with F the map from neurons
+to outputs and s the slacks of their cones:
+
+(1) ``z s = mu``, and ``(t, u)`` with ``(beta, -q)`` likewise; of the hinge
+    ``alpha margin = mu, (1 - alpha) excess = mu``
+(2) ``W^-2 = (2 J w w' J - J) / square``, Nesterov and Todd's scaling of ``(t, u)`` and ``(beta, -q)``
+(3) ``H_i = (I - 2 w1 w1' / (2 w0^2 - 1)) / square + X' diag(z / s) X``
+(4) ``(H + F'V F) du = rhs``, V the loss's curvature, by ``(V^-1 + F H^-1 F') x = F H^-1 rhs``
+(5) ``mu = (1 - a)^3 mean``, a the step to the boundary towards products of zero, mean that of the products now
+
+It departs from Bai, Gautam and Sojoudi, SIMODS 2023, who solve it by ADMM.
+"""
 
 from typing import NamedTuple
 
@@ -7,12 +20,15 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from ..core.krylov.cg import cg
+from ..core.linalg.nystrom import nystrom
 from ..core.precision import HIGHEST, eps, matmul, tiny
 from ..core.typing import Array
 from .problem import Blocks, lengths
 
 FRACTION = 0.99
 """Of the way to the boundary."""
+CG_STEPS = 300
 
 
 class Data(eqx.Module):
@@ -22,6 +38,7 @@ class Data(eqx.Module):
     y: Array
     beta: Array
     loss: str = eqx.field(static=True)
+    sketch: int = eqx.field(static=True, default=0)
 
 
 class Point(NamedTuple):
@@ -85,6 +102,7 @@ def products(data: Data, p: Point) -> Products:
         margin = p.excess - 1 + data.y * blocks.fit(p.u)
         total = total + jnp.sum(p.alpha * margin + (1 - p.alpha) * p.excess)
         number = number + 2 * p.alpha.shape[0]
+    # (1)
     return Products(slack, margin, total, number)
 
 
@@ -105,6 +123,7 @@ def scaling(data: Data, p: Point) -> Scaling:
     x0, x1 = p.t / jnp.sqrt(bulge), p.u / jnp.sqrt(bulge)[:, None]
     y0, y1 = data.beta / jnp.sqrt(other), -p.q / jnp.sqrt(other)[:, None]
     gamma = jnp.sqrt(jnp.maximum((1 + x0 * y0 + jnp.sum(x1 * y1, axis=1)) / 2, 1))
+    # (2)
     return Scaling((x0 + y0) / (2 * gamma), (x1 - y1) / (2 * gamma)[:, None], jnp.sqrt(bulge / other), bulge)
 
 
@@ -112,28 +131,56 @@ def block_hessians(data: Data, p: Point, scale: Scaling, slack: Array) -> Array:
     """Return ``(I - 2 w1 w1' / (2 w0^2 - 1)) / square + X' diag(z / s) X`` of each block."""
     d = p.u.shape[1]
     outer = scale.w1[:, :, None] * scale.w1[:, None, :] * (2 / (2 * scale.w0**2 - 1))[:, None, None]
-    hessian = (jnp.eye(d, dtype=p.u.dtype)[None] - outer) / scale.square[:, None, None]
+    hessian = (jnp.eye(d, dtype=p.u.dtype)[None] - outer) / scale.square[:, None, None]  # (3)
     if data.blocks.cone:
         ratio = p.z / jnp.maximum(slack, tiny(slack.dtype))
         hessian = hessian + jnp.einsum("bn,nd,ne->bde", ratio, data.blocks.X, data.blocks.X, precision=HIGHEST)
     return hessian
 
 
-def eliminated(blocks: Blocks, hessian: Array, flat: Array):
-    """Return ``g -> (v, W F v)`` with ``(H + F' W F) v = g`` for block-diagonal H and diagonal ``W = 1 / flat``."""
+def eliminated(blocks: Blocks, hessian: Array, flat: Array, sketch: int = 0):
+    """Return ``g -> (v, W F v)`` with ``(H + F' W F) v = g`` for block-diagonal H and diagonal ``W = 1 / flat``.
+
+    With a `sketch` the n x n matrix is not formed: conjugate gradients, preconditioned by a Nystrom approximation.
+    """
     d = hessian.shape[1]
     floor = 10 * eps(hessian.dtype) * jnp.trace(hessian, axis1=1, axis2=2) / d + tiny(hessian.dtype)
     lower = jnp.linalg.cholesky(hessian + floor[:, None, None] * jnp.eye(d, dtype=hessian.dtype)[None])
     rows = jnp.broadcast_to(blocks.X.T[None], (hessian.shape[0], *blocks.X.T.shape))
     whitened = lax.linalg.triangular_solve(lower, rows, left_side=True, lower=True)
     whitened = (whitened * (blocks.sign[:, None] * blocks.active)[:, None, :]).reshape(-1, blocks.X.shape[0])
-    factor = jnp.linalg.cholesky(matmul(whitened.T, whitened) + jnp.diag(flat))
+    # (4)
+    if sketch:
+        invert = by_sketch(whitened, flat, min(sketch, flat.shape[0]))
+    else:
+        factor = jnp.linalg.cholesky(matmul(whitened.T, whitened) + jnp.diag(flat))
+        invert = lambda b: jax.scipy.linalg.cho_solve((factor, True), b)  # noqa: E731
 
     def solve(g):
         half = lax.linalg.triangular_solve(lower, g[:, :, None], left_side=True, lower=True)
-        x = jax.scipy.linalg.cho_solve((factor, True), matmul(whitened.T, half.reshape(-1)))
+        x = invert(matmul(whitened.T, half.reshape(-1)))
         half = half - matmul(whitened, x).reshape(half.shape)
         return lax.linalg.triangular_solve(lower, half, left_side=True, lower=True, transpose_a=True)[:, :, 0], x
+
+    return solve
+
+
+def by_sketch(whitened: Array, flat: Array, rank: int):
+    """Return ``b -> (whitened' whitened + diag(flat))^-1 b`` by conjugate gradients in O(rank) products with it.
+
+    Scaled by ``flat^-1/2`` the matrix is the identity and what the active neurons add: few large eigenvalues.
+    """
+    root = 1 / jnp.sqrt(flat)
+    scaled = whitened * root[None, :]
+    gram = lambda v: matmul(scaled.T, matmul(scaled, v))  # noqa: E731
+    near = nystrom(gram, flat.shape[0], rank, jax.random.key(43), shift=1.0, dtype=flat.dtype)
+
+    def solve(b):
+        b = root * b
+        tol = eps(b.dtype) ** 0.75 * jnp.sqrt(jnp.sum(b * b))
+        return (
+            root * cg(lambda v: v + gram(v), b, tol=tol, max_steps=CG_STEPS, precondition=lambda r: near.power(r, -1)).x
+        )
 
     return solve
 
@@ -151,7 +198,7 @@ def newton(data: Data, p: Point):
     if data.loss == "hinge":
         spread = pairs.margin + p.alpha * p.excess / (1 - p.alpha)
         flat = spread / p.alpha
-    solve = eliminated(blocks, block_hessians(data, p, scale, pairs.slack), flat)
+    solve = eliminated(blocks, block_hessians(data, p, scale, pairs.slack), flat, data.sketch)
 
     def direction(mu, bent: tuple[Array, Array, Array]) -> Point:
         a0 = -beta + mu * p.t / scale.bulge
@@ -212,7 +259,7 @@ def advance(data: Data, p: Point) -> Point:
     zero = jnp.zeros_like(data.beta)
     straight = direction(zero, (zero, zero, zero))
     free = longest(data, p, straight, pairs)
-    mu = (1 - free) ** 3 * pairs.total / pairs.number
+    mu = (1 - free) ** 3 * pairs.total / pairs.number  # (5)
     bent = (zero, zero, zero)
     if data.blocks.cone or data.loss == "hinge":
         df = data.y * data.blocks.fit(straight.u)

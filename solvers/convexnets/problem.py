@@ -3,10 +3,13 @@
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
 
 from ..core import checks
-from ..core.precision import matmul, tiny
+from ..core.precision import eps, matmul, tiny
 from ..core.typing import Array, Bool, Float, Scalar
+from .cells import every_gate
 
 LOSSES = ("squared", "hinge")
 
@@ -14,13 +17,18 @@ LOSSES = ("squared", "hinge")
 class ConvexReLU(eqx.Module):
     """Training of a two-layer ReLU network, written as a convex problem over activation patterns.
 
-    A pattern ``D_i = diag(1[X g_i >= 0])`` says on which examples a neuron is active. With
-    ``f = sum_i D_i X (v_i - w_i)`` the problem is ``min loss(f, y) + beta sum_i (|v_i| + |w_i|)`` where
-    ``(2 D_i - I) X v_i >= 0`` and the same for w_i. It has the optimum of
-    ``min loss(sum_j (X u_j)_+ a_j, y) + beta / 2 sum_j (|u_j|^2 + a_j^2)`` over all neurons with these patterns
-    (Pilanci, Ergen). Gated networks, ``f = sum_i D_i X u_i`` with fixed gates g_i, have no constraints.
+    A pattern D_i says on which examples a neuron is active (Pilanci and Ergen, ICML 2020, theorem 1):
 
-    Make one with `ConvexReLU.sampled`, or give gates of your own.
+    (1) ``D_i = diag(1[X g_i >= 0])``
+    (2) ``f = sum_i D_i X (v_i - w_i)``
+    (3) ``(2 D_i - I) X v_i >= 0``, and the same for w_i
+    (4) ``min loss(f, y) + beta sum_i (|v_i| + |w_i|)``
+
+    It has the optimum of ``min loss(sum_j (X u_j)_+ a_j, y) + beta / 2 sum_j (|u_j|^2 + a_j^2)`` over all neurons with
+    these patterns. Gated networks, ``f = sum_i D_i X u_i`` with fixed gates g_i, have no constraints.
+
+    Make one with `ConvexReLU.sampled`, with `ConvexReLU.exhaustive` over all patterns of data in few dimensions, or
+    give gates of your own.
 
     Attributes
     ----------
@@ -87,6 +95,48 @@ class ConvexReLU(eqx.Module):
         gates = jax.random.normal(key, (patterns, X.shape[1]), X.dtype)
         return ConvexReLU(X, y, beta, gates, distinct_rows(activity(X, gates)), loss, gated)
 
+    @staticmethod
+    def exhaustive(
+        X: Float[Array, "n d"],
+        y: Float[Array, " n"],
+        *,
+        beta: Scalar,
+        loss: str = "squared",
+        gated: bool = False,
+        most: int = 200_000,
+    ) -> "ConvexReLU":
+        """Return the problem over all patterns there are, whose bound then holds for every network of any width.
+
+        For few dimensions: ``2 sum_{i<d} binom(n - 1, i)`` patterns from ``2^d binom(n, d - 1)`` candidates, on the
+        host in NumPy. Examples that are multiples of each other count once.
+
+        Parameters
+        ----------
+        X, y : arrays
+            Examples and targets; concrete, any d examples independent.
+        beta : scalar
+            Weight decay, positive.
+        loss, gated : str, bool
+            See the class.
+        most : int
+            Candidates to look at.
+
+        Raises
+        ------
+        TypeError, ValueError
+            Inside ``jax.jit``; examples that are not in general position; too many candidates.
+        """
+        name = "ConvexReLU"
+        if isinstance(X, Tracer):
+            checks.fail(name, "X", "a concrete array: patterns are counted on the host", "a traced one", TypeError)
+        X = checks.float_array(name, "X", X, ndim=2)
+        gates = every_gate(name, np.asarray(X, np.float64), most, 64 * eps(X.dtype))
+        given = ConvexReLU.sampled(X, y, beta=beta, patterns=1, key=jax.random.key(41), loss=loss, gated=gated)
+        gates = jnp.asarray(gates, given.X.dtype)
+        return ConvexReLU(
+            given.X, given.y, given.beta, gates, distinct_rows(activity(given.X, gates)), given.loss, given.gated
+        )
+
     @property
     def active(self) -> Float[Array, "p n"]:
         """The patterns, one a row, as zeros and ones."""
@@ -95,7 +145,7 @@ class ConvexReLU(eqx.Module):
 
 def activity(X: Array, gates: Array) -> Float[Array, "p n"]:
     """Return ``1[X g_i >= 0]``."""
-    return (matmul(gates, X.T) >= 0).astype(X.dtype)
+    return (matmul(gates, X.T) >= 0).astype(X.dtype)  # (1)
 
 
 def distinct_rows(rows: Float[Array, "p n"]) -> Bool[Array, " p"]:
@@ -140,7 +190,7 @@ class Blocks(eqx.Module):
 
     def fit(self, u: Float[Array, "b d"]) -> Float[Array, " n"]:
         """Return ``sum_i sign_i D_i X u_i``."""
-        return jnp.sum(self.sign[:, None] * self.active * matmul(u, self.X.T), axis=0)
+        return jnp.sum(self.sign[:, None] * self.active * matmul(u, self.X.T), axis=0)  # (2)
 
     def fit_transposed(self, r: Float[Array, " n"]) -> Float[Array, "b d"]:
         """Return ``sign_i X' D_i r``."""
@@ -148,7 +198,7 @@ class Blocks(eqx.Module):
 
     def slack(self, u: Float[Array, "b d"]) -> Float[Array, "b n"]:
         """Return ``(2 D_i - I) X u_i``."""
-        return self.orientation * matmul(u, self.X.T)
+        return self.orientation * matmul(u, self.X.T)  # (3)
 
     @property
     def idle(self) -> Float[Array, "1 n"]:
@@ -183,14 +233,15 @@ def network_output(blocks: Blocks, u: Array) -> Array:
 def network_objective(blocks: Blocks, loss: str, y: Array, beta: Array, u: Array) -> Array:
     """Return the objective of the network that the blocks stand for, feasible or not: an upper bound of the optimum."""
     f = network_output(blocks, u)
-    return loss_of(loss, f, y) + beta * jnp.sum(jnp.abs(blocks.sign) * lengths(u))
+    return loss_of(loss, f, y) + beta * jnp.sum(jnp.abs(blocks.sign) * lengths(u))  # (4)
 
 
 def dual_bound(blocks: Blocks, loss: str, y: Array, beta: Array, slope: Array, z: Array | None) -> Array:
     """Return a lower bound of the optimum from a slope of the loss and multipliers of the cones, whatever they are.
 
-    ``-loss*(c slope)`` is one if ``|sign_i X' D_i c slope - X' (2 D_i - I) c z_i| <= beta`` for all i and z >= 0; the
-    largest c up to one is taken.
+    (5) ``-loss*(c slope)`` is one if ``|sign_i X' D_i c slope - X' (2 D_i - I) c z_i| <= beta`` for all i and z >= 0
+
+    The largest c up to one is taken.
     """
     if loss == "hinge":
         inside = jnp.clip(-slope * y, 0, 1)
@@ -199,6 +250,7 @@ def dual_bound(blocks: Blocks, loss: str, y: Array, beta: Array, slope: Array, z
     if z is not None:
         steep = steep - blocks.slack_transposed(jnp.maximum(z, 0))
     worst = jnp.max(jnp.abs(blocks.sign) * lengths(steep))
+    # (5)
     most = beta / jnp.maximum(worst, tiny(beta.dtype))
     if loss == "hinge":
         return jnp.minimum(1, most) * jnp.sum(-slope * y)

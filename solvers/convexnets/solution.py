@@ -45,12 +45,13 @@ class ConvexReLUSolution(Solution):
         return self.objective - self.lower_bound
 
     def to_network(self) -> "ReLUNetwork":
-        """Return the network, ``hidden_i = u_i / sqrt|u_i|`` and ``output_i = sign_i sqrt|u_i|``.
+        """Return the network, ``hidden_i = u_i / sqrt|u_i|, output_i = sign_i sqrt|u_i|`` (1).
 
         Its objective, `ReLUNetwork.objective`, is `objective`.
         """
         root = jnp.sqrt(self._vmapped(lengths)(self.value))
         hidden = self.value / jnp.where(root > 0, root, 1)[..., None]
+        # (1)
         return ReLUNetwork(jnp.abs(self.signs)[..., None] * hidden, self.signs * root, self.gates)
 
 
@@ -87,7 +88,7 @@ class ReLUNetwork(eqx.Module):
 
 
 class Certificate(eqx.Module):
-    """An upper and a lower bound of the optimum, and the relative distance between them."""
+    """An upper and a lower bound of the optimum, and ``(objective - lower_bound) / objective`` (2)."""
 
     objective: Array
     lower_bound: Array
@@ -100,5 +101,6 @@ def certificate(problem: ConvexReLU, u: Array, slope: Array, z: Array) -> Certif
     args = blocks, problem.loss, problem.y, problem.beta
     objective = network_objective(*args, u)
     bound = jnp.maximum(dual_bound(*args, slope, z if blocks.cone else None), 0)
+    # (2)
     error = jnp.maximum(objective - bound, 0) / jnp.where(objective > 0, objective, 1)
     return Certificate(objective, bound, error)

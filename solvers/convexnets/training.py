@@ -58,6 +58,7 @@ def improved(problem: ConvexReLU, data: Data, s: State, u: Array, steep: Array, 
 def train_relu(
     problem: ConvexReLU,
     *,
+    sketch: int | None = None,
     x0: ConvexReLUSolution | None = None,
     unconverged: str = "nan",
     tol: Scalar | None = None,
@@ -75,6 +76,9 @@ def train_relu(
     ----------
     problem : ConvexReLU
         See there; its arrays X, y and beta are traced and differentiable.
+    sketch : int, optional
+        Solve each step's n x n system by conjugate gradients, preconditioned by a Nystrom approximation of this rank,
+        some times the number of weights of the active neurons; by default the matrix is formed and factorised. Static.
     x0 : ConvexReLUSolution, optional
         An earlier answer, whose network and certificate are kept until better ones are found. Its derivative is zero.
     unconverged : str
@@ -93,9 +97,9 @@ def train_relu(
     -------
     ConvexReLUSolution
         ``value`` (2 p, d): the v_i, then the w_i; ``objective``, ``lower_bound``, ``duality_gap``, ``to_network()``.
-        ``error = (objective - lower_bound) / objective``, not below zero, with the objective of the network and a bound
-        from a feasible point of the dual problem: no network with these patterns is better by more. One with other
-        patterns may be. `Status.STAGNATED` where rounding ends it.
+        ``error = (objective - lower_bound) / objective`` (1), not below zero, with the objective of the network and a
+        bound from a feasible point of the dual problem: no network with these patterns is better by more. One with
+        other patterns may be. `Status.STAGNATED` where rounding ends it.
 
     Raises
     ------
@@ -105,18 +109,19 @@ def train_relu(
     Notes
     -----
     A step is Mehrotra's, with Nesterov and Todd's scaling of the neurons' lengths: the blocks are eliminated one by
-    one, O(p n d^2), and an n x n matrix is formed in O(p d n^2) and factorised. Memory 2 p d n numbers. It starts
-    inside all cones, at multiples of the gates. Examples and targets are scaled by powers of two, so their size does
-    not matter.
+    one, O(p n d^2), and an n x n matrix is formed in O(p d n^2) and factorised, or, with a `sketch`, multiplied some
+    tens of times at O(p d n). Memory 2 p d n numbers. It starts inside all cones, at multiples of the gates. Examples
+    and targets are scaled by powers of two, so their size does not matter.
 
     In float32 rounding may end it at a gap of some percent, as stagnated; take float64 for a certificate. Both bounds
     hold whatever the iterates are: the upper one is a network's own objective, the lower one scales the
     multipliers until they are feasible.
 
     Derivatives: of `objective`, by the envelope theorem, and of functions of the network's outputs, those of a point of
-    the central path at a complementarity of the root of the rounding error; in X, y and beta, forward and reverse, of
-    first order; of the squared loss only, NaN for the hinge. Neurons have derivatives of their own only where they are
-    unique. Patterns are constant.
+    the central path at a complementarity of the root of the rounding error, a thousand times that for the hinge; in X,
+    y and beta, forward and reverse, of first order. The hinge's outputs have kinks where an example reaches its margin:
+    what is returned there is the derivative of the smooth path. Neurons have derivatives of their own only where they
+    are unique. Patterns are constant.
 
     References
     ----------
@@ -139,7 +144,15 @@ def train_relu(
     checks.choice(NAME, "unconverged", unconverged, UNCONVERGED)
     dtype = problem.X.dtype
     tol = checks.number(NAME, "tol", (1e-6 if dtype == jnp.float64 else 5e-3) if tol is None else tol, dtype=dtype)
-    return _solve(problem, x0, Limits(tol, checks.count(NAME, "max_steps", max_steps), history, progress), unconverged)
+    if sketch is not None and (isinstance(sketch, bool) or not isinstance(sketch, int) or sketch < 1):
+        checks.fail(NAME, "sketch", "a positive Python integer", sketch)
+    return _solve(
+        problem,
+        x0,
+        sketch or 0,
+        Limits(tol, checks.count(NAME, "max_steps", max_steps), history, progress),
+        unconverged,
+    )
 
 
 def unit_of(x: Array) -> Array:
@@ -155,13 +168,13 @@ def scaled(problem: ConvexReLU, a: Array, b: Array) -> ConvexReLU:
 
 
 @eqx.filter_jit
-def _solve(problem: ConvexReLU, x0, limits: Limits, unconverged: str) -> ConvexReLUSolution:
+def _solve(problem: ConvexReLU, x0, sketch: int, limits: Limits, unconverged: str) -> ConvexReLUSolution:
     a = lax.stop_gradient(unit_of(problem.X))
     b = lax.stop_gradient(unit_of(problem.y)) if problem.loss == "squared" else jnp.ones_like(a)
     problem = scaled(problem, a, b)
     frozen = lax.stop_gradient(problem)
     blocks = Blocks.of(frozen)
-    data = Data(blocks, frozen.y, frozen.beta, frozen.loss)
+    data = Data(blocks, frozen.y, frozen.beta, frozen.loss, sketch)
     copies = blocks.sign.shape[0] // frozen.gates.shape[0]
     point = start(data, jnp.tile(frozen.gates, (copies, 1)))
 
@@ -181,12 +194,13 @@ def _solve(problem: ConvexReLU, x0, limits: Limits, unconverged: str) -> ConvexR
         first,
         limits,
         value=lambda s: s,
+        # (1)
         error=lambda s: jnp.maximum(s.objective - s.bound, 0) / jnp.where(s.objective > 0, s.objective, 1),
         stall=25,
     )
     best = run.value
     trusted = (run.status == Status.CONVERGED) | (unconverged == "approximate")
-    u, value = with_derivatives(problem, best.u, best.objective, best.path, trusted)
+    u, value = with_derivatives(problem, best.u, best.objective, best.path, trusted, sketch)
     return ConvexReLUSolution(
         u * (a / b), run.status, run.num_steps, run.error, limits.tol, run.history, value / b**2, best.bound / b**2,
         best.slope / b, best.z / b, blocks.sign, problem.gates if problem.gated else None,

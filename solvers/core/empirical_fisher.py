@@ -34,8 +34,15 @@ def combined(stack: Any, c: Float[Array, " m"]) -> Any:
 class EmpiricalFisher(eqx.Module):
     """Hold ``F = damping I + (1/m) sum_i g_i g_i^T`` of ``m`` gradients as an operator with an exact inverse.
 
-    With the gradients as rows of G, by Woodbury ``F^-1 = (I - G^T (m damping I + G G^T)^-1 G) / damping``,
-    so one Cholesky factor of an m x m matrix serves every query and nothing of size d x d is formed. Use it for natural
+    With the gradients as rows of G and L the Cholesky factor of ``m damping I + G G^T``:
+
+    (1) ``F = damping I + G^T G / m``
+    (2) ``F^-1 = (I - G^T (L L^T)^-1 G) / damping``, by Woodbury
+    (3) ``F^-1 G^T = m G^T (L L^T)^-1``
+    (4) ``(F^-1)_kk = (1 - |L^-1 G e_k|^2) / damping``
+    (5) ``log det F = (d - m) log damping + 2 sum log diag(L) - m log m``
+
+    So one Cholesky factor of an m x m matrix serves every query and nothing of size d x d is formed. Use it for natural
     gradients, for saliencies of pruning, or to precondition. It is the Fisher matrix of the *observed* labels: near the
     Gauss-Newton matrix only where the model fits its data.
 
@@ -72,7 +79,7 @@ class EmpiricalFisher(eqx.Module):
     References
     ----------
     E. Frantar, E. Kurtic, D. Alistarh, *M-FAC: Efficient matrix-free approximations of second-order information*,
-    NeurIPS 2021. Their recurrence of m rank-one updates gives the same matrix.
+    NeurIPS 2021. It departs from their recurrence of m rank-one updates, which gives the same matrix.
 
     Examples
     --------
@@ -129,13 +136,13 @@ class EmpiricalFisher(eqx.Module):
         """Return ``F x`` for a pytree shaped like one gradient."""
         scaled = self._scaled()
         weight = self.unit / self.num_grads
-        return combine((self.damping, x), (weight * self.unit, combined(scaled, against(scaled, x))))
+        return combine((self.damping, x), (weight * self.unit, combined(scaled, against(scaled, x))))  # (1)
 
     def solve(self, x: Any) -> Any:
         """Return ``F^-1 x`` for a pytree shaped like one gradient."""
         scaled = self._scaled()
         c = cho_solve((self.factor, True), against(scaled, x))
-        return jax.tree.map(lambda u, v: (u - v) / self.damping, x, combined(scaled, c))
+        return jax.tree.map(lambda u, v: (u - v) / self.damping, x, combined(scaled, c))  # (2)
 
     def solve_combination(self, c: Float[Array, " m"]) -> Any:
         """Return ``F^-1 G^T c``, for right-hand sides that are combinations of the gradients.
@@ -143,7 +150,7 @@ class EmpiricalFisher(eqx.Module):
         It equals ``G^T (damping I + G G^T / m)^-1 c``, in which nothing cancels however small the damping.
         """
         inner = cho_solve((self.factor, True), c)
-        return combined(self._scaled(), inner * (self.num_grads / self.unit))
+        return combined(self._scaled(), inner * (self.num_grads / self.unit))  # (3)
 
     def diagonal(self) -> Any:
         """Return the diagonal of F, shaped like one gradient."""
@@ -154,7 +161,7 @@ class EmpiricalFisher(eqx.Module):
 
         def leaf(g):
             half = solve_triangular(self.factor, g.reshape(g.shape[0], -1) / self.unit, lower=True)
-            return ((1 - jnp.sum(half**2, axis=0)) / self.damping).reshape(g.shape[1:])
+            return ((1 - jnp.sum(half**2, axis=0)) / self.damping).reshape(g.shape[1:])  # (4)
 
         return jax.tree.map(leaf, self.grads)
 
@@ -163,10 +170,11 @@ class EmpiricalFisher(eqx.Module):
         columns = jnp.concatenate(rows(self.grads), axis=1) if len(rows(self.grads)) > 1 else rows(self.grads)[0]
         left, right = columns[:, i] / self.unit, columns[:, j] / self.unit
         same = jnp.asarray(i == j, self.factor.dtype)
-        return (same - matmul(left, cho_solve((self.factor, True), right))) / self.damping
+        return (same - matmul(left, cho_solve((self.factor, True), right))) / self.damping  # (2)
 
     def logdet(self) -> Float[Array, ""]:
         """Return ``log det F``."""
         m, d = self.num_grads, sum(g.shape[1] for g in rows(self.grads))
         half = jnp.sum(jnp.log(jnp.diagonal(self.factor)))
+        # (5)
         return (d - m) * jnp.log(self.damping) + 2 * half + m * (2 * jnp.log(self.unit) - jnp.log(float(m)))

@@ -1,4 +1,11 @@
-"""Estimates of a moving gradient from cheap samples: one recursion, of which the published ones are settings."""
+"""Estimates of a moving gradient from cheap samples: one recursion, of which the published ones are settings.
+
+Numbered as in the comments; the sources are those of each function:
+
+(1) ``d <- (1 - e) d + e g + w change``
+(2) ``w = (m - I) / (I (1 - e)) + 1 - e``
+(3) ``x + (1 - e) / e (x - x_before)``
+"""
 
 from typing import Any
 
@@ -38,7 +45,7 @@ def track(estimate: Any, sample: Any, change: Any, momentum: Scalar, weight: Sca
 
     def leaf(d, g, c):
         e, w = jnp.asarray(momentum).astype(d.dtype), jnp.asarray(weight).astype(d.dtype)
-        return (1 - e) * d + e * g + w * c
+        return (1 - e) * d + e * g + w * c  # (1)
 
     return jax.tree.map(leaf, estimate, sample, change)
 
@@ -48,7 +55,7 @@ def msvr_weight(blocks: int, sampled: int, momentum: Scalar) -> Scalar:
 
     All blocks sampled, it is STORM's ``1 - e``.
     """
-    return (blocks - sampled) / (sampled * (1 - momentum)) + 1 - momentum
+    return (blocks - sampled) / (sampled * (1 - momentum)) + 1 - momentum  # (2)
 
 
 def transported(point: Any, previous: Any, momentum: Scalar) -> Any:
@@ -64,7 +71,7 @@ def transported(point: Any, previous: Any, momentum: Scalar) -> Any:
 
     def leaf(x, before):
         e = jnp.asarray(momentum).astype(x.dtype)
-        return x + (1 - e) / e * (x - before)
+        return x + (1 - e) / e * (x - before)  # (3)
 
     return jax.tree.map(leaf, point, previous)
 

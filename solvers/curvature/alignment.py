@@ -1,4 +1,11 @@
-"""Hessian alignment: a penalty on how differently domains bend and tilt the loss of a classifier's head."""
+"""Hessian alignment: a penalty on how differently domains bend and tilt the loss of a classifier's head.
+
+Hemati, Zhang, Estiri and Chen, ICCV 2023, U and g of domain e, their means over the E domains without derivative:
+
+(1) ``mean_e L_e + (1/E) sum_e (alpha |U_e - mean U|^2 + beta |g_e - mean g|^2)``
+(2) ``U_e = H_e g_e``, or ``mean_r z_r * (H_e z_r)``: as published
+(3) ``U_e = H_e``, whose distances follow from inner products of pairs: here the default
+"""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -108,18 +115,18 @@ def hessian_alignment(
     elif method == "diagonal":
         bend = _spread(jnp.stack([h.diagonal() for h in hessians]))
     elif method == "gradient_product":
-        bend = _spread(jnp.stack([h.mv(g) for h, g in zip(hessians, gradients, strict=True)]))
+        bend = _spread(jnp.stack([h.mv(g) for h, g in zip(hessians, gradients, strict=True)]))  # (2)
     else:
         assert key is not None
         keys = jax.random.split(key, num_probes)
 
         def sampled(hessian):
             one = lambda k: (lambda z: z * hessian.mv(z))(probe("rademacher", k, weights))  # noqa: E731
-            return jnp.mean(jax.vmap(one)(keys), axis=0)
+            return jnp.mean(jax.vmap(one)(keys), axis=0)  # (2)
 
         bend = _spread(jnp.stack([sampled(h) for h in hessians]))
     loss = jnp.mean(jnp.stack(losses))
-    total = loss + jnp.asarray(alpha, loss.dtype) * bend + jnp.asarray(beta, loss.dtype) * apart
+    total = loss + jnp.asarray(alpha, loss.dtype) * bend + jnp.asarray(beta, loss.dtype) * apart  # (1)
     return Alignment(total, loss, bend, apart)
 
 
@@ -135,4 +142,4 @@ def _hessian_spread(hessians: Sequence[HeadHessian]) -> Float[Array, ""]:
     own = sum(h.inner(h) for h in hessians) / count
     cross = sum(h.inner(f) for h in hessians for f in frozen) / count**2
     fixed = sum(f.inner(g) for f in frozen for g in frozen) / count**2
-    return jnp.maximum(own - 2 * cross + fixed, 0)
+    return jnp.maximum(own - 2 * cross + fixed, 0)  # (3)

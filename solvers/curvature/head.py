@@ -1,4 +1,11 @@
-"""The Hessian of softmax cross-entropy in the weights of a linear head, in closed form."""
+"""The Hessian of softmax cross-entropy in the weights of a linear head, in closed form.
+
+Where Hemati et al., ICCV 2023, draw random probes, p_i being the outputs of a linear head and x_i its inputs:
+
+(1) ``H = (1/n) sum_i (diag(p_i) - p_i p_i^T) (x) x_i x_i^T``
+(2) ``diag H = (1/n) sum_i p_i (1 - p_i) x_i^2``
+(3) ``<H, K> = mean_ij (p.q + (p.q)^2 - p^2.q - p.q^2) (x_i.y_j)^2``, p and x of H at i, q and y of K at j
+"""
 
 import equinox as eqx
 import jax
@@ -29,13 +36,13 @@ class HeadHessian(eqx.Module):
         """Return ``H v`` at the cost of two passes through the head, O(n C d)."""
         p = self.probabilities
         u = matmul(self.features, v.T)
-        u = p * (u - jnp.sum(p * u, axis=1, keepdims=True))
+        u = p * (u - jnp.sum(p * u, axis=1, keepdims=True))  # (1)
         return matmul(u.T, self.features) / p.shape[0]
 
     def diagonal(self) -> Float[Array, "C d"]:
         """Return the diagonal, ``(1/n) sum_i p_i (1 - p_i) x_i^2``."""
         p = self.probabilities
-        return matmul((p * (1 - p)).T, self.features**2) / p.shape[0]
+        return matmul((p * (1 - p)).T, self.features**2) / p.shape[0]  # (2)
 
     def trace(self) -> Float[Array, ""]:
         """Return the trace."""
@@ -46,7 +53,7 @@ class HeadHessian(eqx.Module):
         """Return ``<H, K>``, the sum of products of all entries of two heads' Hessians, in O(n m (d + C))."""
         p, q = self.probabilities, other.probabilities
         both = matmul(p, q.T)
-        blocks = both + both**2 - matmul(p**2, q.T) - matmul(p, (q**2).T)
+        blocks = both + both**2 - matmul(p**2, q.T) - matmul(p, (q**2).T)  # (3)
         return jnp.mean(blocks * matmul(self.features, other.features.T) ** 2)
 
     def squared_distance(self, other: "HeadHessian") -> Float[Array, ""]:

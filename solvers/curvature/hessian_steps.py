@@ -1,4 +1,17 @@
-"""Optimisers that measure curvature as they go: AdaHessian by its diagonal, heavy ball by the ends of its spectrum."""
+"""Optimisers that measure curvature as they go: AdaHessian by its diagonal, heavy ball by the ends of its spectrum.
+
+AdaHessian, Yao et al., AAAI 2021, with z random signs, both averages without their bias in the update:
+
+(1) ``D = |mean_r z_r * (H z_r)|``, averaged over blocks
+(2) ``m <- b1 m + (1 - b1) g,  v <- b2 v + (1 - b2) D^2``
+(3) ``m / (sqrt(v)^hessian_power + eps)``
+
+Heavy ball (Polyak 1964) from the spectrum, after Granziol, Zohren and Roberts, JMLR 2022, L and l the ends of the
+latter:
+
+(4) ``learning_rate = scale (2 / (sqrt L + sqrt l))^2,  momentum = ((sqrt L - sqrt l) / (sqrt L + sqrt l))^2``
+(5) ``velocity <- momentum velocity - learning_rate g``
+"""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -27,7 +40,7 @@ class AdaHessianState(NamedTuple):
     key : PRNG key
         Of the next probe.
     mu, nu : PyTree
-        Moving averages of the gradient and of the squared diagonal.
+        The moving average of the gradient, and the root of that of the squared diagonal: squares leave the range.
     """
 
     count: Int[Array, ""]
@@ -138,21 +151,28 @@ def scale_by_adahessian(
 
         def measured(nu):
             d = _absolute_diagonal(product, use, params, how)
-            return jax.tree.map(lambda old, d: blend(b2, old, d.astype(old.dtype) ** 2), nu, d)
+            return jax.tree.map(lambda old, d: _blended_root(b2, old, d.astype(old.dtype)), nu, d)  # (2)
 
         nu = when(due, measured, state.nu)
-        mu = jax.tree.map(lambda old, g: blend(b1, old, g.astype(old.dtype)), state.mu, updates)
+        mu = jax.tree.map(lambda old, g: blend(b1, old, g.astype(old.dtype)), state.mu, updates)  # (2)
         count = jnp.asarray(optax.safe_increment(state.count))
         times = state.measured + due.astype(jnp.int32)
 
         def step(m, v, g):
             m = m / _unbias(b1, count, m.dtype)
-            v = jnp.sqrt(v / _unbias(b2, times, v.dtype))
+            v = v / jnp.sqrt(_unbias(b2, times, v.dtype))
+            # (3)
             return (m / (v ** jnp.asarray(hessian_power, v.dtype) + jnp.asarray(eps, v.dtype))).astype(g.dtype)
 
         return jax.tree.map(step, mu, nu, updates), AdaHessianState(count, times, key, mu, nu)
 
     return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _blended_root(rate: Scalar, old: Array, new: Array) -> Array:
+    """Return ``sqrt(rate old^2 + (1 - rate) new^2)``."""
+    rate = jnp.asarray(rate, old.dtype)
+    return jnp.hypot(jnp.sqrt(rate) * old, jnp.sqrt(1 - rate) * new)
 
 
 def _wide(dtype: Any) -> Any:
@@ -169,7 +189,7 @@ def _absolute_diagonal(product: Callable, key: Array, params: Any, how: _Diagona
         return jax.tree.map(lambda a, b: a * b, z, product(z))
 
     sampled = jax.lax.map(one, jax.random.split(key, how.num_probes))
-    d = jax.tree.map(lambda x: jnp.abs(jnp.mean(x, axis=0)), sampled)
+    d = jax.tree.map(lambda x: jnp.abs(jnp.mean(x, axis=0)), sampled)  # (1)
     return d if how.block is None else jax.tree_util.tree_map_with_path(how.block, d)
 
 
@@ -344,7 +364,7 @@ def slq_heavy_ball(
         rates = when(due, lambda old: _polyak(_ends(product, use, params, num_steps, cutoff), scale, old), rates)
         rate, momentum, largest, least = rates
         velocity = jax.tree.map(
-            lambda v, g: momentum.astype(v.dtype) * v - rate.astype(v.dtype) * g.astype(v.dtype),
+            lambda v, g: momentum.astype(v.dtype) * v - rate.astype(v.dtype) * g.astype(v.dtype),  # (5)
             state.velocity,
             updates,
         )
@@ -382,5 +402,6 @@ def _polyak(ends: tuple[Array, Array], scale: Scalar, old: tuple[Array, ...]) ->
     largest, least = ends
     usable = jnp.isfinite(largest) & (largest > 0)
     top, low = (jnp.sqrt(jnp.where(usable, x, 1)) for x in (largest, least))
+    # (4)
     new = (jnp.asarray(scale, top.dtype) * (2 / (top + low)) ** 2, ((top - low) / (top + low)) ** 2, largest, least)
     return tuple(jnp.where(usable, a.astype(b.dtype), b) for a, b in zip(new, old, strict=True))

@@ -1,4 +1,21 @@
-"""What batches do to curvature and learning rates: outliers of a batch's Hessian, and the linear stability of SGD."""
+"""What batches do to curvature and learning rates: outliers of a batch's Hessian, and the linear stability of SGD.
+
+Granziol, Zohren and Roberts, JMLR 2022, with B of N examples in a batch, P parameters and s^2 the variance of an
+element:
+
+(1) ``r = s sqrt(P / b),  b = B / (1 - B / N)``
+(2) ``lambda + r^2 / lambda`` where ``|lambda| > r``, else ``2 r`` with its sign
+(3) ``rate B_new / B_old``, or its root
+
+Wu and Su, ICML 2023, with ``a_i`` the gradients, ``H = (1/n) sum_i a_i a_i^T`` and S the second moment of a
+perturbation:
+
+(4) ``S <- (I - eta H) S (I - eta H) + eta^2 c ((1/n) sum_i a_i (a_i^T S a_i) a_i^T - H S H)``
+(5) ``c = 1 / B`` with replacement, ``(n - B) / (B (n - 1))`` without
+(6) ``1 / critical = lambda_max(L^-1/2 Q L^-1/2)``, ``L S = H S + S H``, ``eta^2 Q S`` what is quadratic in eta above
+
+It departs from the paper in the last, which needs no search over eta.
+"""
 
 import equinox as eqx
 import jax.numpy as jnp
@@ -55,10 +72,10 @@ def batch_hessian_outlier(
     value = checks.float_array(name, "eigenvalue", eigenvalue)
     size, spread, batch = (jnp.asarray(x, value.dtype) for x in (num_params, variance, batch_size))
     share = jnp.zeros((), value.dtype) if num_data is None else batch / jnp.asarray(num_data, value.dtype)
-    squared = jnp.broadcast_to(spread * size * jnp.maximum(1 - share, 0) / batch, value.shape)
-    outside = value**2 > squared
+    radius = jnp.broadcast_to(jnp.sqrt(spread) * jnp.sqrt(size * jnp.maximum(1 - share, 0) / batch), value.shape)  # (1)
+    outside = jnp.abs(value) > radius
     safe = jnp.where(outside, value, 1)
-    return jnp.where(outside, value + squared / safe, jnp.where(value < 0, -2, 2) * jnp.sqrt(squared))
+    return jnp.where(outside, value + radius * (radius / safe), jnp.where(value < 0, -2, 2) * radius)  # (2)
 
 
 def scale_learning_rate(
@@ -96,7 +113,7 @@ def scale_learning_rate(
     checks.choice("scale_learning_rate", "rule", rule, RULES)
     rate = checks.number("scale_learning_rate", "learning_rate", learning_rate)
     ratio = jnp.asarray(batch_new, rate.dtype) / jnp.asarray(batch_old, rate.dtype)
-    return rate * (ratio if rule == "linear" else jnp.sqrt(ratio))
+    return rate * (ratio if rule == "linear" else jnp.sqrt(ratio))  # (3)
 
 
 class SGDStability(eqx.Module):
@@ -128,12 +145,17 @@ class SGDStability(eqx.Module):
 
     def radius(self, learning_rate: Scalar, *, num_steps: int = 64) -> Float[Array, ""]:
         """Return the growth of the mean squared perturbation a step, in the data's span; stable iff at most 1."""
-        h, rate = self.curvatures, jnp.asarray(learning_rate, self.rows.dtype)
+        unit = jnp.max(jnp.abs(self.rows))
+        unit = jnp.where(unit > 0, unit, 1)
+        # In units of the gradients, whose fourth powers leave the range.
+        rows, h = self.rows / unit, self.curvatures / unit / unit
+        rate = jnp.asarray(learning_rate, self.rows.dtype) * unit * unit
         alive = _alive(h)
 
         def step(s):
             kept = (1 - rate * h)[:, None] * s * (1 - rate * h)[None, :]
-            return alive * (kept + rate**2 * self.mixing * (_fourth(self.rows, s) - h[:, None] * s * h[None, :]))
+            # (4)
+            return alive * (kept + rate**2 * self.mixing * (_fourth(rows, s) - h[:, None] * s * h[None, :]))
 
         return _largest(step, alive * jnp.eye(h.shape[0], dtype=h.dtype), num_steps)[0]
 
@@ -196,7 +218,7 @@ def sgd_stability(
     if isinstance(batch_size, int) and not 1 <= batch_size <= (n if not replacement else batch_size):
         checks.fail(name, "batch_size", "from 1 to n (n without replacement)", batch_size)
     batch = jnp.asarray(batch_size, a.dtype)
-    mixing = 1 / batch if replacement else (n - batch) / (batch * max(n - 1, 1))
+    mixing = 1 / batch if replacement else (n - batch) / (batch * max(n - 1, 1))  # (5)
     unit = jnp.max(jnp.abs(a))
     unit = jnp.where(unit > 0, unit, 1)
     left, sizes, _ = jnp.linalg.svd(a / unit, full_matrices=False)
@@ -208,7 +230,7 @@ def sgd_stability(
 
     def product(s):
         s = root * s
-        return root * (h[:, None] * s * h[None, :] * (1 - mixing) + mixing * _fourth(rows, s))
+        return root * (h[:, None] * s * h[None, :] * (1 - mixing) + mixing * _fourth(rows, s))  # (6)
 
     start = alive * jnp.sqrt(pairs) * jnp.eye(h.shape[0], dtype=h.dtype)
     top, bound = _largest(product, start, num_steps)

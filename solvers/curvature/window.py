@@ -1,4 +1,15 @@
-"""M-FAC: steps along the inverse empirical Fisher matrix of a sliding window of gradients."""
+"""M-FAC: steps along the inverse empirical Fisher matrix of a sliding window of gradients.
+
+Frantar, Kurtic and Alistarh, M-FAC, NeurIPS 2021, the dynamic algorithm, G the k gradients of the window as rows, the
+newest of them ``G^T e``:
+
+(1) ``u = F^-1 g = G^T (damping I + G G^T / k)^-1 e``
+(2) ``L L^T = G G^T + k damping I``, slid with the window, hence ``u = k G^T L^-T e / L_mm`` for the last unit vector
+(3) ``v <- momentum v + (1 - momentum) u,  theta <- theta - learning_rate v``
+
+It departs from the paper, which divides by the length of the window before that is full, and from its code, which
+factorises anew in each step.
+"""
 
 from typing import Any, NamedTuple
 
@@ -110,13 +121,13 @@ def scale_by_mfac(num_grads: int = 512, damping: Scalar = 1e-5) -> optax.Gradien
         gram = jnp.pad(state.gram[1:, 1:], ((0, 1), (0, 1))).at[-1].set(row).at[:, -1].set(row)
         seen = jnp.minimum(state.count + 1, num_grads).astype(dtype)
         shift = _shift(seen * jnp.asarray(damping, dtype), gram)
-        slid = slide(state.factor, row.at[-1].add(shift), shift)
+        slid = slide(state.factor, row.at[-1].add(shift), shift)  # (2)
         anew = (shift != state.shift) | ~jnp.all(jnp.isfinite(slid[-1]))
         factor = when(anew, lambda _: jnp.linalg.cholesky(gram + jnp.diag(jnp.full(num_grads, shift))), slid)
-        # (L L^T)^-1 e = L^-T e / L_mm for the last unit vector e.
+        # (2): (L L^T)^-1 e = L^-T e / L_mm for the last unit vector e
         newest = jax.nn.one_hot(num_grads - 1, num_grads, dtype=dtype) * (seen / factor[-1, -1])
         c = jnp.roll(solve_triangular(factor, newest, lower=True, trans="T"), slot + 1)
-        step = jax.tree.map(lambda u, g: u.astype(g.dtype), combined(wide, c), updates)
+        step = jax.tree.map(lambda u, g: u.astype(g.dtype), combined(wide, c), updates)  # (1)
         return step, MFACState(window, gram, factor, shift, jnp.asarray(optax.safe_increment(state.count)))
 
     return optax.GradientTransformation(init, update)
@@ -185,4 +196,5 @@ def mfac(
     [-0.5714 -0.2857]
     """
     average = () if momentum is None else (optax.ema(momentum, debias=False),)
+    # (3)
     return optax.chain(scale_by_mfac(num_grads, damping), *average, optax.scale_by_learning_rate(learning_rate))

@@ -30,6 +30,7 @@ class SSORCG(Method):
         """Precondition by SSOR from zero."""
         sweep = system.sweeper(self.omega)
         zero = jax.tree.map(jnp.zeros_like, b)
+        # (1)
         return conjugate(system, b, start, lambda r: sweep(sweep(zero, r), r, reverse=True), controls)
 
 
@@ -68,6 +69,7 @@ class FlexibleCG(Method):
                 checks.fail("flexible_cg", "precondition", f"a function to arrays of shape {r.shape}", jnp.shape(z))
             return system.pack(z.astype(r.dtype))
 
+        # (2), (3)
         return conjugate(system, b, start, direction, controls, directions=self.directions)
 
 
@@ -115,8 +117,8 @@ def ssor_cg(
 
     Notes
     -----
-    ``M = omega / (2 - omega) (D / omega + L) D^-1 (D / omega + U)``. The test uses the recurred residual; the true one
-    is computed when that passes, and the method restarts from there if it does not agree. Memory: six vectors.
+    ``M = omega / (2 - omega) (D / omega + L) D^-1 (D / omega + U)`` (1). The test uses the recurred residual; the true
+    one is computed when that passes, and the method restarts from there if it does not agree. Memory: six vectors.
     Derivatives: of ``A^-1 b``, to any order, by the same method, A taken to be symmetric.
 
     References
@@ -255,8 +257,14 @@ def flexible_cg(
 
     Notes
     -----
-    With the identity it reproduces conjugate gradients to rounding. The paper recomputes the residual in every step;
-    here it is recurred and checked at the end, at half the cost. Memory: ``4 + 2 directions`` vectors. Derivatives as
+    A step, with f the function `precondition`:
+
+    (2) ``p = f(r) - sum_i (f(r)'A p_i / p_i'A p_i) p_i``, over the last directions
+    (3) ``x <- x + alpha p,  r <- r - alpha A p,  alpha = p'r / p'A p``
+
+    With the identity it reproduces conjugate gradients to rounding. It departs from the paper, which gives f the
+    residual over its length and computes r anew in every step: here r is recurred and checked at the end, at half the
+    cost. Memory: ``4 + 2 directions`` vectors. Derivatives as
     for `ssor_cg`.
 
     References

@@ -1,4 +1,11 @@
-"""The conjugate gradient iteration on vectors in any layout."""
+"""The conjugate gradient iteration on vectors in any layout.
+
+With z the preconditioned residual; the second is Kaneda et al., ICML 2023, algorithm 2, for any preconditioner:
+
+(1) ``p = z + (r'z / previous r'z) p``
+(2) ``p = z - sum_i (z'A p_i / p_i'A p_i) p_i``, over the last directions, two in the paper
+(3) ``x <- x + alpha p,  r <- r - alpha A p,  alpha = p'r / p'A p``
+"""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -73,16 +80,17 @@ def conjugate(
         if directions:
             p, rz = z, s.rz
             for old, Aold, curvature in zip(s.p, s.Ap, s.curvatures, strict=True):
-                p = axpy(-_ratio(inner(z, Aold), curvature), old, p)
+                p = axpy(-_ratio(inner(z, Aold), curvature), old, p)  # (2)
             gain = inner(p, s.r)
         else:
             rz = gain = inner(s.r, z)
-            p = axpy(_ratio(rz, s.rz), s.p[0], z)
+            p = axpy(_ratio(rz, s.rz), s.p[0], z)  # (1)
         Ap = system.mv(p)
         curvature = inner(p, Ap)
         sound = (curvature > 0) & (gain > 0) if not directions else curvature > 0
+        # (3)
         alpha = jnp.where(sound, _ratio(gain, curvature), jnp.where(jnp.isnan(curvature), curvature, 0))
-        r = axpy(-alpha, Ap, s.r)
+        r = axpy(-alpha, Ap, s.r)  # (3)
         error = size(r)
         code = jnp.where(sound | jnp.isnan(curvature), Status.RUNNING, LinearStatus.INDEFINITE)
         # A recurred residual this small is noise; going on would end in underflow, which looks like no curvature.

@@ -1,4 +1,10 @@
-"""Successive over-relaxation, plain and symmetric."""
+"""Successive over-relaxation, plain and symmetric.
+
+D. M. Young, Iterative Solution of Large Linear Systems, 1971, with ``A = L + D + U`` in the order of the sweep:
+
+(1) ``x <- x + (D / omega + L)^-1 (b - A x)``
+(2) ``x <- x + (D / omega + U)^-1 (b - A x)``, the opposite order: with the first, ``M`` of `ssor`
+"""
 
 from typing import Any, ClassVar
 
@@ -38,8 +44,8 @@ class SOR(Method):
         sweep = system.sweeper(self.omega)
 
         def step(y):
-            y = sweep(y, b)
-            return sweep(y, b, reverse=True) if self.both_ways else y
+            y = sweep(y, b)  # (1)
+            return sweep(y, b, reverse=True) if self.both_ways else y  # (2)
 
         # A first sweep may double a smooth residual, in red-black order on one colour; over-relaxation raises it for
         # a few times 1 / (2 - omega) sweeps; at a slow rate it then takes a thousand sweeps to be below the first.

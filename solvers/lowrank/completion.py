@@ -1,4 +1,13 @@
-"""Matrix completion from some entries, by alternating least squares or scaled descent."""
+"""Matrix completion from some entries, by alternating least squares or scaled descent.
+
+Gu, Song, Yin and Zhang, ICLR 2024; Jain, Netrapalli and Sanghavi, STOC 2013; the sweeps are in `half_steps`:
+
+(1) ``min sum ((F G')[rows, cols] - values)^2 / 2 + ridge (|F|^2 + |G|^2) / 2``
+(2) ``F = U sqrt(S),  G = V sqrt(S)`` of the leading part of the entries over their share, the start
+(3) ``|R|_2 > ridge``, R the residuals as a sparse matrix: one more direction would lower the objective
+
+It departs from the paper, which splits the entries over the sweeps and clips large rows at the start.
+"""
 
 import equinox as eqx
 import jax
@@ -207,8 +216,8 @@ def _index(name: str, x, size: int, values) -> Array:
     x = jnp.asarray(x)
     if not jnp.issubdtype(x.dtype, jnp.integer) or x.shape != values.shape or not values.size:
         checks.fail(CALL, name, f"integers of shape {values.shape}, like `values`, not empty", f"{x.dtype}{x.shape}")
-    if not isinstance(x, Tracer) and np.max(x) >= size:
-        checks.fail(CALL, name, f"below {size}", np.max(x))
+    if not isinstance(x, Tracer) and np.max(np.asarray(x)) >= size:  # not traced, under `jax.jit` either
+        checks.fail(CALL, name, f"below {size}", np.max(np.asarray(x)))
     return x
 
 
@@ -271,7 +280,7 @@ def _solve(entries, sizes, ridge, x0, how, limits, unconverged) -> CompletionSol
             r = r + unit * (point.left[rows, k] + point.right[cols, k])
         r = jnp.where((rows >= 0) & (cols >= 0) & (rows < shape[0]) & (cols < shape[1]), r, 0)
         sizes = [jnp.sum(h[:, None] * x * x) for h, x in zip(heights, point, strict=True)]
-        return (inner(r, r) + penalty * (sizes[0] + sizes[1])) / 2
+        return (inner(r, r) + penalty * (sizes[0] + sizes[1])) / 2  # (1)
 
     # With a ridge the objective keeps only the rotations, and balanced factors are its minimiser.
     weight = jnp.mean(one.degree) / shape[1]
@@ -309,7 +318,7 @@ def spectral(rows: Side, cols: Side, rank: int) -> Factors:
     # Directions beyond the rank of the data get a thousandth of the largest value, so that none is dead.
     values = jnp.maximum(values, 1e-3 * values[0])[:rank] * (n * p / jnp.maximum(jnp.sum(rows.degree), 1))
     root = jnp.sqrt(values)[None, :]
-    return Factors(u[:, :rank] * root, matmul(y, vt.T)[:, :rank] * root)
+    return Factors(u[:, :rank] * root, matmul(y, vt.T)[:, :rank] * root)  # (2)
 
 
 def improvable(sides: tuple[Side, Side], point: Factors, setting: Setting, ridge: Array, tol: Array) -> Array:
@@ -324,4 +333,4 @@ def improvable(sides: tuple[Side, Side], point: Factors, setting: Setting, ridge
 
     start = jax.random.normal(jax.random.key(31), (cols.size, 1), left.dtype)
     largest = norm(rows.residual_times(left, near, lax.scan(power, start, None, length=LOOKS)[0]))
-    return largest > ridge + 10 * tol * setting.size
+    return largest > ridge + 10 * tol * setting.size  # (3)

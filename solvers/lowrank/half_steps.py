@@ -1,4 +1,13 @@
-"""Half a sweep of alternating least squares, by conjugate gradients or factorisation; and descent on both sides."""
+"""Half a sweep of alternating least squares, by conjugate gradients or factorisation; and descent on both sides.
+
+With Z_i the rows of the other factor that meet row i, and g the gradient:
+
+(1) ``g_i = Z_i'(Z_i x_i - values_i) + penalty_i x_i``
+(2) ``x_i <- x_i - omega (Z_i'Z_i + penalty_i)^-1 g_i``, exactly or by a few steps of conjugate gradients
+(3) ``(S Z_i)'(S Z_i) + penalty_i`` as their preconditioner: "sketched", of Gu et al., ICLR 2024
+(4) ``(rate + omega - 1)^2 = rate omega^2 mu^2,  omega = 2 / (1 + sqrt(1 - mu^2))``, Young's relaxation: ours
+(5) ``F <- F - t g_F (G'G + penalty)^-1,  G <- G - t g_G (F'F + penalty)^-1``: Tong, Ma and Chi, JMLR 2021
+"""
 
 from typing import NamedTuple
 
@@ -52,7 +61,7 @@ def design(factor: Array, unit: Array | None) -> Array:
 
 def gradient(side: Side, own: Array, other: Array, penalty: Array, unit: Array | None) -> Array:
     """Return the gradient of ``|A(X) - values|^2 / 2 + penalty |own|^2 / 2`` in the own factor."""
-    return side.normal_times(own, design(other, unit), data=True) + penalty * own
+    return side.normal_times(own, design(other, unit), data=True) + penalty * own  # (1)
 
 
 def by_cg(side: Side, z: Array, g: Array, penalty: Array, precondition, steps: int) -> tuple[Array, Array]:
@@ -100,10 +109,10 @@ def solved(side: Side, setting: Setting, other: Array, g: Array, penalty: Array)
     """Return the change of one side towards its minimum, and the gradient there."""
     z = design(other, setting.unit)[:, : g.shape[1]]
     if setting.method == "als_exact":
-        change = -divide(factors_of(side.gram(z), penalty), g)
+        change = -divide(factors_of(side.gram(z), penalty), g)  # (2)
         return change, g + side.normal_times(change, z) + penalty * change
     if setting.method == "sketched":
-        lower = factors_of(side.sketched_gram(z, setting.key), penalty)
+        lower = factors_of(side.sketched_gram(z, setting.key), penalty)  # (3)
         return by_cg(side, z, g, penalty, lambda r: divide(lower, r), setting.inner_steps)
     # The matrix of a row is about the mean one: whitened by it, factors of uneven columns are as good as orthonormal.
     share = jnp.mean(side.degree) / z.shape[0]
@@ -186,11 +195,12 @@ def alternate(sides: tuple[Side, Side], setting: Setting, s: State) -> State:
     """Solve for the right factor, then for the left one, both over-relaxed."""
     (rows, cols), (left, right) = sides, s.factors
     change, _ = solved(cols, setting, left, s.gradients.right, setting.penalty.right)
-    right = right + s.omega * change
+    right = right + s.omega * change  # (2)
     if setting.free:
         right, left = orthonormal(right, left)
     before = gradient(rows, left, right, setting.penalty.left, setting.unit)
     change, after = solved(rows, setting, right, before, setting.penalty.left)
+    # (2)
     left, down = left + s.omega * change, before + s.omega * (after - before)
     end = closed(sides, setting, Factors(left, right), s.omega, s.sweeps + 1, down)
     return end._replace(omega=relaxation(end.error, s.error, s.omega, end.sweeps))
@@ -201,7 +211,7 @@ def relaxation(error: Array, before: Array, omega: Array, sweeps: Array) -> Arra
     rate = error / jnp.where(before > 0, before, 1)
     usable = (sweeps >= 4) & (rate < 1) & (rate > 0)
     radius = (rate + omega - 1) ** 2 / (jnp.where(usable, rate, 1) * omega**2)
-    best = 2 / (1 + jnp.sqrt(1 - jnp.clip(radius, 0, FASTEST)))
+    best = 2 / (1 + jnp.sqrt(1 - jnp.clip(radius, 0, FASTEST)))  # (4)
     return jnp.where(usable, best, 1).astype(error.dtype)
 
 
@@ -210,11 +220,11 @@ FASTEST = 0.97
 
 
 def descend(sides: tuple[Side, Side], setting: Setting, s: State) -> State:
-    """Move both factors along gradients scaled by the other's Gram matrix: Tong, Ma, Chi (3), at the exact length."""
+    """Move both factors along gradients scaled by the other's Gram matrix, at the exact length."""
     rows, (left, right) = sides[0], s.factors
     point, moves = s.factors, []
     for g, near, penalty in zip(s.gradients, (right, left), setting.penalty, strict=True):
-        moves.append(-divider(matmul(near.T, near), penalty)(g))
+        moves.append(-divider(matmul(near.T, near), penalty)(g))  # (5)
     move = Factors(*moves)
     products = rows.quartic(point, move)
     for x, d, penalty in zip(point, move, setting.penalty, strict=True):

@@ -1,4 +1,16 @@
-"""Matrix sensing by factored gradient methods: plain, rebalanced, scaled and preconditioned."""
+"""Matrix sensing by factored gradient methods: plain, rebalanced, scaled and preconditioned.
+
+Xiong, Ding and Du, ICLR 2024; Tong, Ma and Chi, JMLR 2021 ("scaled"); Zhang, Fattahi and Zhang, NeurIPS 2021
+("preconditioned"), with ``r = A(F G') - b``:
+
+(1) ``d = -A*(r) G M_G,  e = -A*(r)' F M_F``; ``X = U U'`` has one factor and the symmetric part of A*(r)
+(2) ``M_G = I``, or ``(G'G + damping)^-1`` with a damping of rounding, or of ``|r|`` over the gain of A
+(3) ``F <- F + t d,  G <- G + t e``
+(4) ``t = argmin |r + t r1 + t^2 r2|^2,  r1 = A(d G' + F e'),  r2 = A(d e')``, unless t is given
+(5) ``F <- beta U,  G <- G V S / beta`` for ``F = U S V'``, once near the solution
+
+It departs from the papers, whose t is a constant and whose damping has no floor; the form of the last is from memory.
+"""
 
 from functools import partial
 from typing import NamedTuple
@@ -53,15 +65,15 @@ def direction(operator: Measurement, setting: Setting, s: State) -> Factors:
     down = operator.adjoint_times(s.residual, right)
     if setting.symmetric:  # of |A(UU') - b|^2 / 4; A*(r) acts by its symmetric part
         down = (down + operator.transposed_adjoint_times(s.residual, left)) / 2
-        down = -whiten(down, left, setting, norm(s.residual))
+        down = -whiten(down, left, setting, norm(s.residual))  # (1)
         return Factors(down, down)
     across = operator.transposed_adjoint_times(s.residual, left)
     size = norm(s.residual)
-    return Factors(-whiten(down, right, setting, size), -whiten(across, left, setting, size))
+    return Factors(-whiten(down, right, setting, size), -whiten(across, left, setting, size))  # (1)
 
 
 def whiten(g: Array, other: Array, setting: Setting, residual: Array) -> Array:
-    """Return ``g (other' other + damping)^-1``: Tong, Ma, Chi (3) for "scaled", Zhang et al. (6) when damped."""
+    """Return ``g (other' other + damping)^-1``: of Tong, Ma, Chi for "scaled", of Zhang and others when damped."""
     if setting.method in ("gd", "rebalanced"):
         return g
     gram = matmul(other.T, other)
@@ -70,13 +82,14 @@ def whiten(g: Array, other: Array, setting: Setting, residual: Array) -> Array:
     damping = 10 * k * eps(g.dtype) * jnp.trace(gram) + tiny(g.dtype)
     if setting.method == "preconditioned":
         damping = jnp.maximum(damping, setting.damping * residual / setting.gain)
+    # (2)
     return jax.scipy.linalg.solve(gram + damping * jnp.eye(k, dtype=g.dtype), g.T, assume_a="pos").T
 
 
 def exact_length(r0: Array, r1: Array, r2: Array) -> Array:
     """Return a minimiser t > 0 of ``|r0 + t r1 + t^2 r2|^2``."""
     pairs = ((r0, r1), (r1, r1), (r0, r2), (r1, r2), (r2, r2))
-    return minimiser(jnp.stack([inner(x, y) for x, y in pairs]))
+    return minimiser(jnp.stack([inner(x, y) for x, y in pairs]))  # (4)
 
 
 def minimiser(products: Array) -> Array:
@@ -107,11 +120,11 @@ def step(operator: Measurement, b: Array, setting: Setting, s: State) -> State:
         factors = when(ready, lambda f: rebalance(f, setting.beta), s.factors)
         s = s._replace(factors=factors, rebalanced=s.rebalanced | ready)
     (left, right), (d, e) = s.factors, direction(operator, setting, s)
-    # Xiong, Ding, Du (2), (3): X moves by t (d G' + F e') + t^2 d e'.
+    # (4): X moves by t (d G' + F e') + t^2 d e'.
     r1 = operator.product(d, right) + operator.product(left, e)
     r2 = operator.product(d, e)
     t = exact_length(s.residual, r1, r2) if setting.exact else setting.length
-    factors = Factors(left + t * d, right + t * e)
+    factors = Factors(left + t * d, right + t * e)  # (3)
     sizes = norm(s.residual) * norm(r1)
     cosine = jnp.where(sizes > 0, -inner(s.residual, r1) / jnp.where(sizes > 0, sizes, 1), 0)
     return State(factors, operator.product(*factors) - b, cosine, s.rebalanced)
@@ -121,7 +134,7 @@ def rebalance(factors: Factors, beta: Array) -> Factors:
     """Return ``beta U, G V S / beta`` for ``F = U S V'``: the same product, and a left factor of known size."""
     u, s, vt = jnp.linalg.svd(factors.left, full_matrices=False)
     pad = factors.left.shape[1] - s.shape[0]
-    right = matmul(factors.right, vt.T) * (s / beta)[None, :]
+    right = matmul(factors.right, vt.T) * (s / beta)[None, :]  # (5)
     return Factors(*(jnp.pad(x, ((0, 0), (0, pad))) for x in (beta * u, right)))
 
 

@@ -1,4 +1,17 @@
-"""Error and stiffness estimates of an adaptive Runge-Kutta solver, kept instead of thrown away, as penalties."""
+"""Error and stiffness estimates of an adaptive Runge-Kutta solver, kept instead of thrown away, as penalties.
+
+Of Pal, Ma, Shah, Rackauckas (ICML 2021) and, the fourth, of Shampine (1977), numbered as in the comments; sums run over
+accepted steps h, g and f(g) are points and slopes of the last two stages at the step's end:
+
+(1) ``E = |y_error / (atol + rtol max(|y|, |y_next|))|``, root mean square
+(2) ``R_E = sum E |h|``
+(3) ``R_E2 = sum E^2``
+(4) ``S = |f(g_second) - f(g_first)| / |g_second - g_first|``
+(5) ``R_S = sum S``, or their maximum
+
+It departs from the paper in the maximum, the default here, and in (4), which the authors' program divides by the
+method's stability size.
+"""
 
 from typing import Any, NamedTuple
 
@@ -71,7 +84,7 @@ class TrackHeuristics(diffrax.AbstractAdaptiveSolver, diffrax.AbstractWrappedSol
     References
     ----------
     A. Pal, Y. Ma, V. Shah, C. Rackauckas, *Opening the blackbox: accelerating neural differential equations by
-    regularizing internal solver heuristics*, ICML 2021, (9) to (11). L. F. Shampine, "Stiffness and nonstiff
+    regularizing internal solver heuristics*, ICML 2021. L. F. Shampine, "Stiffness and nonstiff
     differential equation solvers II", ACM Trans. Math. Softw. 3 (1977).
 
     Examples
@@ -146,13 +159,14 @@ class TrackHeuristics(diffrax.AbstractAdaptiveSolver, diffrax.AbstractWrappedSol
         scale = jax.tree.map(lambda a, b: self.atol + self.rtol * jnp.maximum(jnp.abs(a), jnp.abs(b)), y0, y1)
         scaled = jax.tree.map(lambda e, s: e / s.astype(s.dtype), y_error, scale)
         count = sum(leaf.size for leaf in jax.tree.leaves(scaled))
-        error = length(scaled).astype(dtype) / count**0.5
+        error = length(scaled).astype(dtype) / count**0.5  # (1)
         h = jnp.abs(t1 - t0).astype(dtype)
         stages = last_stages(self.solver)
         total = largest = None
         if stages is not None:
             stiff = stiffness(stages, dense_info["k"], h)
-            total, largest = seen.stiffness + stiff, jnp.maximum(seen.largest, stiff)
+            total, largest = seen.stiffness + stiff, jnp.maximum(seen.largest, stiff)  # (5)
+        # (2), (3)
         sums = Heuristics(seen.error + error * h, seen.squared + error**2, total, largest, seen.steps + 1)
         return y1, y_error, dense_info, (inner, sums), result
 
@@ -198,7 +212,7 @@ def stiffness(stages: tuple[int, int, np.ndarray], k: Any, h: Array) -> Array:
     change = length(jax.tree.map(lambda k: k[second] - k[first], k))
     apart = length(jax.tree.map(lambda k: jnp.tensordot(jnp.asarray(weights, k.dtype), k, 1), k))
     told = (apart > 0) & (h > 0)
-    return jnp.where(told, change / jnp.where(told, apart * h.astype(apart.dtype), 1), 0).astype(h.dtype)
+    return jnp.where(told, change / jnp.where(told, apart * h.astype(apart.dtype), 1), 0).astype(h.dtype)  # (4)
 
 
 def seen_by(name: str, solution: Any) -> Heuristics:
@@ -232,7 +246,7 @@ def error_penalty(solution: Any, *, kind: str = "sum") -> Float[Array, ""]:
 
     References
     ----------
-    A. Pal, Y. Ma, V. Shah, C. Rackauckas, *Opening the blackbox*, ICML 2021, (9), (10).
+    A. Pal, Y. Ma, V. Shah, C. Rackauckas, *Opening the blackbox*, ICML 2021.
 
     Examples
     --------
@@ -281,7 +295,7 @@ def stiffness_penalty(solution: Any, *, kind: str = "max") -> Float[Array, ""]:
 
     References
     ----------
-    A. Pal, Y. Ma, V. Shah, C. Rackauckas, *Opening the blackbox*, ICML 2021, (11).
+    A. Pal, Y. Ma, V. Shah, C. Rackauckas, *Opening the blackbox*, ICML 2021.
     """
     checks.choice("stiffness_penalty", "kind", kind, STIFFNESSES)
     seen = seen_by("stiffness_penalty", solution)

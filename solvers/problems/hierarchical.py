@@ -10,24 +10,26 @@ from ..core.typing import Array, Float
 
 
 class HierarchicalPolynomial(NamedTuple):
-    """``h(x) = g(p(x))`` with ``p(x) = x'A x``, A traceless and scaled so that p has variance one for normal x.
+    """A polynomial of a polynomial, of degree six, correlated with the inner one so that this can be seen through it.
 
-    ``g(z) = (z^3 + z) / scale``: of degree six in x, and correlated with p, so that p can be seen through h.
+    (1) ``p(x) = x'A x``, A traceless and scaled so that p has variance one for normal x
+    (2) ``g(z) = (z^3 + z) / sqrt(22)``
+    (3) ``h(x) = g(p(x))``
     """
 
     A: Float[Array, "d d"]
 
     def feature(self, x: Float[Array, "n d"]) -> Float[Array, " n"]:
         """Return p, the feature that is to be found."""
-        return jnp.sum(matmul(x, self.A) * x, axis=-1)
+        return jnp.sum(matmul(x, self.A) * x, axis=-1)  # (1)
 
     def link(self, z: Float[Array, " n"]) -> Float[Array, " n"]:
         """Return g; its second moment is one for normal z."""
-        return (z**3 + z) / 22**0.5
+        return (z**3 + z) / 22**0.5  # (2)
 
     def __call__(self, x: Float[Array, "n d"]) -> Float[Array, " n"]:
         """Return h."""
-        return self.link(self.feature(x))
+        return self.link(self.feature(x))  # (3)
 
 
 def hierarchical_polynomial(rng: np.random.Generator, d: int, dtype=None) -> HierarchicalPolynomial:

@@ -14,10 +14,12 @@ from ..core.typing import Array, Float
 def zero_chain(x: Float[Array, " T"]) -> Float[Array, ""]:
     """Return the chain of Carmon, Duchi, Hinder and Sidford: to see coordinate t+1, a gradient must have seen t.
 
-    ``f(x) = -Psi(1) Phi(x_1) + sum_i Psi(-x_{i-1}) Phi(-x_i) - Psi(x_{i-1}) Phi(x_i)`` with ``Psi(x) = exp(1 - 1 / (2 x
-    - 1)^2)`` for x > 1/2, else 0, and ``Phi`` the normal distribution function times ``sqrt(2 pi e)``. While any
-    coordinate is below 1 in size, ``|grad f| > 1``. From zero, whatever moves only along gradients seen so far has
-    ``x_T = 0`` before its T-th gradient.
+    (1) ``f(x) = -Psi(1) Phi(x_1) + sum_i Psi(-x_(i-1)) Phi(-x_i) - Psi(x_(i-1)) Phi(x_i)``
+    (2) ``Psi(x) = exp(1 - 1 / (2 x - 1)^2)`` for x > 1/2, else 0
+    (3) ``Phi(x) = sqrt(2 pi e)`` times the normal distribution function
+
+    While any coordinate is below 1 in size, ``|grad f| > 1``. From zero, whatever moves only along gradients seen so
+    far has ``x_T = 0`` before its T-th gradient.
 
     Parameters
     ----------
@@ -29,17 +31,18 @@ def zero_chain(x: Float[Array, " T"]) -> Float[Array, ""]:
     """
     before, after = x[:-1], x[1:]
     links = _bump(-before) * _step(-after) - _bump(before) * _step(after)
+    # (1)
     return jnp.sum(links) - _bump(jnp.ones((), x.dtype)) * _step(x[0])
 
 
 def _bump(x):
     open_ = x > 0.5
     inside = jnp.where(open_, 2 * x - 1, 1)
-    return jnp.where(open_, jnp.exp(1 - 1 / inside**2), 0)
+    return jnp.where(open_, jnp.exp(1 - 1 / inside**2), 0)  # (2)
 
 
 def _step(x):
-    return jnp.asarray(np.sqrt(2 * np.pi * np.e), x.dtype) * normal.cdf(x)
+    return jnp.asarray(np.sqrt(2 * np.pi * np.e), x.dtype) * normal.cdf(x)  # (3)
 
 
 SETTINGS = ("deterministic", "stochastic", "mean_squared_smooth")
@@ -56,9 +59,8 @@ def query_lower_bound(
     Parameters
     ----------
     setting : {"deterministic", "stochastic", "mean_squared_smooth"}
-        Exact derivatives up to order p, ``gap (smoothness / eps)^((1 + p) / p) / smoothness``; unbiased gradients of
-        bounded variance, ``gap smoothness deviation^2 eps^-4``; the same with stochastic gradients that are Lipschitz
-        on average and may be asked at two points, ``gap smoothness deviation eps^-3``.
+        Exact derivatives up to order p; unbiased gradients of bounded variance; the same with stochastic gradients that
+        are Lipschitz on average and may be asked at two points.
     eps : float
         Norm of the gradient to be reached.
     p : int
@@ -69,7 +71,11 @@ def query_lower_bound(
     Returns
     -------
     float
-        A number of queries, up to a factor that does not depend on any of these.
+        A number of queries, up to a factor that does not depend on any of these:
+
+        (4) ``gap smoothness^(1 / p) eps^(-(1 + p) / p)``: deterministic
+        (5) ``gap smoothness deviation^2 eps^-4``: stochastic
+        (6) ``gap smoothness deviation eps^-3``: mean_squared_smooth
 
     References
     ----------
@@ -83,11 +89,11 @@ def query_lower_bound(
     True
     """
     if setting == "deterministic":
-        return gap * smoothness ** (1 / p) * eps ** (-(1 + p) / p)
+        return gap * smoothness ** (1 / p) * eps ** (-(1 + p) / p)  # (4)
     if setting == "stochastic":
-        return gap * smoothness * deviation**2 * eps**-4
+        return gap * smoothness * deviation**2 * eps**-4  # (5)
     if setting == "mean_squared_smooth":
-        return gap * smoothness * deviation * eps**-3
+        return gap * smoothness * deviation * eps**-3  # (6)
     raise ValueError(f"query_lower_bound: `setting` must be one of {SETTINGS}, got {setting!r}")
 
 

@@ -1,4 +1,12 @@
-"""Objectives and conditions whose solution is the value function, and one whose solution is not."""
+"""Objectives and conditions whose solution is the value function, and one whose solution is not.
+
+Of Jia, Zhou (JMLR 23, 2022), sums in the place of their integrals, numbered as in the comments; dM and G are those of
+`paths`:
+
+(1) ``E sum_k (G_k - J(t_k, X_k))^2 dt / 2``: the martingale loss
+(2) ``E sum_k (dM_k / dt)^2 dt / 2``: the mean square of temporal differences
+(3) ``E sum_k xi_k dM_k = 0``, xi any process known at t_k: orthogonality
+"""
 
 from collections.abc import Callable
 from typing import Any
@@ -69,7 +77,7 @@ def martingale_loss(value: Value, params: Any, paths: Paths) -> Float[Array, ""]
 
     def one(track):
         missed = track.to_come() - along(value, params, track)[:-1]
-        return jnp.sum(missed**2 * track.steps) / 2
+        return jnp.sum(missed**2 * track.steps) / 2  # (1)
 
     return jnp.mean(over_paths(one, paths))
 
@@ -88,6 +96,7 @@ def squared_td_error(value: Value, params: Any, paths: Paths) -> Float[Array, ""
     ----------
     Y. Jia, X. Y. Zhou, JMLR 23 (2022), section 3.
     """
+    # (2)
     one = lambda track: jnp.sum(track.increments(along(value, params, track)) ** 2 / track.steps) / 2  # noqa: E731
     return jnp.mean(over_paths(one, paths))
 
@@ -121,7 +130,7 @@ def orthogonality(
 
     def one(track):
         xi = jax.vmap(lambda t, x: test(params, t, x))(track.times[:-1], track.states[:-1])
-        return jnp.sum(xi * track.increments(along(value, params, track))[:, None], axis=0)
+        return jnp.sum(xi * track.increments(along(value, params, track))[:, None], axis=0)  # (3)
 
     moments = over_paths(one, paths)
     count = moments.shape[0]

@@ -51,7 +51,12 @@ def lstd(
 ) -> LinearValue:
     """Fit ``J(t, x) = base(t, x) + c . features(t, x)`` by martingale orthogonality, in one linear solve (CTLSTD).
 
-    The c with ``E sum_k z_k dM_k = 0`` for ``z_k = sum_{s <= k} (lam e^{-discount})^{t_k - t_s} features(t_s, X_s)``.
+    With phi the features, J linear in c and dM the increments of `paths`:
+
+    (1) ``z_k = sum_(s <= k) (lam e^(-discount))^(t_k - t_s) phi(t_s, X_s)``
+    (2) ``E sum_k z_k dM_k = A c + b = 0``, ``A = E sum_k z_k (e^(-discount dt) phi_(k+1) - phi_k)'``, phi_K = 0
+    (3) ``Cov c = A^-1 Cov(A_n c + b_n) A^-T / N`` over the N paths n
+
     No step sizes and no iterations; the first choice where features are at hand.
 
     Parameters
@@ -112,17 +117,17 @@ def lstd(
             jnp.zeros_like(track.times) if base is None else jax.vmap(base)(track.times, track.states).astype(dtype)
         )
         # The coefficients of the increments: dM = offsets' increments + c . changes.
-        changes = track.decay[:, None] * phi.at[-1].set(0)[1:] - phi[:-1]
+        changes = track.decay[:, None] * phi.at[-1].set(0)[1:] - phi[:-1]  # (2)
         known = track.increments(offset)
 
         def trace(z, data):
             decay, phi = data
-            z = decay * z + phi
+            z = decay * z + phi  # (1)
             return z, z
 
         fade = lam**track.steps * track.decay
         _, z = jax.lax.scan(trace, jnp.zeros_like(phi[0]), (jnp.concatenate([fade[:1], fade[:-1]]), phi[:-1]))
-        return matmul(z.T, changes), matmul(z.T, known)
+        return matmul(z.T, changes), matmul(z.T, known)  # (2)
 
     A, b = over_paths(one, paths)
     mean, right = jnp.mean(A, axis=0), jnp.mean(b, axis=0)
@@ -133,9 +138,9 @@ def lstd(
     told = condition < 0.1 / eps(dtype)
     safe = jnp.where(told, scaled, jnp.eye(scaled.shape[0], dtype=dtype))
     inverse = jnp.linalg.inv(safe) / (size[:, None] * size[None, :])
-    c = -matmul(inverse, right)
+    c = -matmul(inverse, right)  # (2)
     missed = jnp.einsum("npq,q->np", A, c, precision="highest") + b
     spread = matmul(missed.T, missed) / missed.shape[0] ** 2
-    covariance = matmul(inverse, matmul(spread, inverse.T))
+    covariance = matmul(inverse, matmul(spread, inverse.T))  # (3)
     nothing = jnp.where(told, 0, jnp.nan).astype(dtype)
     return LinearValue(c + nothing, covariance + nothing, condition, features, base)

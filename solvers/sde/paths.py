@@ -1,4 +1,11 @@
-"""Sampled paths with what was earned on them, and an Euler-Maruyama simulator to make them."""
+"""Sampled paths with what was earned on them, and an Euler-Maruyama simulator to make them.
+
+Numbered as in the comments; J is the value function, k counts a path's times, h is the payoff:
+
+(1) ``dM_k = e^(-discount dt) J_(k+1) - J_k + r_k dt``, the last J being ``h(X_T)``
+(2) ``G_k = e^(-discount dt) G_(k+1) + r_k dt``, ``G_K = h(X_T)``
+(3) ``X_(k+1) = X_k + drift dt + diffusion sqrt(dt) n``, n standard normal: Euler and Maruyama
+"""
 
 from collections.abc import Callable
 from typing import Any
@@ -62,14 +69,14 @@ class Track(eqx.Module):
     def increments(self, values: Float[Array, " K+1"]) -> Float[Array, " K"]:
         """Return ``e^{-discount dt} J_{k+1} - J_k + r_k dt``, the last J being the payoff."""
         values = values.at[-1].set(self.terminal)
-        return self.decay * values[1:] - values[:-1] + self.earned
+        return self.decay * values[1:] - values[:-1] + self.earned  # (1)
 
     def to_come(self) -> Float[Array, " K"]:
         """Return what is earned from every time on, discounted to it."""
 
         def back(later, one):
             decay, earned = one
-            now = decay * later + earned
+            now = decay * later + earned  # (2)
             return now, now
 
         return jax.lax.scan(back, self.terminal, (self.decay, self.earned), reverse=True)[1]
@@ -141,7 +148,7 @@ def simulate(
     def step(x, data):
         t, dt, key = data
         noise = jax.random.normal(key, x.shape, x.dtype) * jnp.sqrt(dt)
-        move = jax.vmap(lambda x, n: drift(t, x, args) * dt + diffusion(t, x, args) * n)(x, noise)
+        move = jax.vmap(lambda x, n: drift(t, x, args) * dt + diffusion(t, x, args) * n)(x, noise)  # (3)
         after = x + move
         return after, after
 

@@ -1,4 +1,17 @@
-"""Temporal-difference learning in continuous time: TD(lambda), GTD2 and TDC, path by path or step by step."""
+"""Temporal-difference learning in continuous time: TD(lambda), GTD2 and TDC, path by path or step by step.
+
+Numbered as in the comments; ``xi = grad_c J`` at t_k, a dash marks the time after, c are the parameters, w the second
+ones. By Jia, Zhou (JMLR 23, 2022):
+
+(1) ``dM = e^(-discount dt) J' - J + r dt``, the last J' being the payoff
+(2) ``z <- (lam e^(-discount))^dt z + xi``, ``c <- c + rate sum z dM``: TD(lam)
+
+After Sutton and others (ICML 2009), whose directions have no dt, see `td_learning`:
+
+(3) ``w <- w + second_rate sum (xi dM - xi (xi . w) dt)``
+(4) ``c <- c - rate sum (e^(-discount dt) xi' - xi) (xi . w)``: GTD2
+(5) ``c <- c + rate sum (xi dM / dt - e^(-discount dt) xi' (xi . w))``: TDC
+"""
 
 from typing import Any
 
@@ -58,17 +71,17 @@ class TDLearner(eqx.Module):
             J, g = slope(c, t, x)
             J_next, g_next = slope(c, after, y)
             J_next, g_next = jnp.where(last, track.terminal, J_next), jnp.where(last, 0, g_next)
-            dM = decay * J_next - J + earned
-            trace = lam**dt * decay * trace + g
+            dM = decay * J_next - J + earned  # (1)
+            trace = lam**dt * decay * trace + g  # (2)
             if self.method == "td":
-                along = jnp.mean(trace * dM[:, None], axis=0)
+                along = jnp.mean(trace * dM[:, None], axis=0)  # (2)
                 aside = jnp.zeros_like(w)
             else:
                 held = jnp.sum(g * w[None, :], axis=1, keepdims=True)
-                aside = jnp.mean(g * dM[:, None] - g * held * dt, axis=0)
-                along = -jnp.mean((decay * g_next - g) * held, axis=0)
+                aside = jnp.mean(g * dM[:, None] - g * held * dt, axis=0)  # (3)
+                along = -jnp.mean((decay * g_next - g) * held, axis=0)  # (4)
                 if self.method == "tdc":
-                    along = jnp.mean(g * dM[:, None] / dt - decay * g_next * held, axis=0)
+                    along = jnp.mean(g * dM[:, None] / dt - decay * g_next * held, axis=0)  # (5)
             if self.online:
                 c, w = c + rate * along, w + second_rate * aside
             return (c, w, trace, moved + along, tracked + aside), None

@@ -44,11 +44,15 @@ class DiagonalSSM(eqx.Module):
 
     Notes
     -----
-    ``K_l = 2 Re sum_n w_n a_n^l + D [l = 0]`` with ``a = e^(h A), w = C B (a - 1) / A`` for "zoh" and
-    ``a = (1 + h A / 2) / (1 - h A / 2), w = C B h / (1 - h A / 2)`` for "bilinear". Kernels are made in two levels,
-    ``l = b i + j``: powers ``a^(b i)`` and ``a^j`` and one contraction over n, so nothing of size H N L exists.
-    Rounding of ``l h A`` turns phases by ``eps |l h A|``, in float32 visible where ``|h A|`` is large and the decay
-    slow.
+    (1) ``a = e^(h A),  w = C B (a - 1) / A`` for "zoh"
+    (2) ``a = (1 + h A / 2) / (1 - h A / 2),  w = C B h / (1 - h A / 2)`` for "bilinear"
+    (3) ``K_l = 2 Re sum_n w_n a_n^l + D [l = 0]``
+    (4) ``x_l = a x_(l-1) + u_l,  y_l = 2 Re w x_l + D u_l``
+    (5) ``C (s - A)^-1 B + D``, the transfer function
+
+    Kernels are made in two levels, ``l = b i + j``: powers ``a^(b i)`` and ``a^j`` and one contraction over n, so
+    nothing of size H N L exists. Rounding of ``l h A`` turns phases by ``eps |l h A|``, in float32 visible where
+    ``|h A|`` is large and the decay slow.
 
     References
     ----------
@@ -199,7 +203,7 @@ class DiagonalSSM(eqx.Module):
             high = powers(log_a, block * np.arange(rows)) * w[:, None]
             left = jnp.concatenate([high.real, -high.imag])
             right = jnp.concatenate([low.real, low.imag])
-            return jnp.matmul(left.T, right, precision=HIGHEST)
+            return jnp.matmul(left.T, right, precision=HIGHEST)  # (3)
 
         together = max(1, ROOM // (log_a.shape[1] * (block + rows)))
         all_at_once = together >= log_a.shape[0]
@@ -252,7 +256,7 @@ class DiagonalSSM(eqx.Module):
             return self.stream(self.start(), u, resets=resets)[1]
         log_a, w = self.discretize()
         inputs = jnp.broadcast_to(u[..., None], (*u.shape, w.shape[1])).astype(w.dtype)
-        states = diagonal_scan(jnp.exp(log_a), inputs, resets=resets, method=method)
+        states = diagonal_scan(jnp.exp(log_a), inputs, resets=resets, method=method)  # (4)
         return self._read(w[None], states) + self.skip[None] * u
 
     def start(self) -> Array:
@@ -262,7 +266,7 @@ class DiagonalSSM(eqx.Module):
     def step(self, state: Array, u: Float[Array, " H"]) -> tuple[Array, Float[Array, " H"]]:
         """Return the next state and the output of one input."""
         log_a, w = self.discretize()
-        state = jnp.exp(log_a) * state + u[:, None].astype(w.dtype)
+        state = jnp.exp(log_a) * state + u[:, None].astype(w.dtype)  # (4)
         return state, self._read(w, state) + self.skip * u
 
     def stream(
@@ -275,7 +279,7 @@ class DiagonalSSM(eqx.Module):
 
         def one(state, given):
             u, kept = given
-            state = a * state * kept + u[:, None]
+            state = a * state * kept + u[:, None]  # (4)
             return state, self._read(w, state) + self.skip * u.real
 
         kept = jnp.ones(u.shape[0], u.dtype) if resets is None else (~resets).astype(u.dtype)
@@ -286,7 +290,7 @@ class DiagonalSSM(eqx.Module):
         s = jnp.asarray(s, self.poles.dtype)[..., None, None]
         w = lax.complex(self.weights[..., 0], self.weights[..., 1])
         poles, w = (x.reshape((1,) * (s.ndim - 2) + x.shape) for x in (self.poles, w))
-        G = w / (s - poles)
+        G = w / (s - poles)  # (5)
         both = G + w.conj() / (s - poles.conj())
         total = jnp.sum(both, -1) * (1.0 if self.pairs else 0.5)
         return total + self.skip.astype(total.dtype).reshape((1,) * (s.ndim - 2) + (-1,))
@@ -300,12 +304,12 @@ def sampled(poles, step, rule: str):
     step = step.astype(poles.dtype)
     z = step * poles
     if rule == "zoh":
-        return z, jnp.expm1(z) / poles
+        return z, jnp.expm1(z) / poles  # (1)
     half = z / 2
     # a = (1 + half) / (1 - half) vanishes at half = -1: keep its logarithm finite there
     least = eps(half.real.dtype)
     half = jnp.where(jnp.abs(1 + half) < least, half + least, half)
-    return jnp.log1p(half) - jnp.log1p(-half), step / (1 - z / 2)
+    return jnp.log1p(half) - jnp.log1p(-half), step / (1 - z / 2)  # (2)
 
 
 def powers(log_a, exponents: np.ndarray):

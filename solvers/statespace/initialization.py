@@ -1,4 +1,15 @@
-"""Where diagonal state-space models start: HiPPO matrices and the poles that S4D, S5 and perturbation make of them."""
+"""Where diagonal state-space models start: HiPPO matrices and the poles that S4D, S5 and perturbation make of them.
+
+HiPPO (Gu et al., NeurIPS 2020; ICLR 2023), with n, k from 0, and the poles of S4D (Gu et al., NeurIPS 2022), M states:
+
+(1) ``A_nk = -sqrt((2n+1)(2k+1))`` for n > k, ``-(n+1)`` for n = k, 0 above; ``B_n = sqrt(2n+1)``: LegS
+(2) ``A_nk = -sqrt((2n+1)(2k+1))``, times ``(-1)^(k-n)`` for n < k; ``B_n = sqrt(2n+1)``: LegT
+(3) ``A_nk = -1`` for n > k, ``-1/2`` for n = k, 0 above; ``B_n = 1``: LagT
+(4) ``-1/2 + i pi n``: Lin
+(5) ``-1/2 + i (M / pi) (M / (2n+1) - 1)``: Inv
+(6) ``-(n+1)``: Real
+(7) ``A + P P^T = -I/2 + skew,  P_n = sqrt(n + 1/2)``, whose eigenvalues are LegS's and S5's
+"""
 
 import numpy as np
 
@@ -50,11 +61,12 @@ def hippo(kind: str, N: int) -> tuple[np.ndarray, np.ndarray]:
     row, column = n[:, None], n[None, :]
     below = row > column
     if kind == "lagt":
-        return np.where(below, -1.0, 0.0) - 0.5 * np.eye(N), np.ones(N)
+        return np.where(below, -1.0, 0.0) - 0.5 * np.eye(N), np.ones(N)  # (3)
     root = np.sqrt(2 * n + 1.0)
     outer = root[:, None] * root[None, :]
     if kind == "legs":
-        return np.where(below, -outer, 0.0) - np.diag(n + 1.0), root
+        return np.where(below, -outer, 0.0) - np.diag(n + 1.0), root  # (1)
+    # (2)
     return -outer * np.where(row < column, (-1.0) ** (column - row), 1.0), root
 
 
@@ -71,7 +83,7 @@ def s4d_lin(N: int) -> np.ndarray:
     numpy.ndarray, (N,), complex128
         The poles.
     """
-    return -0.5 + 1j * np.pi * _sizes("s4d_lin", N)
+    return -0.5 + 1j * np.pi * _sizes("s4d_lin", N)  # (4)
 
 
 def s4d_inv(N: int) -> np.ndarray:
@@ -88,7 +100,7 @@ def s4d_inv(N: int) -> np.ndarray:
         The poles.
     """
     n = _sizes("s4d_inv", N)
-    return -0.5 + 1j * (2 * N / np.pi) * (2 * N / (2 * n + 1) - 1)
+    return -0.5 + 1j * (2 * N / np.pi) * (2 * N / (2 * n + 1) - 1)  # (5)
 
 
 def s4d_real(N: int) -> np.ndarray:
@@ -104,7 +116,7 @@ def s4d_real(N: int) -> np.ndarray:
     numpy.ndarray, (N,), complex128
         The poles.
     """
-    return -(_sizes("s4d_real", N) + 1.0).astype(complex)
+    return -(_sizes("s4d_real", N) + 1.0).astype(complex)  # (6)
 
 
 def normal_legs(N: int) -> tuple[np.ndarray, np.ndarray]:
@@ -129,7 +141,7 @@ def normal_legs(N: int) -> tuple[np.ndarray, np.ndarray]:
     """
     A, _ = hippo("legs", N)
     P = np.sqrt(np.arange(N) + 0.5)
-    skew = A + np.outer(P, P) + 0.5 * np.eye(N)
+    skew = A + np.outer(P, P) + 0.5 * np.eye(N)  # (7)
     imaginary, V = np.linalg.eigh(-0.5j * (skew - skew.T))
     return -0.5 + 1j * imaginary, V
 

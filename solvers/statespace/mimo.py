@@ -19,6 +19,11 @@ from .initialization import s5
 class DiagonalMIMO(eqx.Module):
     """One system ``x' = A x + B u, y = Re(C x) + D u`` of N states for H inputs and outputs, A diagonal (S5).
 
+    (1) ``x_l = a x_(l-1) + b u_l``, a and b of A and B sampled by `rule` with a step for each state
+    (2) ``y_l = 2 Re(C x_l) + D u_l`` of one pole of each conjugate pair, otherwise Re without the 2
+    (3) ``K_l = 2 Re(C a^l b)``, so that ``y_l = sum_j K_j u_(l-j) + D u_l``
+    (4) ``C (s - A)^-1 B + D``: the transfer function
+
     Fewer states than H separate channels have, and they mix; `DiagonalSSM` keeps channels apart.
 
     Attributes
@@ -160,7 +165,7 @@ class DiagonalMIMO(eqx.Module):
     def discretize(self) -> tuple[Array, Array]:
         """Return ``(log a, B)``: states follow ``x_l = a x_(l-1) + B u_l``."""
         log_a, gain = sampled(self.poles, jnp.exp(self.log_step), self.rule)
-        return log_a, lax.complex(self.B[..., 0], self.B[..., 1]) * gain[:, None]
+        return log_a, lax.complex(self.B[..., 0], self.B[..., 1]) * gain[:, None]  # (1)
 
     def kernel(self, L: int) -> Float[Array, "L H H"]:
         """Return the first L matrices ``[2] Re(C a^l B)``, outputs by inputs, without the skip; O(L H^2 N)."""
@@ -169,7 +174,7 @@ class DiagonalMIMO(eqx.Module):
         log_a, B = self.discretize()
         C = lax.complex(self.C[..., 0], self.C[..., 1])
         moved = powers(log_a, np.arange(L)).T[:, None, :] * C[None]
-        return (2 if self.pairs else 1) * matmul(moved, B[None]).real
+        return (2 if self.pairs else 1) * matmul(moved, B[None]).real  # (3)
 
     def __call__(self, u: Float[Array, "L H"]) -> Float[Array, "L H"]:
         """Return the outputs of one sequence by a scan; see `apply`."""
@@ -214,7 +219,7 @@ class DiagonalMIMO(eqx.Module):
         log_a, B = self.discretize()
         inputs = matmul(u.astype(B.dtype), B.T)
         if mode == "scan":
-            states = diagonal_scan(jnp.exp(log_a), inputs, resets=resets, method=method)
+            states = diagonal_scan(jnp.exp(log_a), inputs, resets=resets, method=method)  # (1)
         else:
             if resets is not None:
                 fail("DiagonalMIMO.apply", "mode", "'scan' or 'step' where there are resets", repr(mode))
@@ -222,7 +227,7 @@ class DiagonalMIMO(eqx.Module):
             K = powers(log_a, np.arange(u.shape[0])).T
             spectrum = jnp.fft.fft(K, n, axis=0) * jnp.fft.fft(inputs, n, axis=0)
             states = jnp.fft.ifft(spectrum, n, axis=0)[: u.shape[0]]
-        return self._read(states) + self.skip[None] * u
+        return self._read(states) + self.skip[None] * u  # (2)
 
     def start(self) -> Array:
         """Return the state of a layer at rest, complex (N,)."""
@@ -231,7 +236,7 @@ class DiagonalMIMO(eqx.Module):
     def step(self, state: Array, u: Float[Array, " H"]) -> tuple[Array, Float[Array, " H"]]:
         """Return the next state and the output of one input."""
         log_a, B = self.discretize()
-        state = jnp.exp(log_a) * state + matmul(B, u.astype(B.dtype))
+        state = jnp.exp(log_a) * state + matmul(B, u.astype(B.dtype))  # (1)
         return state, self._read(state) + self.skip * u
 
     def stream(
@@ -244,7 +249,7 @@ class DiagonalMIMO(eqx.Module):
 
         def one(state, given):
             u, kept = given
-            state = a * state * kept + matmul(B, u.astype(B.dtype))
+            state = a * state * kept + matmul(B, u.astype(B.dtype))  # (1)
             return state, self._read(state) + self.skip * u
 
         kept = jnp.ones(u.shape[0], B.dtype) if resets is None else (~resets).astype(B.dtype)
@@ -262,8 +267,9 @@ class DiagonalMIMO(eqx.Module):
 
         both = through(self.poles, B, C) + through(self.poles.conj(), B.conj(), C.conj())
         skip = jnp.diag(self.skip).astype(both.dtype)
+        # (4)
         return (both if self.pairs else 0.5 * both) + skip.reshape(lead + skip.shape)
 
     def _read(self, states):
         real = matmul(states.real, self.C[..., 0].T) - matmul(states.imag, self.C[..., 1].T)
-        return (2 if self.pairs else 1) * real
+        return (2 if self.pairs else 1) * real  # (2)

@@ -237,9 +237,10 @@ def kalman_smoother(
     that singular Q and repeated steps are ordinary. A block is summarised by a filter from a known start and its
     sensitivity to that start, so only one n x n system a block is solved (Sarkka and Garcia-Fernandez solve one in
     every combination).
-    Square-root form: a forward filter and a backward information filter, each by QR factorisations. What the future
-    says of a state is of the size of one over the noise: means between the data lose digits by that, which the status
-    does not see. In float32 two per cent were lost at a noise variance of 5e-8 of the process's.
+    Square-root form: a forward filter and a backward information filter, by reflections. What the future says of a
+    state stays a least-squares problem, its rows of the size of one over the noise; reflections with pivots keep the
+    digits of small rows beside large ones, so that in float32, too, means are exact to what rounding the data would
+    do, however small the noise.
     Memory O(T n^2). Batches by ``jax.vmap``.
 
     References

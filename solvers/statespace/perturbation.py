@@ -69,10 +69,15 @@ def perturb_then_diagonalize(
     Notes
     -----
     A random E gives a condition of order ``N^(3/2) |A| / size`` at the most expected (Davies; the constant is not
-    checked here). The descent differentiates ``log |V^-1|_F`` with columns of length one:
-    ``dV = V X, X_ij = (V^-1 dE V)_ij / (l_j - l_i)``, and scales E back to its norm after each step; the best E seen
-    is returned, so "optimal" is never worse than "random". The paper's objective is ``cond(V)^2 + 3e-3 |E|_F`` without
-    a constraint; here the norm is given and the condition follows.
+    checked here). The descent lowers the third below and scales E back to its norm after each step; the best E seen is
+    returned, so "optimal" is never worse than "random".
+
+    (1) ``A + E = V diag(poles) V^-1,  |E|_2 = size``
+    (2) ``dV = V X,  X_ij = (V^-1 dE V)_ij / (l_j - l_i)``, and on the diagonal what keeps columns of length one
+    (3) ``log |V^-1|_F``
+
+    It departs from the paper, whose objective is ``cond(V)^2 + 3e-3 |E|_F`` without a constraint: here the norm is
+    given and the condition follows.
 
     References
     ----------
@@ -104,7 +109,7 @@ def perturb_then_diagonalize(
     E = E * (size / np.linalg.norm(E, 2))
     if method == "optimal":
         E = _descended(A, E, size, steps)
-    poles, V = np.linalg.eig(A + E)
+    poles, V = np.linalg.eig(A + E)  # (1)
     V = V / np.linalg.norm(V, axis=0)
     back = np.linalg.solve(V.T, (V * poles).T).T
     return Diagonalization(poles, V, E, float(np.linalg.cond(V)), float(np.linalg.norm(A - back, 2)))
@@ -137,5 +142,5 @@ def _conditioning(M):
     gaps = poles[None, :] - poles[:, None]
     # d|W|_F^2 = Re sum_ij c_ij X_ij, where X_jj keeps the columns' length
     c = -2 * G.T + 2 * np.real(np.diag(G))[None, :] * gram.T
-    D = np.where(gaps == 0, 0, c / np.where(gaps == 0, 1, gaps))
-    return 0.5 * np.log(total), (V @ D.T @ W).conj().T / (2 * total)
+    D = np.where(gaps == 0, 0, c / np.where(gaps == 0, 1, gaps))  # (2)
+    return 0.5 * np.log(total), (V @ D.T @ W).conj().T / (2 * total)  # (3)

@@ -52,8 +52,8 @@ def gp_regression(
 ) -> GPBeliefs:
     """Return a Gaussian process given noisy values of it, exactly and in time linear in their number.
 
-    ``y_i = f(times_i) + noise``, f of mean zero and covariance ``kernel(t - t')``. For functions of several variables
-    see `gp_solve`, for a general model `kalman_smoother`.
+    ``y_i = f(times_i) + noise`` (1), f of mean zero and covariance ``kernel(t - t')``. For functions of several
+    variables see `gp_solve`, for a general model `kalman_smoother`.
 
     Parameters
     ----------
@@ -86,6 +86,10 @@ def gp_regression(
 
     Notes
     -----
+    A step over a gap d, of the state-space form of the kernel, is
+
+    (2) ``x(t + d) = A(d) x(t) + q,  cov q = Q(d),  f = H x``
+
     O(T n^3) for n states of the kernel; memory O(T n^2). Noise far below the kernel's variance (1e-7 of it in float64,
     3e-4 in float32) asks for the square-root form, and the status says so. The process's noise over a gap comes from
     closed forms without cancellation, so gaps of any size may be next to each other. Times that fall inside jit are
@@ -132,10 +136,10 @@ def gp_regression(
             jnp.concatenate(x)[order] for x in ((times, at.astype(dtype)), (y, blank), (noise, blank + 1))
         )
         seen = jnp.concatenate([seen, jnp.zeros(M, bool)])[order]
-    steps = _process(sde, times, y, noise)
+    steps = _process(sde, times, y, noise)  # (1)
     found = beliefs_of(name, steps, seen[:, None], (form, method, block), False)
     H = sde.observation()
-    mean = found.mean @ H
+    mean = found.mean @ H  # (2)
     variance = jnp.sum((found.covariance @ H) * H[None], axis=-1)
     if place is not None:
         mean, variance = mean[place], variance[place]
@@ -155,7 +159,7 @@ def _worse(status):
 
 def _process(sde: StateSpaceKernel, times, y, noise) -> Steps:
     gaps: Any = jnp.diff(times)
-    A, Q = sde.transition(gaps)
+    A, Q = sde.transition(gaps)  # (2)
     n, T = sde.size, times.shape[0]
     P = sde.stationary()
     return Steps(

@@ -1,4 +1,13 @@
-"""What Gaussian noise costs in privacy: zero-concentrated, Renyi and (epsilon, delta), exactly."""
+"""What Gaussian noise costs in privacy: zero-concentrated, Renyi and (epsilon, delta), exactly.
+
+Numbered as in the comments; the sources are those of each function:
+
+(1) ``rho = sensitivity^2 / (2 deviation^2)``
+(2) ``rho order``: the Renyi divergence of that order
+(3) ``delta = Phi(m / 2 - epsilon / m) - e^epsilon Phi(-m / 2 - epsilon / m)``, ``m = sqrt(2 rho)``
+(4) ``epsilon = min over orders a of rho a + log(1 - 1 / a) - log(delta a) / (a - 1)``
+(5) ``epsilon = rho + 2 sqrt(rho log(1 / delta))``
+"""
 
 import jax.numpy as jnp
 from jax import lax
@@ -28,7 +37,7 @@ def gaussian_rho(sensitivity: Scalar, deviation: Scalar) -> Float[Array, ""]:
     Bun, Steinke, "Concentrated differential privacy", TCC 2016, proposition 1.6 and lemma 1.7.
     """
     ratio = jnp.asarray(sensitivity) / jnp.asarray(deviation)
-    return ratio * ratio / 2
+    return ratio * ratio / 2  # (1)
 
 
 def renyi_divergence(rho: Scalar, order: Scalar) -> Float[Array, ""]:
@@ -38,7 +47,7 @@ def renyi_divergence(rho: Scalar, order: Scalar) -> Float[Array, ""]:
     ----------
     rho, order : scalar
     """
-    return jnp.asarray(rho) * order
+    return jnp.asarray(rho) * order  # (2)
 
 
 def gaussian_delta(rho: Scalar, epsilon: Scalar) -> Float[Array, ""]:
@@ -61,7 +70,7 @@ def gaussian_delta(rho: Scalar, epsilon: Scalar) -> Float[Array, ""]:
     usable = jnp.where(m > 0, m, 1)
     first, second = log_ndtr(usable / 2 - epsilon / usable), epsilon + log_ndtr(-usable / 2 - epsilon / usable)
     # In logarithms: both terms of a tiny delta are tiny.
-    delta = -jnp.exp(first) * jnp.expm1(jnp.minimum(second - first, 0))
+    delta = -jnp.exp(first) * jnp.expm1(jnp.minimum(second - first, 0))  # (3)
     return jnp.where(m > 0, delta, 0)
 
 
@@ -103,14 +112,14 @@ def rho_to_epsilon(rho: Scalar, delta: Scalar, *, conversion: str = "exact") -> 
         checks.fail(name, "delta", "in (0, 1)", delta)
     dtype = jnp.result_type(float)
     rho, delta = jnp.asarray(rho, dtype), jnp.asarray(delta, dtype)
-    simple = rho + 2 * jnp.sqrt(rho * jnp.log(1 / delta))
+    simple = rho + 2 * jnp.sqrt(rho * jnp.log(1 / delta))  # (5)
     if conversion == "simple":
         return simple
     if conversion == "renyi":
 
         def cost(s):
             order = 1 + jnp.exp(s)
-            return rho * order + jnp.log1p(-1 / order) - (jnp.log(delta) + jnp.log(order)) / jnp.exp(s)
+            return rho * order + jnp.log1p(-1 / order) - (jnp.log(delta) + jnp.log(order)) / jnp.exp(s)  # (4)
 
         # The cost is quasiconvex in the order; its minimum lies near sqrt(log(1 / delta) / rho).
         middle = jnp.log(jnp.log(1 / delta) / rho) / 2
@@ -171,4 +180,4 @@ def noise_for(rho: ArrayLike, releases: int, sensitivity: Scalar) -> Float[Array
     releases : int
     sensitivity : scalar
     """
-    return jnp.asarray(sensitivity) * jnp.sqrt(releases / (2 * jnp.asarray(rho)))
+    return jnp.asarray(sensitivity) * jnp.sqrt(releases / (2 * jnp.asarray(rho)))  # (1): solved for the deviation

@@ -67,9 +67,12 @@ def igt_momentum(
 ) -> optax.GradientTransformation:
     """Descend along a moving average of gradients sampled at transported points (N-PG-IGT).
 
-    ``d = (1 - e) d + e g(x + (1 - e) / e (x - x_before))``, then ``x <- x - learning_rate d / |d|``. A plain moving
-    average lags behind; this one is unbiased where the Hessian is constant, and its bias is of second order elsewhere.
-    Use it where gradients are noisy and only one can be had a step. The gradient belongs at `transported_point`.
+    (1) ``d <- (1 - e) d + e g(x + (1 - e) / e (x - x_before))``
+    (2) ``x <- x - learning_rate d / |d|``
+
+    A plain moving average lags behind; this one is unbiased where the Hessian is constant, and its bias is of second
+    order elsewhere. Use it where gradients are noisy and only one can be had a step. The gradient belongs at
+    `transported_point`.
 
     Parameters
     ----------
@@ -122,9 +125,10 @@ def igt_momentum(
     def update(updates, state, params=None):
         need("igt_momentum", params)
         still = jax.tree.map(jnp.zeros_like, updates)
-        direction = track(state.direction, updates, still, state.momentum, 0)
+        direction = track(state.direction, updates, still, state.momentum, 0)  # (1)
         count = jnp.asarray(optax.safe_increment(state.count))
         following = schedule_at(momentum, count).astype(state.momentum.dtype)
+        # (2)
         return unit(direction) if normalise else direction, TransportState(direction, params, following, count)
 
     return optax.chain(optax.GradientTransformation(init, update), optax.scale_by_learning_rate(learning_rate))
@@ -147,7 +151,7 @@ def transported_point(state: Any, params: Any) -> Any:
     ]
     if len(held) != 1:
         checks.fail("transported_point", "state", "the state of one igt_momentum", f"{len(held)} of them")
-    return transported(params, held[0].previous, held[0].momentum)
+    return transported(params, held[0].previous, held[0].momentum)  # (1)
 
 
 def hessian_aided_momentum(
@@ -159,9 +163,11 @@ def hessian_aided_momentum(
 ) -> optax.GradientTransformationExtraArgs:
     """Descend along an average of gradients that is carried along by Hessian-vector products (HARPG, N-HARPG).
 
-    ``d = (1 - e) (d + H(q x + (1 - q) x_before) (x - x_before)) + e g(x)`` with q uniform in (0, 1): the expectation of
-    the product is the change of the gradient, exactly, so old gradients stay unbiased. Where gradients at two points
-    can be taken of the same sample, `storm_momentum` does that for less; in reinforcement learning they cannot.
+    (3) ``d <- (1 - e) (d + H(q x + (1 - q) x_before) (x - x_before)) + e g(x)``, q uniform in (0, 1)
+
+    The expectation of the product is the change of the gradient, exactly, so old gradients stay unbiased. Where
+    gradients at two points can be taken of the same sample, `storm_momentum` does that for less; in reinforcement
+    learning they cannot.
 
     Parameters
     ----------
@@ -210,7 +216,7 @@ def hessian_aided_momentum(
         q = jax.random.uniform(draw)
         delta = jax.tree.map(jnp.subtract, params, state.previous)
         point = jax.tree.map(lambda x, d: x - (1 - q).astype(x.dtype) * d, params, delta)
-        return extra["hvp"](point, delta)
+        return extra["hvp"](point, delta)  # (3)
 
     inner = _corrected("hessian_aided_momentum", momentum, normalise, key, change)
     return optax.chain(inner, optax.scale_by_learning_rate(learning_rate))
@@ -224,7 +230,7 @@ def storm_momentum(
 ) -> optax.GradientTransformationExtraArgs:
     """Descend along an average of gradients that is carried along by differences at the same sample (STORM).
 
-    ``d = g(x) + (1 - e) (d - g(x_before))``, both gradients of one sample.
+    (4) ``d <- g(x) + (1 - e) (d - g(x_before))``, both gradients of one sample
 
     Parameters
     ----------
@@ -265,7 +271,7 @@ def storm_momentum(
 
     def change(state, params, draw, extra):
         before = extra["gradient"](state.previous)
-        return jax.tree.map(jnp.subtract, extra["updates"], before)
+        return jax.tree.map(jnp.subtract, extra["updates"], before)  # (4)
 
     inner = _corrected("storm_momentum", momentum, normalise, None, change)
     return optax.chain(inner, optax.scale_by_learning_rate(learning_rate))
@@ -286,7 +292,7 @@ def _corrected(
         following, draw = jax.random.split(state.key)
         e = jnp.where(state.count == 0, 1, schedule_at(momentum, state.count))
         moved = change(state, params, draw, {**extra, "updates": updates})
-        direction = track(state.direction, updates, moved, e, 1 - e)
+        direction = track(state.direction, updates, moved, e, 1 - e)  # (3), (4)
         result = unit(direction) if normalise else direction
         return result, CorrectedState(direction, params, following, jnp.asarray(optax.safe_increment(state.count)))
 

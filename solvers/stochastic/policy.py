@@ -1,4 +1,12 @@
-"""Unbiased gradients and Hessian-vector products of an expected return, each from one trajectory."""
+"""Unbiased gradients and Hessian-vector products of an expected return, each from one trajectory.
+
+By Sutton and others (NeurIPS 1999) and Shen and others (ICML 2019), numbered as in the comments; one trajectory of
+states s, actions a and rewards r:
+
+(1) ``Psi_t = sum_(h >= t) discount^h r_h``
+(2) ``g = grad Phi``, ``Phi(params) = sum_t (Psi_t - baseline_t) log pi(a_t | s_t)``
+(3) ``B v = grad Phi (grad log p . v) + Hess Phi v``, ``log p = sum_t log pi(a_t | s_t)``
+"""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -40,7 +48,7 @@ def rewards_to_go(rewards: Float[Array, " H"], discount: Scalar = 1.0) -> Float[
         Traced.
     """
     powers = jnp.asarray(discount, rewards.dtype) ** jnp.arange(rewards.shape[0], dtype=rewards.dtype)
-    return jnp.cumsum((rewards * powers)[::-1])[::-1]
+    return jnp.cumsum((rewards * powers)[::-1])[::-1]  # (1)
 
 
 def policy_gradient(
@@ -53,7 +61,7 @@ def policy_gradient(
 ) -> Any:
     """Return an unbiased sample of ``grad J``, J the expected discounted return (the policy gradient theorem).
 
-    ``g = grad Phi`` with ``Phi(params) = sum_t (Psi_t - baseline_t) log pi(a_t | s_t)``. For many trajectories map:
+    Equation 2 of this module, Psi being `rewards_to_go`. For many trajectories map:
     ``jax.vmap(lambda t: policy_gradient(log_policy, params, t))(trajectories)``; mean and standard error are yours.
 
     Parameters
@@ -89,7 +97,7 @@ def policy_gradient(
     [ 0.5 -0.5]
     """
     weights = _weights(trajectory, discount, baseline)
-    return jax.grad(lambda p: _score(log_policy, p, trajectory, weights))(params)
+    return jax.grad(lambda p: _score(log_policy, p, trajectory, weights))(params)  # (2)
 
 
 def policy_hvp(
@@ -103,9 +111,8 @@ def policy_hvp(
 ) -> Any:
     """Return an unbiased sample of ``Hess J`` times a direction.
 
-    ``B v = grad Phi (grad log p . v) + Hess Phi v`` with `policy_gradient`'s Phi and ``log p = sum_t log pi(a_t |
-    s_t)``. The trajectory must come from the policy at these `params`. One forward pass over one gradient: about three
-    times the cost of `policy_gradient`.
+    Equation 3 of this module, with `policy_gradient`'s Phi. The trajectory must come from the policy at these `params`.
+    One forward pass over one gradient: about three times the cost of `policy_gradient`.
 
     Parameters
     ----------
@@ -137,7 +144,7 @@ def policy_hvp(
     first, bent = jax.jvp(gradient, (params,), (direction,))
     likelihood = jax.grad(lambda p: _score(log_policy, p, trajectory, ones))(params)
     along = inner(likelihood, direction)
-    return jax.tree.map(lambda g, h: g * along.astype(g.dtype) + h, first, bent)
+    return jax.tree.map(lambda g, h: g * along.astype(g.dtype) + h, first, bent)  # (3)
 
 
 def _weights(trajectory: Trajectory, discount: Scalar, baseline: Array | None) -> Array:
@@ -147,4 +154,4 @@ def _weights(trajectory: Trajectory, discount: Scalar, baseline: Array | None) -
 
 def _score(log_policy: LogPolicy, params: Any, trajectory: Trajectory, weights: Array) -> Array:
     logs = jax.vmap(lambda s, a: log_policy(params, s, a))(trajectory.states, trajectory.actions)
-    return jnp.sum(weights * logs)
+    return jnp.sum(weights * logs)  # (2)

@@ -48,9 +48,14 @@ def diff2(
 ) -> optax.GradientTransformationExtraArgs:
     """Descend privately along a gradient that is kept up to date by private differences.
 
-    Every `restart` steps ``v = mean_i clip(g_i(x)) + noise``; in between ``v += mean_i clip(g_i(x) - g_i(x_before)) +
-    noise``, the difference clipped at ``clip_difference |x - x_before|`` and the noise as much smaller. For many
-    examples and few parameters plain noisy gradients are as good (``restart=1`` is that): see the benchmark's map.
+    Every `restart` steps (1), in between (2), each with its limit c; then a step along v.
+
+    (1) ``v = mean_i clip(g_i(x), c) + xi``, ``c = clip``
+    (2) ``v <- v + mean_i clip(g_i(x) - g_i(x_before), c) + xi``, ``c = clip_difference |x - x_before|``
+    (3) ``xi ~ N(0, (s 2 c / n)^2 I)``, s the noise of that kind of step: ``rho <- rho + 1 / (2 s^2)``
+
+    For many examples and few parameters plain noisy gradients are as good (``restart=1`` is that): see the benchmark's
+    map.
 
     Parameters
     ----------
@@ -134,15 +139,15 @@ def diff2(
             for x, y in zip(jax.tree.leaves(params), jax.tree.leaves(state.previous), strict=True)
         ))  # fmt: skip
         full, change = (jnp.asarray(c).astype(dtype) for c in (clip, clip_difference))
-        limit = jnp.where(afresh, full, change * moved)
+        limit = jnp.where(afresh, full, change * moved)  # (1), (2)
         wanted = jnp.where(afresh, noise, noise_difference).astype(dtype)
         examples = jax.tree.map(lambda g, b: g - jnp.where(afresh, 0, 1).astype(g.dtype) * b, updates, before)
         following, draw = jax.random.split(state.key)
-        released = add_noise(clipped_mean(examples, limit), wanted * sides * limit / n, draw)
+        released = add_noise(clipped_mean(examples, limit), wanted * sides * limit / n, draw)  # (3)
         # Two settings of one recursion: at a restart the sample itself, else the estimate plus the change.
         fresh = jnp.where(afresh, 1, 0)
-        estimate = track(state.estimate, released, released, fresh, 1 - fresh)
-        rho = state.rho + jnp.where(wanted > 0, 1 / (2 * jnp.where(wanted > 0, wanted, 1) ** 2), jnp.inf)
+        estimate = track(state.estimate, released, released, fresh, 1 - fresh)  # (1), (2)
+        rho = state.rho + jnp.where(wanted > 0, 1 / (2 * jnp.where(wanted > 0, wanted, 1) ** 2), jnp.inf)  # (3)
         count = jnp.asarray(optax.safe_increment(state.count))
         return estimate, Diff2State(estimate, params, rho, following, count)
 
@@ -218,5 +223,5 @@ def diff2_noise(rho: Scalar, steps: int, restart: int, *, share: Scalar = 0.5) -
     rest = steps - fresh
     rho = jnp.asarray(rho)
     share = 1.0 if rest == 0 else share
-    first = jnp.sqrt(fresh / (2 * rho * share))
+    first = jnp.sqrt(fresh / (2 * rho * share))  # (3)
     return first, jnp.sqrt(rest / (2 * rho * (1 - share))) if rest else jnp.ones_like(first)

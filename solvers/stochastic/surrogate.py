@@ -1,5 +1,15 @@
 """Target-based surrogates: one expensive gradient in the space of a model's outputs, many cheap steps in its
 weights.
+
+By Lavington, Vaswani, Babanezhad, Schmidt, Le Roux (ICML 2023), numbered as in the comments; z are the model's outputs,
+g the gradient of the loss at ``z_t = model(w_t)``:
+
+(1) ``q(z) = <g, z - z_t> + |z - z_t|^2 / (2 eta)``
+(2) ``q(z) = <g, z - z_t> + (phi(z) - phi(z_t) - <grad phi(z_t), z - z_t>) / eta``: the same in the divergence of phi
+(3) ``w_(t+1)``: some steps of an inner method on ``w -> q(model(w))``
+(4) ``J' (Hess q) J d = -J' grad q``, ``w = w_t + s d``: one Gauss-Newton step as that method, J the model's Jacobian
+
+It departs from the paper in (4), its default, and in eta, which is halved where the loss rises.
 """
 
 from collections.abc import Callable
@@ -64,13 +74,13 @@ class State(NamedTuple):
 
 
 def surrogate(problem: Problem, s: State, z: Any) -> Array:
-    """Return ``<g, z - z_t> + D(z, z_t) / eta``: Lavington et al. (3)."""
+    """Return ``<g, z - z_t> + D(z, z_t) / eta``."""
     move = jax.tree.map(jnp.subtract, z, s.z)
     linear = inner(s.slope, move)
     if problem.potential is None:
-        return linear + inner(move, move) / (2 * s.eta)
+        return linear + inner(move, move) / (2 * s.eta)  # (1)
     bregman = problem.potential(z) - problem.potential(s.z) - inner(jax.grad(problem.potential)(s.z), move)
-    return linear + bregman / s.eta
+    return linear + bregman / s.eta  # (2)
 
 
 def descend(problem: Problem, s: State, args: Any) -> Any:
@@ -99,7 +109,7 @@ def newton(problem: Problem, s: State, args: Any, objective: Callable) -> Any:
     gradient = jax.grad(objective)(s.w)
     bend = gauss_newton(lambda w: problem.model(w, args), lambda z: surrogate(problem, s, z), s.w)
     tol = 100 * eps(s.value.dtype) * norm(gradient)
-    down = cg(bend.mv, jax.tree.map(jnp.negative, gradient), tol=tol, max_steps=problem.inner_steps).x
+    down = cg(bend.mv, jax.tree.map(jnp.negative, gradient), tol=tol, max_steps=problem.inner_steps).x  # (4)
     slope = inner(gradient, down)
     # Outputs are known to rounding only; without this the steps end at a gradient of the root of it.
     noise = 10 * eps(s.value.dtype) * norm(s.slope) * norm(s.z)
@@ -108,7 +118,7 @@ def newton(problem: Problem, s: State, args: Any, objective: Callable) -> Any:
         lambda t, after: after <= 1e-4 * t * slope + noise,
         start=jnp.ones((), s.value.dtype),
     )
-    return axpy(jnp.where(found.accepted, found.length, 0), down, s.w)
+    return axpy(jnp.where(found.accepted, found.length, 0), down, s.w)  # (4)
 
 
 def target_surrogate(
@@ -246,7 +256,7 @@ def _solve(problem: Problem, held: _Held, unconverged: str, w0: Any, dynamic: An
         return State(w, z, value, slope, norm(pull(slope)[0]), eta, asked + 1, refusals)
 
     def step(s: State) -> State:
-        new = ask(descend(problem, s, data), s.eta, s.asked, jnp.zeros((), jnp.int32))
+        new = ask(descend(problem, s, data), s.eta, s.asked, jnp.zeros((), jnp.int32))  # (3)
         # Within rounding of the loss the gradient decides: its own rounding is far smaller.
         noise = eps(s.value.dtype) * jnp.maximum(jnp.abs(s.value), jnp.abs(new.value))
         good = (new.value <= s.value) | ((new.value <= s.value + 100 * noise) & (new.error <= s.error))

@@ -1,4 +1,15 @@
-"""Products with a filter along a direction, by turning it to the pole, where only order zero is left of it."""
+"""Products with a filter along a direction, by turning it to the pole, where only order zero is left of it.
+
+The steps, by Passaro, Zitnick (ICML 2023), numbered as in the comments; R is the rotation that takes the direction to
+the pole and D its matrix on coefficients:
+
+(1) ``f(x) = D(R)' f(D(R) x)``: what commutes with rotations can be done with the direction at the pole
+(2) ``Y_lm(pole) = sqrt((2 l + 1) / (4 pi))`` for m = 0 and zero otherwise, so that
+    ``z_c = sum_l filters_l Y_l0(pole) sum_a x_a int Y_l0 Y_a Y_c``
+
+It departs from the paper in its filters: there weights mix channels for each order m, here they are those of a Gaunt
+product.
+"""
 
 from functools import lru_cache
 
@@ -80,9 +91,9 @@ def gaunt_convolution(
     x, direction, filters = (jnp.broadcast_to(v, (*lead, v.shape[-1])) for v in (x, direction, filters))
     polar, turn = _angles(direction)
     table = jnp.asarray(_polar_table(L1, L2, L3), x.dtype)
-    turned = _tilt(_spin(x, -turn, L1), -polar, L1)
-    z = jnp.einsum("...l,...a,lac->...c", filters, turned, table, precision=HIGHEST)
-    return _spin(_tilt(z, polar, L3), turn, L3)
+    turned = _tilt(_spin(x, -turn, L1), -polar, L1)  # (1)
+    z = jnp.einsum("...l,...a,lac->...c", filters, turned, table, precision=HIGHEST)  # (2)
+    return _spin(_tilt(z, polar, L3), turn, L3)  # (1)
 
 
 def _angles(direction):
@@ -110,4 +121,5 @@ def _tilt(c, angle, L: int):
 def _polar_table(L1: int, L2: int, L3: int) -> np.ndarray:
     """Gaunt coefficients with a filter ``Y_l0(pole) Y_l0``: (L2 + 1, (L1+1)^2, (L3+1)^2)."""
     deg = np.arange(L2 + 1)
+    # (2)
     return np.sqrt((2 * deg + 1) / (4 * np.pi))[:, None, None] * gaunt_table(L2, L1, L3)[deg * deg + deg]

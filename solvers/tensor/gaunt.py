@@ -1,4 +1,17 @@
-"""Products of functions on the sphere: the Gaunt tensor product, on a grid, by Fourier transforms, or densely."""
+"""Products of functions on the sphere: the Gaunt tensor product, on a grid, by Fourier transforms, or densely.
+
+The products, by Luo, Chen, Krishnapriyan (ICLR 2024), and on grids by Xie, Daigavane, Kotak, Smidt (ICML 2025),
+numbered as in the comments; f and g are the functions with coefficients x and y in real spherical harmonics Y:
+
+(1) ``z_c = sum_ab G_abc x_a y_b``, ``G_abc = int Y_a Y_b Y_c`` over the sphere: the coefficients of ``f g``
+(2) ``z_c = int f g Y_c = sum_tp w_t (f g)(theta_t, phi_p) Y_c(theta_t, phi_p)``, exact on Gauss-Legendre nodes t and
+    equal angles p, enough of them for degree ``L1 + L2 + L3``
+(3) ``f(theta, phi) = sum_uv F_uv e^(i u theta + i v phi)``, ``-L <= u, v <= L``: products of functions are convolutions
+    of F, by transforms of ``(2 band + 1)^2`` numbers, ``band = L1 + L2``
+(4) ``z_lm = sum_u F_um 2 pi int_0^pi e^(i u theta) P_l|m|(theta) sin(theta) d theta``, F of ``f g``
+(5) ``z_c = int f^nu Y_c``, by (2) with one power instead of ``nu - 1`` products
+(6) ``f(theta_t, phi_p) = sum_m wave_m(phi_p) sum_l P_l|m|(theta_t) x_lm``: (2) at ``O(L^3)``
+"""
 
 from functools import lru_cache
 from math import pi, sqrt
@@ -97,12 +110,13 @@ def gaunt_product(
     flat = [jnp.broadcast_to(v, (*lead, v.shape[-1])).reshape(-1, v.shape[-1]) for v in (x, y)]
     if route == "dense":
         table = jnp.asarray(gaunt_table(L1, L2, L3), x.dtype)
-        z = jnp.einsum("na,nb,abc->nc", *flat, table, precision=HIGHEST)
+        z = jnp.einsum("na,nb,abc->nc", *flat, table, precision=HIGHEST)  # (1)
     elif route == "fourier":
+        # (3), (4)
         z = _from_torus(_on_torus(flat[0], L1, L1 + L2) * _on_torus(flat[1], L2, L1 + L2), L1 + L2, L3)
     else:
         grid = grid_of(L1 + L2 + L3)
-        z = _from_grid(_on_grid(flat[0], L1, grid) * _on_grid(flat[1], L2, grid), L3, grid)
+        z = _from_grid(_on_grid(flat[0], L1, grid) * _on_grid(flat[1], L2, grid), L3, grid)  # (2)
     return weighted(name, z.reshape(*lead, -1), wz, L3)
 
 
@@ -149,7 +163,7 @@ def gaunt_power(
     L3 = L if lmax_out is None else lmax_out
     _check_degree("gaunt_power", L3, nu * L)
     grid = grid_of(nu * L + L3)
-    z = _from_grid(_on_grid(x.reshape(-1, x.shape[-1]), L, grid) ** nu, L3, grid)
+    z = _from_grid(_on_grid(x.reshape(-1, x.shape[-1]), L, grid) ** nu, L3, grid)  # (5)
     return z.reshape(*x.shape[:-1], -1)
 
 
@@ -175,6 +189,7 @@ def _on_grid(x, L: int, grid: tuple[int, int]):
     if L < SEPARABLE_FROM:
         return jnp.matmul(x, jnp.asarray(grid_table(L, *grid), x.dtype), precision=HIGHEST)
     rows = jnp.asarray(_by_order(L, grid[0]), x.dtype)
+    # (6)
     g = jnp.einsum("nml,mlt->nmt", _orders(x, L), rows, precision=HIGHEST)
     values = jnp.einsum("nmt,mp->ntp", g, jnp.asarray(wave_table(L, grid[1]), x.dtype), precision=HIGHEST)
     return values.reshape(x.shape[0], -1)
@@ -185,7 +200,7 @@ def _from_grid(values, L: int, grid: tuple[int, int]):
     nodes, points = grid
     w = weights_table(nodes, points)
     if L < SEPARABLE_FROM:
-        back = grid_table(L, nodes, points) * w.ravel()
+        back = grid_table(L, nodes, points) * w.ravel()  # (2)
         return jnp.matmul(values, jnp.asarray(back.T, values.dtype), precision=HIGHEST)
     waves = jnp.asarray(wave_table(L, points), values.dtype)
     g = jnp.einsum("ntp,mp->nmt", values.reshape(-1, nodes, points), waves, precision=HIGHEST)
@@ -259,6 +274,7 @@ def _on_torus(x, L: int, band: int):
     F = jnp.concatenate([negative[..., ::-1], F[..., L : L + 1], positive], -1)
     N = 2 * band + 1
     full = jnp.zeros((x.shape[0], N, N), wide).at[:, band - L : band + L + 1, band - L : band + L + 1].set(F)
+    # (3)
     return jnp.fft.ifft2(jnp.fft.ifftshift(full, axes=(1, 2)), axes=(1, 2)).real * N**2
 
 
@@ -269,6 +285,7 @@ def _from_torus(values, band: int, L: int):
     F = F[..., band - L : band + L + 1] if band >= L else F
     zero, plus, minus = F[..., L : L + 1], F[..., L + 1 :], F[..., :L][..., ::-1]
     cosine, sine = (plus + minus) / sqrt(2), 1j * (plus - minus) / sqrt(2)
+    # (4): e^(i m phi) back to real waves
     waves = 2 * pi * jnp.concatenate([sine[..., ::-1], zero, cosine], -1)
     back = jnp.asarray(_torus_tables(L, band)[1], waves.dtype)
     return _coefficients(jnp.einsum("num,mlu->nml", waves, back, precision=HIGHEST).real, L)

@@ -67,17 +67,23 @@ def spherical_harmonics(direction: Float[Array, "... 3"], L: int) -> Float[Array
 
 
 def reduced_legendre(c, L: int):
-    """Return ``P_lm(c) / s^m`` with ``s = sqrt(1 - c^2)`` for all l and m >= 0, orthonormal with e^(i m phi)."""
+    """Return ``P_lm(c) / s^m`` with ``s = sqrt(1 - c^2)`` for all l and m >= 0, orthonormal with e^(i m phi).
+
+    Standard recurrences, with ``Q_lm = P_lm / s^m``:
+
+    (1) ``Q_mm = prod_(k=1..m) sqrt((2 k + 1) / (2 k)) / sqrt(4 pi)``
+    (2) ``Q_lm = a_l (c Q_(l-1)m - Q_(l-2)m / a_(l-1))``, ``a_l = sqrt((4 l^2 - 1) / (l^2 - m^2))``
+    """
     rows: list[list] = []
     for deg in range(L + 1):
         row = []
         for m in range(deg + 1):
             if m == deg:
                 ratio = np.prod([sqrt((2 * k + 1) / (2 * k)) for k in range(1, m + 1)])
-                row.append(c * 0 + ratio / sqrt(4 * pi))
+                row.append(c * 0 + ratio / sqrt(4 * pi))  # (1)
             else:
                 a = sqrt((4 * deg * deg - 1) / (deg * deg - m * m))
-                value = a * c * rows[deg - 1][m]
+                value = a * c * rows[deg - 1][m]  # (2)
                 if m <= deg - 2:
                     value = value - a * sqrt(((deg - 1) ** 2 - m * m) / (4 * (deg - 1) ** 2 - 1)) * rows[deg - 2][m]
                 row.append(value)

@@ -1,4 +1,14 @@
-"""Transport without entropy: proximal steps of Sinkhorn-Newton, each answer certified by linear-programming duality."""
+"""Transport without entropy: proximal steps of Sinkhorn-Newton, each answer certified by linear-programming duality.
+
+The proximal point method of Xie, Wang, Wang and Zha, UAI 2019, its answers bounded from both sides:
+
+(1) ``P <- argmin <C, P> + mu_k KL(P | last P)``
+(2) ``P = exp((f + g - C) / epsilon),  1 / epsilon = sum_k 1 / mu_k``: what that amounts to; here epsilon quarters
+(3) ``g_j = min_i (C_ij - f_i)``, then ``f_i = min_j (C_ij - g_j)``, feasible for the dual
+(4) ``<a, f> + <b, g> <= optimum <= <C, rounded P>``, and error is the gap over the lower bound
+
+It departs from the paper, whose inner steps are Sinkhorn's with a fixed mu: here they are Newton's.
+"""
 
 from typing import Any
 
@@ -15,13 +25,13 @@ from ..core.solution import Status
 from ..core.typing import Array, Float, Int, Progress, Scalar
 from .costs.cost import as_cost
 from .costs.pointcloud import stored_if_small
-from .entropic.gibbs_kernel import absorb, reduced_potentials
 from .entropic.newton import START, begin
 from .entropic.newton_step import DECAY, State, ascend, extrapolate, state_at
-from .entropic.system_choice import choose_backend
 from .plan import Rounding, round_to_marginals
 from .problem import Problem, check, prepare
 from .solution import Potentials
+from .systems.gibbs_kernel import absorb, reduced_potentials
+from .systems.system_choice import choose_backend
 
 INNER_ERROR = 1e-3
 """Marginal error of the inner solves; rounding repairs what is left."""
@@ -221,11 +231,11 @@ def _solve(data, approximate, limits: Limits) -> ExactSolution:
         kernel = inner.kernel
         f, g = kernel.potentials
         plan = problem.cost.plan((f, g), problem.a, problem.b, kernel.epsilon, problem.shift)
-        upper = Rounding.of(plan, problem.a, problem.b).cost(plan, problem.cost)
-        g = problem.cost.T.least(f, problem.rows)
-        f = problem.cost.least(g, problem.columns)
+        upper = Rounding.of(plan, problem.a, problem.b).cost(plan, problem.cost)  # (4)
+        g = problem.cost.T.least(f, problem.rows)  # (3)
+        f = problem.cost.least(g, problem.columns)  # (3)
         rows, columns = jnp.where(problem.rows, problem.a * f, 0), jnp.where(problem.columns, problem.b * g, 0)
-        lower = jnp.sum(rows) + jnp.sum(columns)
+        lower = jnp.sum(rows) + jnp.sum(columns)  # (4)
         return Step(inner, f, g, upper, lower, newton_steps)
 
     def error(step: Step):
@@ -234,12 +244,12 @@ def _solve(data, approximate, limits: Limits) -> ExactSolution:
         return jnp.where(scale > 0, jnp.maximum(gap, 0) / jnp.where(scale > 0, scale, 1), 0)
 
     def proximal(step: Step) -> Step:
-        epsilon = step.inner.kernel.epsilon * DECAY  # entropy's weight is 1 / sum(1 / mu_i): a quarter each [1]
+        epsilon = step.inner.kernel.epsilon * DECAY  # (2)
         here = at(epsilon)
         (f, g), before = extrapolate(step.inner, epsilon)
         inner = state_at(here, absorb(here, step.inner.kernel, f, g, epsilon=epsilon), solver, before)
         goal = jnp.maximum(jnp.minimum(INNER_ERROR, 0.01 * error(step)), 0.03 * tol)
-        run = ascend(here, inner, solver, Limits(goal, jnp.asarray(INNER_STEPS)))
+        run = ascend(here, inner, solver, Limits(goal, jnp.asarray(INNER_STEPS)))  # (1)
         return certified(run.state, step.newton_steps + run.num_steps)
 
     least = 1e-6 if machine_eps(tol.dtype) < 1e-10 else 1e-3

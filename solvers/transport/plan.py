@@ -1,4 +1,12 @@
-"""Functions of plans: costs, entropy, rounding to exact marginals; those of arrays take leading batch axes."""
+"""Functions of plans: costs, entropy, rounding to exact marginals; those of arrays take leading batch axes.
+
+Rounding is algorithm 2 of Altschuler, Weed and Rigollet, NeurIPS 2017:
+
+(1) ``s = min(1, a / (P 1))``
+(2) ``t = min(1, b / (P' s))``
+(3) ``p = a - diag(s) P t,  q = b - diag(t) P' s``, what is missing
+(4) ``diag(s) P diag(t) + p q' / sum(p)``
+"""
 
 import equinox as eqx
 import jax.numpy as jnp
@@ -24,11 +32,12 @@ def round_to_marginals(plan, a, b) -> Float[Array, "... n m"]:
     (Altschuler, Weed and Rigollet 2017, algorithm 2). It may put mass on forbidden pairs.
     """
     rows = jnp.sum(plan, -1)
-    plan = plan * jnp.minimum(1, a / jnp.where(rows > 0, rows, 1))[..., :, None]
+    plan = plan * jnp.minimum(1, a / jnp.where(rows > 0, rows, 1))[..., :, None]  # (1)
     columns = jnp.sum(plan, -2)
-    plan = plan * jnp.minimum(1, b / jnp.where(columns > 0, columns, 1))[..., None, :]
-    short_a, short_b = (jnp.maximum(w - jnp.sum(plan, axis), 0) for w, axis in ((a, -1), (b, -2)))
+    plan = plan * jnp.minimum(1, b / jnp.where(columns > 0, columns, 1))[..., None, :]  # (2)
+    short_a, short_b = (jnp.maximum(w - jnp.sum(plan, axis), 0) for w, axis in ((a, -1), (b, -2)))  # (3)
     total = jnp.sum(short_a, -1)
+    # (4)
     return plan + short_a[..., :, None] * (short_b / jnp.where(total > 0, total, 1)[..., None])[..., None, :]
 
 
@@ -45,10 +54,10 @@ class Rounding(eqx.Module):
         """Round a kernel in three products."""
         ones = jnp.ones_like(b)
         r = plan.times(ones)
-        s = jnp.minimum(1, a / jnp.where(r > 0, r, 1))
+        s = jnp.minimum(1, a / jnp.where(r > 0, r, 1))  # (1)
         c = plan.transposed_times(s)
-        t = jnp.minimum(1, b / jnp.where(c > 0, c, 1))
-        return cls(s, t, jnp.maximum(a - s * plan.times(t), 0), jnp.maximum(b - t * c, 0))
+        t = jnp.minimum(1, b / jnp.where(c > 0, c, 1))  # (2)
+        return cls(s, t, jnp.maximum(a - s * plan.times(t), 0), jnp.maximum(b - t * c, 0))  # (3)
 
     @property
     def missing(self):
@@ -67,7 +76,7 @@ class Rounding(eqx.Module):
 
     def times(self, plan, x):
         """Return the rounded plan's product with a vector."""
-        return self.s * plan.times(self.t * x) + self.p * jnp.sum(self.share * x)
+        return self.s * plan.times(self.t * x) + self.p * jnp.sum(self.share * x)  # (4)
 
     def cost(self, plan, cost: Cost):
         """Return the linear cost of the rounded plan; infinite where it had to use a forbidden pair."""

@@ -1,4 +1,13 @@
-"""The answer to an entropic transport problem: potentials, and all that follows from them."""
+"""The answer to an entropic transport problem: potentials, and all that follows from them.
+
+Numbered as in the comments; P is the plan, R the rounded one with the exact marginals, H the sum of ``P (log P - 1)``:
+
+(1) ``x_i -> sum_j P_ij y_j / sum_j P_ij``: the barycentric map
+(2) ``T(x) = sum_j w_j y_j / sum_j w_j``, ``w_j = exp((g_j - c(x, y_j)) / epsilon)`` where b_j is positive: the entropic
+    map of Pooladian, Niles-Weed (2021), who have b_j in front and so another g
+(3) ``<a, f> + <b, g> - epsilon sum P``: the dual
+(4) ``<C, R> + epsilon H(R) - dual``: the duality gap
+"""
 
 from collections.abc import Callable
 from typing import Any, ClassVar, Self
@@ -152,7 +161,7 @@ class TransportSolution(Potentials):
     def barycentric_map(self, y) -> Float[Array, "*batch n d"]:
         """Return ``sum_j P_ij y_j / sum_j P_ij``: where the plan sends each point on average."""
         mass = self.apply(jnp.ones(y.shape[:-1], y.dtype))
-        return self.apply(y) / jnp.where(mass > 0, mass, 1)[..., None]
+        return self.apply(y) / jnp.where(mass > 0, mass, 1)[..., None]  # (1)
 
     def map(self, points, *, transpose: bool = False) -> Float[Array, "*batch k d"]:
         """Return where the entropic map sends new points: for a problem between the points of a `PointCloud`.
@@ -197,7 +206,7 @@ class TransportSolution(Potentials):
 
         def one(reduced, shift, cost, weights, epsilon, points):
             cost = cost.T if transpose else cost
-            return cost.soft_map(points, reduced[0 if transpose else 1], weights > 0, epsilon, shift)
+            return cost.soft_map(points, reduced[0 if transpose else 1], weights > 0, epsilon, shift)  # (2)
 
         weights = self.a if transpose else self.b
         return self._vmapped(one)(self.reduced, self.shift, self.cloud, weights, self.epsilon, points)
@@ -235,8 +244,9 @@ class TransportSolution(Potentials):
                 rounding = Rounding.of(plan, a, b)
                 return rounding.cost(plan, cost) + epsilon * rounding.entropy_bound(plan)
 
-            return self._lanes(upper) - self.regularized_cost
+            return self._lanes(upper) - self.regularized_cost  # (4): an upper bound
         plan = self.rounded_plan()
+        # (4)
         return linear_cost(self.cost, plan) + self.epsilon * entropy_term(plan) - self.regularized_cost
 
 
@@ -244,4 +254,4 @@ def _dual(potentials, data):
     (f, g), reduced = potentials
     cost, a, b, epsilon, shift = data
     mass = as_cost(cost).plan(reduced, a, b, epsilon, shift).mass()
-    return jnp.sum(a * f) + jnp.sum(b * g) - epsilon * mass
+    return jnp.sum(a * f) + jnp.sum(b * g) - epsilon * mass  # (3)

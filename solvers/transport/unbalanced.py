@@ -1,4 +1,15 @@
-"""Unbalanced transport: marginals are priced instead of prescribed."""
+"""Unbalanced transport: marginals are priced instead of prescribed.
+
+The scaling algorithm of Chizat, Peyre, Schmitzer and Vialard (Math. Comp. 87, 2018, algorithm 1 with the proximal maps
+of KL) in the log domain, and Newton's method on the semi-dual phi; r, c are the sums of P:
+
+(1) ``P = diag(a) exp((f + g - C) / epsilon) diag(b)``
+(2) ``g = -epsilon logsumexp_i(log a_i + (f_i - C_ij) / epsilon) / (1 + epsilon / rho_b)``
+(3) ``f`` likewise with rho_a
+(4) ``phi(f) = rho_a <a, 1 - exp(-f / rho_a)> + rho_b <b, 1 - exp(-g / rho_b)> - epsilon sum P``, g from (2)
+(5) ``phi' = a exp(-f / rho_a) - r``
+(6) ``(D_r + (epsilon / rho_a) diag(a exp(-f / rho_a)) - P D_c^-1 P' / (1 + epsilon / rho_b)) d / epsilon = phi'``
+"""
 
 from functools import partial
 
@@ -135,7 +146,7 @@ class Unbalanced(eqx.Module):
     def columns(self, f, epsilon):
         """Return the best g for f: a damped soft c-transform."""
         sums = self.cost.column_logsumexp(f + epsilon * _log(self.a), self.a > 0, epsilon, jnp.zeros_like(epsilon))
-        return -epsilon * sums / (1 + epsilon / self.rho_b)
+        return -epsilon * sums / (1 + epsilon / self.rho_b)  # (2)
 
     def rows(self, g, epsilon):
         """Return ``-epsilon logsumexp_j(log b + (g - C) / epsilon)``, undamped."""
@@ -145,7 +156,7 @@ class Unbalanced(eqx.Module):
     def at(self, f, epsilon, stage_steps) -> State:
         """Return the state at f."""
         g = self.columns(f, epsilon)
-        r = self.a * jnp.exp((f - self.rows(g, epsilon)) / epsilon)
+        r = self.a * jnp.exp((f - self.rows(g, epsilon)) / epsilon)  # (1): its row sums
         wanted = self.a * jnp.exp(-f / self.rho_a)
         error = 2 * jnp.sum(jnp.abs(wanted - r)) / (jnp.sum(self.a) + jnp.sum(self.b))
         return State(f, g, r, epsilon, error, jnp.asarray(stage_steps, jnp.int32))
@@ -154,7 +165,7 @@ class Unbalanced(eqx.Module):
         """Return phi, up to a constant; the mass of the plan is that of its columns, which fit g."""
         g = self.columns(f, epsilon)
         mass = jnp.sum(self.b * jnp.exp(-g / self.rho_b))
-        return _priced(self.a, f, self.rho_a) + _priced(self.b, g, self.rho_b) - epsilon * mass
+        return _priced(self.a, f, self.rho_a) + _priced(self.b, g, self.rho_b) - epsilon * mass  # (4)
 
     def newton(self, state: State, steps: int):
         """Return the Newton direction of phi, by conjugate gradients with the exact diagonal."""
@@ -164,13 +175,14 @@ class Unbalanced(eqx.Module):
         plan = self.cost.kernel(f, g, live, self.b > 0, epsilon, shift)
         wanted = self.a * jnp.exp(-state.f / self.rho_a)
         c = self.b * jnp.exp(-state.g / self.rho_b)
+        # (6): c, here b exp(-g / rho_b) by (2), and the two diagonals
         weight = jnp.where(c > 0, 1 / jnp.where(c > 0, c, 1), 0) / (1 + epsilon / self.rho_b)
         diagonal = jnp.where(live, state.r + wanted * (epsilon / self.rho_a), 1)
         exact = jnp.maximum(diagonal - plan.squares_times(weight), 1e-3 * diagonal)
-        rhs = jnp.where(live, wanted - state.r, 0)
+        rhs = jnp.where(live, wanted - state.r, 0)  # (5)
         size = jnp.sum(jnp.abs(rhs))
         direction = cg(
-            lambda x: diagonal * x - plan.times(weight * plan.transposed_times(x)),
+            lambda x: diagonal * x - plan.times(weight * plan.transposed_times(x)),  # (6)
             rhs,
             tol=size * jnp.maximum(0.1 * jnp.minimum(0.5, jnp.sqrt(state.error)), 10 * machine_eps(rhs.dtype)),
             max_steps=steps,
@@ -196,7 +208,7 @@ class Unbalanced(eqx.Module):
                 most=TRIALS,
             )
             f = jnp.where(found.accepted, f + found.length * d, f)
-        # Chizat et al. (2018), algorithm 1, with the proximal operator of the Kullback-Leibler divergence
+        # (3), (2): the two half steps of the scaling algorithm
         f = self.rows(self.columns(f, epsilon), epsilon) / (1 + epsilon / self.rho_a)
         moved = self.at(f, epsilon, state.stage_steps + 1)
         advance = (epsilon > self.epsilon) & (

@@ -39,6 +39,7 @@ def operators():
         "downsample": inverse.Downsample((3, 2), image),
         "fourier": inverse.FourierSampling(mirrored),
         "radon": inverse.Radon(angles(9), SIZE),
+        "radon round": inverse.Radon(angles(24), 64),  # rays through the middles of pixels
         "radon wide": inverse.Radon(angles(7) + 0.3, SIZE, detectors=37),
         "differences": Differences(image),
         "composed": inverse.Downsample((2, 2), image) @ blur,

@@ -250,3 +250,11 @@ def test_wrong_arguments_raise(rng, broken):
     rows, cols, values = np.append(rows, N - 1), np.append(cols, P - 1), np.append(values, 1.0)
     with pytest.raises(ValueError, match="complete: `"):
         broken(rows, cols, array(values))
+
+
+def test_places_known_while_tracing_are_constants():
+    """Closed over by a function that is compiled, they are checked all the same."""
+    places, values = jnp.arange(4), jnp.ones(4, FLOAT)
+    jax.eval_shape(lambda v: solvers.complete(places, places, v, (4, 4), 1), values)
+    with pytest.raises(ValueError, match="below 3"):
+        jax.eval_shape(lambda v: solvers.complete(places, places, v, (3, 4), 1), values)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from solvers import DenseMeasurements, Entries, Status
+from solvers.problems.lowrank import gaussian
 
 from ..compiled import robust_recovery
 from ..conftest import FLOAT
@@ -138,3 +139,16 @@ def test_wrong_arguments_raise():
         with pytest.raises(ValueError, match="robust_recovery: `"):
             robust_recovery(operator, broken.get("y", y), broken.get("rank", 2),
                             **{k: v for k, v in broken.items() if k in ("step_rule", "share")})  # fmt: skip
+
+
+def test_the_least_rank_that_converges_is_the_rank():
+    """An asymmetric matrix of full rank has as many unknowns as a share has measurements: ask for less, and see.
+
+    A rank below the true one meets no share of the data; the true one gives the matrix, with 30 % outliers.
+    """
+    given = gaussian(6, COUNT, (DIM, DIM), RANK, outliers=0.3)
+    operator, y = DenseMeasurements(jnp.asarray(given.matrices, FLOAT)), jnp.asarray(given.values, FLOAT)
+    found = [robust_recovery(operator, y, rank, max_steps=400) for rank in (1, 2, 3)]
+    assert [bool(sol.converged) for sol in found] == [False, False, True]
+    assert relative(found[-1].matrix, given.truth) < 20 * found[-1].tol
+    np.testing.assert_array_equal(~np.asarray(found[-1].inliers), given.wrong)

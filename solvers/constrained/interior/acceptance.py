@@ -1,4 +1,19 @@
-"""Which trial points are accepted: the filter of violation and barrier function, and its search along a direction."""
+"""Which trial points are accepted: the filter of violation and barrier function, and its search along a direction.
+
+The numbers are those of Waechter and Biegler, Math. Program. 106 (2006), theta the violation and phi the barrier
+function:
+
+(3) ``phi = f - mu sum log(s, x - lower, upper - x)``, and mu times `DAMPING` times the distance where there is one
+    bound
+(15) ``alpha = max {a in (0, 1] : v + a dv >= (1 - tau) v}`` for slacks, distances and multipliers v
+(18) ``theta_new <= (1 - gamma) theta`` or ``phi_new <= phi - gamma theta``
+(19) ``phi' < 0`` and ``alpha (-phi')^s_phi > theta^s_theta``, asked for where ``theta <= theta_min``
+(20) ``phi_new <= phi + eta alpha phi'``
+(22) ``filter <- filter + {theta_new >= (1 - gamma) theta, phi_new >= phi - gamma theta}``
+(23) ``alpha_min = 0.05 min(gamma, gamma theta / (-phi'), theta^s_theta / (-phi')^s_phi)``
+
+It departs from the paper in allowing for rounding in 18 and 20, and in a filter of `CAPACITY` entries.
+"""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -41,7 +56,7 @@ class Filter(NamedTuple):
         here = condition & (jnp.arange(CAPACITY, dtype=jnp.int32) == self.count % CAPACITY)
         put = lambda new, old: jnp.where(here, new, old)  # noqa: E731
         return Filter(
-            put((1 - GAMMA) * theta, self.theta),
+            put((1 - GAMMA) * theta, self.theta),  # (22)
             put(phi - GAMMA * theta, self.phi),
             self.count + condition.astype(jnp.int32),
         )
@@ -75,7 +90,7 @@ def barrier(problem: Standard, x, s, mu):
     logs = sum(jnp.sum(jnp.log(jnp.where(gap > 0, gap, 1))) for gap in (s, low, high))
     single = problem.single()
     damping = DAMPING * jnp.sum(jnp.where(single > 0, low, jnp.where(single < 0, high, 0)))
-    return jnp.where(least > 0, mu * (damping - logs), jnp.inf)
+    return jnp.where(least > 0, mu * (damping - logs), jnp.inf)  # (3): its second and third term
 
 
 class Rules(NamedTuple):
@@ -96,24 +111,27 @@ class Rules(NamedTuple):
     """Search at all."""
 
     def switched(self, alpha):
-        """Whether the step promises a decrease that the violation cannot spoil, eq. (19)."""
+        """Whether the step promises a decrease that the violation cannot spoil."""
         promise = jnp.maximum(-self.slope, 0) ** S_PHI
+        # (19)
         return (self.slope < 0) & (alpha * promise > self.theta**S_THETA) & (self.theta <= self.theta_min)
 
     def accept(self, alpha, trial: Trial):
         """Apply Armijo's test where switched, else ask for progress in theta or phi; and consult the filter."""
         noise = 10 * eps(self.phi.dtype) * jnp.maximum(jnp.abs(self.phi), 1)
-        armijo = trial.phi - self.phi <= ETA * alpha * self.slope + noise
+        armijo = trial.phi - self.phi <= ETA * alpha * self.slope + noise  # (20)
+        # (18)
         progress = (trial.theta <= (1 - GAMMA) * self.theta) | (trial.phi - self.phi <= -GAMMA * self.theta + noise)
         welcome = (trial.theta <= self.theta_max) & ~self.filter.refuses(trial.theta, trial.phi)
         finite = jnp.isfinite(trial.theta) & jnp.isfinite(trial.phi)
         return finite & (self.lenient | (welcome & jnp.where(self.switched(alpha), armijo, progress)))
 
     def shortest(self):
-        """Return the length below which the search gives up, eq. (23)."""
+        """Return the length below which the search gives up."""
         fall = jnp.where(self.slope < 0, -self.slope, 1)
         by_phi = GAMMA * self.theta / fall
         by_switch = jnp.where(self.theta <= self.theta_min, self.theta**S_THETA / fall**S_PHI, jnp.inf)
+        # (23)
         least = 0.05 * jnp.where(self.slope < 0, jnp.minimum(GAMMA, jnp.minimum(by_phi, by_switch)), GAMMA)
         return jnp.maximum(least, eps(self.phi.dtype) ** 0.9)
 
@@ -197,6 +215,7 @@ def search(
 def boundary(values_steps, tau):
     """Return the largest length up to one at which no value falls below ``(1 - tau)`` times itself."""
     lengths = [
+        # (15)
         jnp.min(jnp.where(step < 0, tau * value / jnp.where(step < 0, -step, 1), 1), initial=1)
         for value, step in values_steps
     ]

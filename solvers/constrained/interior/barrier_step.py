@@ -13,6 +13,13 @@ RESTORE   a step for ``min |c|^2/2 + |g + s|^2/2`` in bounds    REFRESH once the
 
 The restoration's conditions are those of the problem with objective zero and ``c - y = 0, g + s - z = 0`` in place of
 ``c = 0, g + s = 0``, so one system serves both: with weight 0 for f, and d = 1 on its diagonal.
+
+The numbers are those of Waechter and Biegler, Math. Program. 106 (2006):
+
+(14) ``(x, s, y) <- (x, s, y) + alpha (dx, ds, dy),  (z, zl, zu) <- (z, zl, zu) + alpha_z (dz, dzl, dzu)``
+(16) ``z <- max(mu / (kappa_sigma s), min(z, kappa_sigma mu / s))``, and so for the bounds
+
+It departs from the paper in the restoration, which minimises the squared violation by the same Newton system.
 """
 
 import jax.numpy as jnp
@@ -29,7 +36,7 @@ from .state import ENTER, NEWTON, REFRESH, RESTORE, State, count, gaps_from, sel
 WARM_PUSH = 1e-3
 """The first step moves a warm start inside its bounds by this much."""
 KAPPA_SIGMA = 1e10
-"""Multipliers of bounds stay within this factor of ``mu`` over the distance, eq. (16)."""
+"""Multipliers of bounds stay within this factor of ``mu`` over the distance."""
 SOFT = 0.9999
 """A step that the filter refuses is taken all the same if the mean residual falls below this factor."""
 SOFT_LENGTH, SOFT_MOST = 1e-2, 10
@@ -106,6 +113,7 @@ def taken(s: State, problem: Standard, p: Plan, found: Found) -> tuple[Iterate, 
     alpha = jnp.where(found.accepted, found.alpha, jnp.minimum(whole, p.dual))
     dual = jnp.where(found.accepted, p.dual, alpha)
     x = jnp.where(found.accepted, found.trial.x, w.x + alpha * d.x)
+    # (14)
     after = Iterate(
         x,
         jnp.where(found.accepted, found.trial.s, w.s + alpha * d.s),
@@ -118,8 +126,9 @@ def taken(s: State, problem: Standard, p: Plan, found: Found) -> tuple[Iterate, 
 
 
 def near(problem: Standard, w: Iterate, mu) -> Iterate:
-    """Keep multipliers within `KAPPA_SIGMA` of ``mu`` over the distance, eq. (16); zero where there is no bound."""
+    """Keep multipliers within `KAPPA_SIGMA` of ``mu`` over the distance; zero where there is no bound."""
     low, high = problem.gaps(w.x)
+    # (16)
     clip = lambda z, gap: jnp.clip(z, mu / (KAPPA_SIGMA * gap), KAPPA_SIGMA * mu / gap)  # noqa: E731
     return w._replace(
         z=clip(w.z, w.s),

@@ -1,4 +1,12 @@
-"""Barrier parameter, Newton direction and boundary: what a step is to be, before it is searched."""
+"""Barrier parameter, Newton direction and boundary: what a step is to be, before it is searched.
+
+The numbers are those of Waechter and Biegler, Math. Program. 106 (2006):
+
+(7) ``mu <- max(least, min(kappa_mu mu, mu^theta_mu))`` while the barrier problem's error is at most ``kappa_eps mu``
+(8) ``tau = max(0.99, 1 - mu)``
+
+It departs from the paper in ``least``, a tenth of `tol` there and ``tol / 11`` times the smallest scale here.
+"""
 
 from typing import NamedTuple
 
@@ -16,9 +24,9 @@ from .state import NEWTON, RESTORE, State, count, gaps_from, select
 
 KAPPA_EPS, KAPPA_MU, THETA_MU = 10.0, 0.2, 1.5
 """The barrier parameter falls to ``min(KAPPA_MU mu, mu^THETA_MU)`` once the barrier problem's error is below
-``KAPPA_EPS mu``, eq. (7)."""
+``KAPPA_EPS mu``."""
 TAU = 0.99
-"""Steps go at most this fraction of the way to the boundary, or ``1 - mu`` of it, eq. (8)."""
+"""Steps go at most this fraction of the way to the boundary, or ``1 - mu`` of it."""
 
 
 def lowered(problem: Standard, s: State, restoring, least):
@@ -39,6 +47,7 @@ def lowered(problem: Standard, s: State, restoring, least):
         return jnp.maximum(r / dual, jnp.maximum(primal, gap / weight)) <= KAPPA_EPS * mu
 
     def lower(mu):
+        # (7)
         return jnp.maximum(least, jnp.minimum(KAPPA_MU * mu, mu**THETA_MU))
 
     mu = lax.while_loop(lambda mu: solved(mu) & (mu > least), lower, s.mu)
@@ -76,7 +85,7 @@ def plan(s: State, problem: Standard, tol) -> Plan:
     flat = eps(dtype) ** 0.5 * jnp.max(jnp.abs(s.model.H), initial=0)
     leave = s.suspect & (system.shift > 0) & (curvature < -flat)
     direction = select(leave, along(problem, s, v, direction), direction)
-    tau = jnp.maximum(TAU, 1 - mu)
+    tau = jnp.maximum(TAU, 1 - mu)  # (8)
     dual = boundary([(w.z, direction.z), (w.zl, direction.zl), (w.zu, direction.zu)], tau)
     return Plan(target, system, direction, tau, dual, leave)
 

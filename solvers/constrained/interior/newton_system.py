@@ -1,4 +1,16 @@
-"""The Newton system of the barrier problem, condensed to x and the equations, with its inertia corrected."""
+"""The Newton system of the barrier problem, condensed to x and the equations, with its inertia corrected.
+
+Numbers 13 and 36 are those of Waechter and Biegler, Math. Program. 106 (2006); slacks are eliminated as well:
+
+(1) ``(B + shift I) dx + C'dy = -(sigma f' + C'y + G'(z + q) + slope of the barrier),  C dx - d dy = -rc``
+(2) ``q = W (rg + (s / z) (mu / s - z)),  W = (s / z + d)^-1``
+(3) ``dz = W G dx + q,  ds = -rg - G dx + d dz,  dzl = mu / (x - lower) - zl - zl / (x - lower) dx``, and so for zu
+(13) ``[[B + shift I, C'], [C, -d I]]``, the matrix with the right inertia: algorithm IC, section 3.1
+(36) ``y = argmin |f' + C'y + G'z - zl + zu|``, zero where that is larger than 1000
+
+It departs from the paper in d, which is always there, and in the inertia, which is read off the pivots of
+``B + shift I + rho C'C`` in place of an indefinite factorisation.
+"""
 
 from typing import NamedTuple
 
@@ -72,7 +84,7 @@ def assemble(problem: Standard, w: Iterate, model: Model, hint, d, restoring) ->
     penalised = B + rho * matmul(model.C.T, model.C)
 
     def factorised(shift) -> Scaled:
-        K = penalised + shift * jnp.eye(n, dtype=dtype)
+        K = penalised + shift * jnp.eye(n, dtype=dtype)  # (13)
         diagonal = jnp.diagonal(K)
         unit = lax.rsqrt(jnp.where(diagonal > 0, diagonal, 1))
         factor, pivot, _ = factorise(K * unit[None] * unit[:, None], half * model.C * unit[None], d)
@@ -110,17 +122,18 @@ def newton(problem: Standard, w: Iterate, model: Model, system: System, target: 
     """
     low, high = problem.gaps(w.x)
     mu, W = target.mu, system.weight
-    q = W * (target.rg + w.s / w.z * (mu / w.s - w.z))
+    q = W * (target.rg + w.s / w.z * (mu / w.s - w.z))  # (2)
     rx = target.sigma * model.df + matmul(w.y, model.C) + matmul(w.z + q, model.G)
     rx = rx + problem.barrier_slope(w.x, mu)
-    dx, dy = condensed(system, model.C, jnp.where(problem.free, -rx, 0), -target.rc)
+    dx, dy = condensed(system, model.C, jnp.where(problem.free, -rx, 0), -target.rc)  # (1)
     move = matmul(model.G, dx)
-    dz = W * move + q
+    dz = W * move + q  # (3)
     return Direction(
         dx,
         -target.rg - move + system.d * dz,
         dy,
         dz,
+        # (3)
         jnp.where(problem.below, mu / low - w.zl - w.zl / low * dx, 0),
         jnp.where(problem.above, mu / high - w.zu + w.zu / high * dx, 0),
     )
@@ -161,5 +174,6 @@ def multipliers(w: Iterate, model: Model):
     gram = matmul(model.C, model.C.T)
     d = eps(dtype) ** 0.75 * jnp.maximum(jnp.trace(gram), eps(dtype))
     factor, _, _ = factorise(gram + d * jnp.eye(p, dtype=dtype), jnp.zeros((0, p), dtype), d)
+    # (36)
     y = lax.fori_loop(0, 2, lambda _, y: y + back_substitute(factor, r - matmul(gram, y) - d * y, p), jnp.zeros_like(r))
     return jnp.where(jnp.all(jnp.abs(y) <= 1e3), y, 0)

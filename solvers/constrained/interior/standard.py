@@ -1,4 +1,11 @@
-"""The problem in standard form: flat scaled vectors, a slack for each inequality, masks for bounds that exist."""
+"""The problem in standard form: flat scaled vectors, a slack for each inequality, masks for bounds that exist.
+
+The number is that of Waechter and Biegler, Math. Program. 106 (2006), the sign of s and the names are ours:
+
+(5) ``error = max(|f' + C'y + G'z - zl + zu| / s_d, |c|, max(g, 0), max(|z g|, |zl (x - lower)|, ...) / s_c)``
+
+with ``s_d = max(100, mean of |y|, z, zl, zu) / 100`` and s_c the same without y, at mu = 0.
+"""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -128,6 +135,7 @@ class Standard(NamedTuple):
         dual = mean_size(bounds + jnp.sum(jnp.abs(y)), y.size + z.size + 2 * zl.size)
         low, high = self.gaps(w.x)
         c, g = values.c / sc, values.g / sg
+        # (5)
         return Residual(
             largest(r) / dual,
             jnp.maximum(largest(c), jnp.max(g, initial=0)),
@@ -142,7 +150,7 @@ def gradient(w: Iterate, model: Model, sigma: Scalar = 1.0):
 
 
 def mean_size(total, count):
-    """Return the mean of `count` multipliers over 100, at least one: the divisor of IPOPT's scaled error, eq. (6)."""
+    """Return the mean of `count` multipliers over 100, at least one: the divisors of equation 5."""
     return jnp.maximum(total / max(count, 1), GRADIENT) / GRADIENT
 
 

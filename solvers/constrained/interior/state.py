@@ -1,4 +1,10 @@
-"""Where the interior-point method stands: its modes and its state."""
+"""Where the interior-point method stands: its modes and its state.
+
+The number is that of Waechter and Biegler, Math. Program. 106 (2006):
+
+(21) ``filter = {theta >= theta_max}`` at first, with ``theta_max = 1e4 max(1, theta)``, theta the violation at the
+    start
+"""
 
 from typing import NamedTuple
 
@@ -60,7 +66,7 @@ def start(problem: Standard, w: Iterate, values: Values, model: Model, warm) -> 
         shift=zero,
         filter=empty_filter(dtype),
         theta_min=1e-4 * jnp.maximum(1, theta),
-        theta_max=1e4 * jnp.maximum(1, theta),
+        theta_max=1e4 * jnp.maximum(1, theta),  # (21)
         entry=zero,
         kept=zero,
         reach=zero + 1,

@@ -50,9 +50,15 @@ class GPBandit(Learner):
 
     Notes
     -----
-    ``k = exp(-|s - s'|^2 / length) exp(-c mean |a - a'|)`` over features a of arms; c is the most probable of five
-    powers of two by the evidence in each round. Costs are centred and scaled by what was seen. A round costs five
-    Cholesky factors of the memory's size, and a draw one more of the number of arms.
+    With K the kernel among what was played and k between that and an arm:
+
+    (1) ``exp(-|s - s'|^2 / length) exp(-c mean |a - a'|)`` over contexts s and features a of arms
+    (2) ``mean = k'(K + noise^2 I)^-1 y,  variance = 1 - k'(K + noise^2 I)^-1 k``
+    (3) play the smallest ``mean - width std``
+    (4) play the best of ``mean + root z``, z normal: one draw of all costs together
+
+    c is the most probable of five powers of two by the evidence in each round. Costs are centred and scaled by what was
+    seen. A round costs five Cholesky factors of the memory's size, and a draw one more of the number of arms.
 
     The authors' Thompson sampling takes the largest of 20 independent draws of each arm; here it is one joint draw.
 
@@ -115,7 +121,7 @@ class GPBandit(Learner):
         noise = jnp.where(seen, jnp.asarray(self.noise, dtype) ** 2, 1)
 
         def factor(rate):
-            gram = jnp.where(both, between * jnp.exp(-rate * among), 0)
+            gram = jnp.where(both, between * jnp.exp(-rate * among), 0)  # (1)
             return jnp.linalg.cholesky(gram + jnp.diag(noise + jnp.where(seen, 0, 1)))
 
         def evidence(rate):
@@ -128,7 +134,7 @@ class GPBandit(Learner):
         rate = rates[jnp.argmax(jax.lax.map(evidence, rates))]
         root = factor(rate)
         cross = jnp.where(seen[:, None], near[:, None] * jnp.exp(-rate * across), 0)
-        mean = matmul(cross.T, cho_solve((root, True), y))
+        mean = matmul(cross.T, cho_solve((root, True), y))  # (2)
         explained = solve_triangular(root, cross, lower=True)
         return centre + spread * mean, spread, jnp.exp(-rate * all_arms), explained
 
@@ -141,11 +147,12 @@ class GPBandit(Learner):
             covariance = prior - matmul(explained.T, explained)
             jitter = math.sqrt(float(jnp.finfo(mean.dtype).eps)) * jnp.eye(d, dtype=mean.dtype)
             root = jnp.linalg.cholesky(covariance + jitter)
+            # (4)
             score = mean + spread * matmul(root, jax.random.normal(first, (d,), mean.dtype))
         else:
             std = jnp.sqrt(jnp.maximum(1 - jnp.sum(explained**2, 0), 0))
             width = jnp.asarray(self.width, mean.dtype) if self.acquisition == "ucb" else 0.0
-            score = mean - width * spread * std
+            score = mean - width * spread * std  # (3)
         least = score <= jnp.min(score)
         chosen = jnp.argmax(jnp.where(least, jax.random.uniform(second, score.shape, score.dtype), -1))
         return (jnp.arange(mean.size) == chosen).astype(mean.dtype), None

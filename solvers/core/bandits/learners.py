@@ -88,8 +88,15 @@ class TsallisINF(Learner):
 
     Notes
     -----
-    ``p_i = 4 / (eta (L_i + u))^2`` with u such that they sum to one, found by Newton's method. The context is
-    ignored. Expected regret against the best arm is at most ``4 K sqrt(d T)`` for costs in [0, K]. O(d) a round.
+    With L the estimated losses in units of their running mean, p the probabilities and t the round:
+
+    (1) ``eta = 2 / sqrt(t)``, or ``4 / sqrt(t)``
+    (2) ``p_i = 4 / (eta (L_i + u))^2`` with u such that they sum to one
+    (3) ``L_i <- L_i + (cost - least) / p_i`` for the arm played
+    (4) ``L_i <- L_i + 1/2 - (1 / (2 p_i) if played)`` besides, for arms with ``t p_i >= 16``: the reduced variance
+
+    It departs from the papers in how u is found, by Newton's method on a concave function. The context is ignored.
+    Expected regret against the best arm is at most ``4 K sqrt(d T)`` for costs in [0, K]. O(d) a round.
 
     References
     ----------
@@ -120,7 +127,7 @@ class TsallisINF(Learner):
     def propose(self, state, context, key):
         """Return the regularised leader."""
         gain = 4.0 if self.estimator == "variance" else 2.0
-        eta = gain / jnp.sqrt(state.rounds.astype(state.mean.dtype))
+        eta = gain / jnp.sqrt(state.rounds.astype(state.mean.dtype))  # (1)
         return tsallis_probabilities(state.losses / state.mean + state.corrections, eta), None
 
     def update(self, state, pull, cost, rate=None):
@@ -128,7 +135,7 @@ class TsallisINF(Learner):
         cost = jnp.maximum(jnp.asarray(cost, state.mean.dtype) - self.least, 0)
         played = jnp.arange(state.losses.size, dtype=jnp.int32) == pull.arm
         p = pull.probability.astype(cost.dtype)
-        return self.learn(state, jnp.where(played, cost / p, 0), played, pull.probabilities, cost)
+        return self.learn(state, jnp.where(played, cost / p, 0), played, pull.probabilities, cost)  # (3)
 
     def learn(self, state, estimates, played, probabilities, loss):
         """Return the state after a round with the given loss estimates of all arms."""
@@ -138,6 +145,7 @@ class TsallisINF(Learner):
         if self.estimator == "variance":
             p = probabilities.astype(loss.dtype)
             frequent = (t * p >= 16) & (t >= 16)
+            # (4)
             corrections += jnp.where(frequent, 0.5 - jnp.where(played, 0.5 / jnp.where(p > 0, p, 1), 0), 0)
         # Only differences matter: keeping the smallest at zero keeps float32 exact enough for any number of rounds.
         losses -= jnp.min(losses)
@@ -162,6 +170,7 @@ def tsallis_probabilities(losses: Float[Array, " d"], eta: Scalar) -> Float[Arra
         return u + (start * square * jnp.sqrt(square) - square) / cube
 
     u = lax.fori_loop(0, 8, newton, start, unroll=True)
+    # (2)
     p = (start / (shifted + u)) ** 2
     return p / jnp.sum(p)
 
@@ -216,8 +225,8 @@ class ExpertMix(Learner):
 
     Notes
     -----
-    Each expert is charged ``pi_e(arm) cost / p(arm)`` where p mixes all proposals, an unbiased estimate of the cost of
-    following it, so the master's guarantee against an adversary holds against each expert as it was played. Put
+    Each expert is charged ``pi_e(arm) cost / p(arm)`` (5) where p mixes all proposals, an unbiased estimate of the cost
+    of following it, so the master's guarantee against an adversary holds against each expert as it was played. Put
     `TsallisINF` among the experts to keep a guarantee against the best fixed arm when a model is wrong.
     """
 
@@ -245,6 +254,7 @@ class ExpertMix(Learner):
         own = [eqx.tree_at(lambda p: p.detail, pull, d, is_leaf=lambda x: x is None) for d in details]
         states = tuple(e.update(s, p, cost, rate) for e, s, p in zip(self.experts, states, own, strict=True))
         loss = jnp.maximum(jnp.asarray(cost, master.mean.dtype) - self.master.least, 0)
+        # (5)
         share = proposals[:, pull.arm] / pull.probability
         return states, self.master.learn(master, share * loss, share > 0, weights, loss)
 

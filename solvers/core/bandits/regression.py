@@ -38,10 +38,15 @@ class ChebCB(Learner):
 
     Notes
     -----
-    With K the largest and l the smallest cost so far and ``N = 2 + 4 ((K - l) / K) (1 + log m)``, costs over ``K N``
-    are predicted by y and arms played with ``p_i = 1 / (d + eta (y_i - y*))``, the rest on the best, where
-    ``eta = 2 t sqrt(d t / (R + 2 a^2 t))``, R is the cumulative squared prediction error less the fit's, and
-    ``a = (pi + (2 / pi) log(2 m + 1)) (K - l) / (2 K N (m + 1))``. Departures from the paper: recursive least squares
+    With K the largest and l the smallest cost so far, m features, y* the smallest prediction of d, and R the cumulative
+    squared prediction error less the fit's:
+
+    (1) ``y_i = sum_j w_ij T_j(context) / (K N),  N = 2 + 4 ((K - l) / K) (1 + log m)``
+    (2) ``|w_i0| <= K,  |w_ij| <= 2 (K - l) / j``
+    (3) ``p_i = 1 / (d + eta (y_i - y*))``, the rest on the best
+    (4) ``eta = 2 t sqrt(d t / (R + 2 a^2 t)),  a = (pi + (2 / pi) log(2 m + 1)) (K - l) / (2 K N (m + 1))``
+
+    Departures from the paper: recursive least squares
     with a ridge of 1e-3 instead of the minimum-norm fit, and coefficients clipped to the paper's box instead of
     refitted inside it. O(d m + m^2) a round.
 
@@ -79,14 +84,16 @@ class ChebCB(Learner):
         largest, spread = state.largest, state.largest - state.smallest
         degree = jnp.maximum(jnp.arange(m, dtype=dtype), 1)
         box = jnp.where(jnp.arange(m) == 0, largest, 2 * spread / degree)
-        weights = jnp.clip(state.weights, -box[None, :], box[None, :])
+        weights = jnp.clip(state.weights, -box[None, :], box[None, :])  # (2)
         unit = largest * (2 + 4 * spread / largest * (1 + jnp.log(float(m))))
-        y = jnp.sum(weights * self._polynomials(context, dtype)[None, :], 1) / unit
+        y = jnp.sum(weights * self._polynomials(context, dtype)[None, :], 1) / unit  # (1)
         t = state.rounds.astype(dtype)
         tail = (jnp.pi + 2 / jnp.pi * jnp.log(2.0 * m + 1)) * spread / (2 * unit * (m + 1))
+        # (4)
         eta = 2 * t * jnp.sqrt(d * t / (state.excess / unit**2 + 2 * tail**2 * t + jnp.finfo(dtype).tiny))
         eta = jnp.where(state.rounds > 1, eta, 0)
         best = jnp.argmin(y)
+        # (3)
         p = jnp.where(jnp.arange(d, dtype=best.dtype) == best, 0, 1 / (d + eta * (y - y[best])))
         return p.at[best].set(1 - jnp.sum(p)), None
 
@@ -144,7 +151,10 @@ class ThompsonRegression(Learner):
 
     Notes
     -----
-    ``log(cost + 1/2) = features . w + noise``. The covariance is kept as a square root (Potter's update), so it stays
+    (5) ``log(cost + 1/2) = features . w + noise``
+    (6) ``w = mean + temperature spread root z``, z normal: the draw whose best arm is played
+
+    The covariance is kept as a square root (Potter's update), so it stays
     positive semidefinite in float32, and sampling needs no factorisation. The probability given the key is one. O(d m +
     m^2) a round.
     """
@@ -181,6 +191,7 @@ class ThompsonRegression(Learner):
         table = self.features(context, state.arms).astype(state.mean.dtype)
         spread = jnp.sqrt(jnp.maximum(self.noise**2, state.squares / jnp.maximum(state.rounds, 1)))
         z = jax.random.normal(key, state.mean.shape, state.mean.dtype)
+        # (6)
         weights = state.mean + self.temperature * spread * jnp.sum(state.root * z[None, :], 1)
         best = jnp.argmin(jnp.sum(table * weights[None, :], 1))
         return (jnp.arange(table.shape[0], dtype=best.dtype) == best).astype(state.mean.dtype), table
@@ -194,7 +205,7 @@ class ThompsonRegression(Learner):
     def update(self, state, pull, cost, rate=None):
         """Condition on the cost of one pull."""
         dtype = state.mean.dtype
-        f, y = pull.detail[pull.arm], jnp.log(jnp.asarray(cost, dtype) + 0.5)
+        f, y = pull.detail[pull.arm], jnp.log(jnp.asarray(cost, dtype) + 0.5)  # (5)
         miss = y - jnp.sum(f * state.mean)
         root = state.root / jnp.sqrt(jnp.asarray(self.forget, dtype))
         v = jnp.sum(root * f[:, None], 0)

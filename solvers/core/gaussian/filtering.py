@@ -1,4 +1,18 @@
-"""Filtering and smoothing of linear Gaussian models in covariance form, sequential or in blocks side by side."""
+"""Filtering and smoothing of linear Gaussian models in covariance form, sequential or in blocks side by side.
+
+Durbin and Koopman, 2012, 4.4, of steps ``x_t = A x_(t-1) + b + q, y = H x + r`` with belief (m, P), v and S the
+innovation and its covariance, K the gain:
+
+(1) ``m <- A m + b,  P <- A P A' + Q``
+(2) ``v = y - H m,  S = H P H' + R,  log density = -v'S^-1 v / 2 - log det(S) / 2``, less a constant
+(3) ``m <- m + P H'S^-1 v,  P <- P - P H'S^-1 H P``
+(4) ``F = I - K H,  u = H'S^-1 v,  W = H'S^-1 H``
+(5) ``r <- u + F'r,  N <- W + F'N F``, then ``r <- A'r,  N <- A'N A``, backwards
+(6) ``m + P r,  P - P N P``, smoothed
+(7) ``(I + P N)^-1 (m + P r)``, what a start is once a block has said r and N of it; then through the block
+
+Blocks are after Sarkka and Garcia-Fernandez, IEEE TAC 2021, who solve a system in every combination, not one a block.
+"""
 
 from typing import Any, NamedTuple
 
@@ -90,7 +104,7 @@ MANY = 512
 
 def predict(belief: Belief, s: Steps) -> Belief:
     """Return the belief after a transition."""
-    return Belief(mv(s.A, belief.mean) + s.b, mm(mm(s.A, belief.cov), t(s.A)) + s.Q)
+    return Belief(mv(s.A, belief.mean) + s.b, mm(mm(s.A, belief.cov), t(s.A)) + s.Q)  # (1)
 
 
 def gains(ahead: Belief, s: Steps, information: bool):
@@ -103,7 +117,7 @@ def gains(ahead: Belief, s: Steps, information: bool):
         right = jnp.concatenate([s.R, (s.y - mv(s.R, seen))[..., None]], -1)
         solved = jnp.linalg.solve(eye + mm(s.R, V), right)
         return HP, solved[..., :-1], solved[..., -1], jnp.zeros_like(V[..., 0, 0]), V[..., 0, 0]
-    v, S = s.y - seen, V + s.R
+    v, S = s.y - seen, V + s.R  # (2)
     if S.shape[-1] == 1:
         inverse = 1 / S
         half_log, pivot = 0.5 * jnp.log(S[..., 0, 0]), S[..., 0, 0]
@@ -121,7 +135,7 @@ def gains(ahead: Belief, s: Steps, information: bool):
 def condition(ahead: Belief, s: Steps, information: bool) -> Belief:
     """Return the belief after the observation."""
     HP, inverse, w, _, _ = gains(ahead, s, information)
-    cov = ahead.cov - mm(t(HP), mm(inverse, HP))
+    cov = ahead.cov - mm(t(HP), mm(inverse, HP))  # (3)
     return Belief(ahead.mean + mv(t(HP), w), 0.5 * (cov + t(cov)))
 
 
@@ -130,6 +144,7 @@ def update(ahead: Belief, s: Steps, information: bool) -> Update:
     HP, inverse, w, log_density, pivot = gains(ahead, s, information)
     HS = mm(t(s.H), inverse)
     eye = jnp.eye(s.A.shape[-1], dtype=s.A.dtype)
+    # (4)
     return Update(
         eye.reshape((1,) * (HS.ndim - 2) + eye.shape) - t(mm(HS, HP)), mv(t(s.H), w), mm(HS, s.H), log_density, pivot
     )
@@ -154,7 +169,7 @@ def through(start: Belief, block: Summary) -> Belief:
     n = start.mean.shape[-1]
     eye = jnp.broadcast_to(jnp.eye(n, dtype=start.mean.dtype), start.cov.shape)
     both = jnp.concatenate([start.cov, (start.mean + mv(start.cov, block.said.r))[..., None]], -1)
-    solved = jnp.linalg.solve(eye + mm(start.cov, block.said.N), both)
+    solved = jnp.linalg.solve(eye + mm(start.cov, block.said.N), both)  # (7)
     cov = mm(mm(block.G, solved[..., :-1]), t(block.G)) + block.end.cov
     return Belief(mv(block.G, solved[..., -1]) + block.end.mean, 0.5 * (cov + t(cov)))
 
@@ -216,9 +231,9 @@ def entries_of(blocks: Summary, first: Any, step: Any, pair: Any, *, reverse: bo
 def step_back(after: Adjoint, s: tuple[Array, Update]) -> tuple[Adjoint, Adjoint]:
     """Return the adjoint before a transition, and the one after it and before its observation."""
     A, up = s
-    N = up.W + mm(mm(t(up.F), after.N), up.F)
+    N = up.W + mm(mm(t(up.F), after.N), up.F)  # (5)
     here = Adjoint(up.u + mv(t(up.F), after.r), 0.5 * (N + t(N)))
-    return Adjoint(mv(t(A), here.r), mm(mm(t(A), here.N), A)), here
+    return Adjoint(mv(t(A), here.r), mm(mm(t(A), here.N), A)), here  # (5)
 
 
 def nothing(like: Belief) -> Adjoint:
@@ -286,7 +301,7 @@ def smooth_steps(steps: Steps, found: Filtered, block: int) -> tuple[Belief, Adj
     r = jnp.concatenate([mv(t(A), here.r[1:]), zero.r[None]])
     N = jnp.concatenate([mm(mm(t(A), here.N[1:]), A), zero.N[None]])
     m, P = found.after
-    cov = P - mm(mm(P, N), P)
+    cov = P - mm(mm(P, N), P)  # (6)
     return Belief(m + mv(P, r), 0.5 * (cov + t(cov))), here
 
 

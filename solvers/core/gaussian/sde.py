@@ -1,4 +1,15 @@
-"""Stationary kernels of one variable as linear stochastic differential equations: Gaussian processes in linear time."""
+"""Stationary kernels of one variable as linear stochastic differential equations: Gaussian processes in linear time.
+
+Hartikainen and Sarkka, MLSP 2010; Solin and Sarkka, AISTATS 2014, for a gap d, P the covariance of the states:
+
+(1) ``x(t + d) = A x(t) + q,  cov q = Q = P - A P A^T``
+(2) ``A_ij = e^-s s^(i-j) / (i-j)!,  Q_ij = C(i+j, i) gamma(i+j+1, 2 s) / 2^(i+j+1)``, ``s = sqrt(2 nu) d / length``:
+    Matern
+(3) ``k(d) = sum_j q_j cos(2 pi j d)``, each term a rotation without noise: periodic
+(4) ``A = A1 (x) A2,  Q = Q1 (x) P2 + A1 P1 A1^T (x) Q2`` of a product
+
+The cascade of states in the second is ours: no entry of Q is a difference.
+"""
 
 from math import comb, factorial, pi, sqrt
 from typing import Any
@@ -19,6 +30,7 @@ class StateSpaceKernel(eqx.Module):
     ``x(t + d) = A(d) x(t) + q`` with q Gaussian of covariance ``Q(d) = P - A(d) P A(d)^T``.
     """
 
+    # (1)
     def transition(self, d: Float[Array, "..."]) -> tuple[Float[Array, "... n n"], Float[Array, "... n n"]]:
         """Return ``A(d), Q(d)`` for gaps ``d >= 0``, Q without cancellation however small the gap."""
         raise NotImplementedError
@@ -68,11 +80,12 @@ class MaternStates(StateSpaceKernel):
         for _ in range(n - 1):
             powers.append(powers[-1] * s)
         zero = jnp.zeros_like(s)
+        # (2)
         A = jnp.stack(
             [jnp.stack([powers[k] / factorials[k] if k >= 0 else zero for k in row], -1) for row in lag.tolist()], -2
         )
         gammas = [lower_gamma(a, 2 * s) for a in range(1, 2 * n)]
-        Q = jnp.stack([jnp.stack([gammas[a + b] * _weight(a, b) for b in range(n)], -1) for a in range(n)], -2)
+        Q = jnp.stack([jnp.stack([gammas[a + b] * _weight(a, b) for b in range(n)], -1) for a in range(n)], -2)  # (2)
         return A, Q
 
     def stationary(self):
@@ -102,7 +115,7 @@ class Oscillators(StateSpaceKernel):
         """Return rotations, and no noise."""
         angle = d[..., None] * self.rates.reshape((1,) * d.ndim + (-1,))
         c, s = jnp.cos(angle), jnp.sin(angle)
-        turn = jnp.stack([jnp.stack([c, -s], -1), jnp.stack([s, c], -1)], -2)
+        turn = jnp.stack([jnp.stack([c, -s], -1), jnp.stack([s, c], -1)], -2)  # (3)
         J = self.weights.shape[0]
         picked = jnp.asarray(np.eye(J), d.dtype).reshape((1,) * d.ndim + (J, 1, J, 1))
         A = (turn[..., :, :, None, :] * picked).reshape(*d.shape, 2 * J, 2 * J)
@@ -165,7 +178,7 @@ class ProductStates(StateSpaceKernel):
         (A1, Q1), (A2, Q2) = self.one.transition(d), self.two.transition(d)
         P1, P2 = (jnp.broadcast_to(p.stationary(), A.shape) for p, A in ((self.one, A1), (self.two, A2)))
         moved = matmul(matmul(A1, P1), jnp.swapaxes(A1, -1, -2))
-        return _kron(A1, A2), _kron(Q1, P2) + _kron(moved, Q2)
+        return _kron(A1, A2), _kron(Q1, P2) + _kron(moved, Q2)  # (4)
 
     def stationary(self):
         """Return P."""
@@ -242,7 +255,7 @@ def to_sde(kernel: Kernel, *, harmonics: int = 12, dtype: Any = None) -> StateSp
         series = variance * series / jnp.where(waves == 0, 128, 64).astype(dtype)
         kept = jnp.maximum(series[:harmonics], 0)
         missing = jnp.sum(jnp.abs(series[harmonics:]))
-        return Oscillators(kept, jnp.asarray(2 * pi * waves[:harmonics], dtype), missing)
+        return Oscillators(kept, jnp.asarray(2 * pi * waves[:harmonics], dtype), missing)  # (3)
     fail(
         "to_sde",
         "kernel",

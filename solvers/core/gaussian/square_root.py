@@ -1,7 +1,9 @@
 """Filtering and smoothing by triangular factors of the covariances: twice the digits, for single precision.
 
-Forward a Kalman filter in square-root form; backward an information filter in square-root form, ``J = Z Z^T`` and eta
-being what the future says of a state; their product is the smoothed belief. Nothing is subtracted from a covariance.
+Forward a Kalman filter in square-root form; backward an information filter in square-root form, a least-squares problem
+``|rhs - Z^T x|`` being what the future says of a state; both together are the smoothed belief. Nothing is subtracted
+from a covariance, and right-hand sides turn along with their rows: never is ``Z rhs`` formed, of the size of one over
+the noise, from which the past's mean would have to be subtracted.
 """
 
 from typing import NamedTuple
@@ -22,9 +24,9 @@ class Past(NamedTuple):
 
 
 class Future(NamedTuple):
-    """``-x^T Z Z^T x / 2 + eta^T x``: what later observations say of a state."""
+    """``-|rhs - Z^T x|^2 / 2``: what later observations say of a state; Z is square."""
 
-    eta: Array
+    rhs: Array
     Z: Array
 
 
@@ -37,12 +39,68 @@ class Element(NamedTuple):
 
 
 def tria(M: Array) -> Array:
-    """Return a lower triangular L with ``L L^T = M M^T``, its diagonal not negative."""
-    R = jnp.linalg.qr(t(M), mode="r")
+    """Return a lower triangular L with ``L L^T = M M^T``, its diagonal not negative; columns taken in largest first."""
+    order = jnp.argsort(-jnp.max(jnp.abs(M), -2), axis=-1)
+    R = jnp.linalg.qr(t(jnp.take_along_axis(M, order[..., None, :], -1)), mode="r")
     sign = jnp.where(jnp.diagonal(R, axis1=-2, axis2=-1) < 0, -1, 1).astype(M.dtype)
     L = t(R * sign[..., :, None])
     missing = L.shape[-2] - L.shape[-1]
     return L if missing <= 0 else jnp.pad(L, [(0, 0)] * (L.ndim - 1) + [(0, missing)])
+
+
+UNROLLED = 4
+"""Up to so many columns are eliminated without a loop in the program."""
+
+
+def eliminate(rows: Array, columns: int) -> tuple[Array, Array]:
+    """Turn rows by reflections so that each of the first `columns` is zero below a row of its own; return their order.
+
+    Row k of the result holds column ``order[k]``, rows beyond them none. Of the columns that are left the longest comes
+    next, of its entries the largest leads: rows of sizes as different as data and prior keep their own digits (Cox and
+    Higham, Stability of Householder QR factorization for weighted least squares problems, 1998).
+    """
+
+    def one(rows):
+        count = rows.shape[0]
+        at = jnp.arange(count, dtype=jnp.int32)
+
+        def step(k, carry):
+            rows, order, free = carry
+            k = jnp.asarray(k, jnp.int32)
+            live = at >= k
+            below = jnp.where(live[:, None], rows[:, :columns], 0)
+            size = jnp.max(jnp.abs(below), axis=0)
+            column = jnp.argmax(jnp.where(free, size, -1)).astype(jnp.int32)
+            lead = jnp.argmax(jnp.where(live, jnp.abs(rows[:, column]), -1)).astype(jnp.int32)
+            rows = rows[jnp.where(at == k, lead, jnp.where(at == lead, k, at))]
+            x = jnp.where(live, rows[:, column], 0)
+            unit = size[column]
+            x = x / jnp.where(unit > 0, unit, 1)
+            norm = jnp.sqrt(jnp.sum(x**2))
+            v = jnp.where(at == k, x + jnp.where(x[k] < 0, -norm, norm), x)
+            square = jnp.sum(v**2)
+            beta = jnp.where(square > 0, 2 / jnp.where(square > 0, square, 1), 0)
+            rows = rows - (beta * v)[:, None] * jnp.sum(v[:, None] * rows, axis=0)[None, :]
+            along = jnp.arange(rows.shape[1], dtype=jnp.int32)
+            gone = (at > k)[:, None] & (along == column)[None, :]
+            return jnp.where(gone, 0, rows), order.at[k].set(column), free & (along[:columns] != column)
+
+        start = (rows, jnp.zeros(columns, jnp.int32), jnp.ones(columns, bool))
+        rows, order, _ = lax.fori_loop(0, min(columns, count), step, start, unroll=columns <= UNROLLED or None)
+        return rows, order
+
+    for _ in range(rows.ndim - 2):
+        one = jax.vmap(one)
+    return one(rows)
+
+
+def turned(*parts: Future) -> Future:
+    """Return what several say together in as many rows as there are unknowns."""
+    rows = jnp.concatenate([jnp.concatenate([t(f.Z), f.rhs[..., None]], -1) for f in parts], -2)
+    n = rows.shape[-1] - 1
+    if rows.shape[-2] > n:
+        rows = eliminate(rows, n)[0][..., :n, :]
+    return Future(rows[..., n], t(rows[..., :n]))
 
 
 def half_solve(L: Array, x: Array, *, transpose: bool = False) -> Array:
@@ -80,18 +138,26 @@ def summarise(carry: Element, s: Steps):
     P = mm(s.A, carry.G)
     F = P - mm(gain, half_solve(S, mm(s.H, P)))
     back = mm(t(P), seen)
-    said = Future(carry.said.eta + mv(back, e), tria(jnp.concatenate([carry.said.Z, back], -1)))
-    return Element(after, F, said), None
+    return Element(after, F, turned(carry.said, Future(e, back))), None
 
 
 def combine(past: Past, future: Future) -> Past:
-    """Return the belief that both say: ``L (I + L' J L)^-1 L'`` is its covariance."""
-    W = mm(t(past.L), future.Z)
-    eye = jnp.eye(W.shape[-1], dtype=W.dtype)
-    root = tria(jnp.concatenate([jnp.broadcast_to(eye, W.shape), W], -1))
-    L = mm(past.L, half_solve(root, jnp.broadcast_to(eye, W.shape), transpose=True))
-    news = future.eta - mv(future.Z, mv(t(future.Z), past.mean))
-    return Past(past.mean + mv(L, mv(t(L), news)), L)
+    """Return the belief that both say: of ``x = mean + L s`` the rows ``s = 0`` and ``Z^T L s = rhs - Z^T mean``."""
+    news = future.rhs - mv(t(future.Z), past.mean)
+    n = past.L.shape[-1]
+    rows, order = eliminate(beside(mm(t(future.Z), past.L), news[..., None]), n)
+    R = jnp.take_along_axis(rows[..., :n, :n], order[..., None, :], -1)
+    eye = jnp.broadcast_to(jnp.eye(n, dtype=R.dtype), past.L.shape)
+    solved = jax.scipy.linalg.solve_triangular(R, jnp.concatenate([rows[..., :n, n:], eye], -1))
+    both = mm(jnp.take_along_axis(past.L, order[..., None, :], -1), solved)
+    return Past(past.mean + both[..., 0], both[..., 1:])
+
+
+def beside(first: Array, rest: Array) -> Array:
+    """Return rows ``[first, rest]`` and, for the unknowns of the first, rows of a unit prior."""
+    eye = jnp.broadcast_to(jnp.eye(first.shape[-1], dtype=first.dtype), (*first.shape[:-2], *[first.shape[-1]] * 2))
+    below = jnp.zeros((*first.shape[:-2], first.shape[-1], rest.shape[-1]), first.dtype)
+    return jnp.concatenate([jnp.concatenate([first, rest], -1), jnp.concatenate([eye, below], -1)], -2)
 
 
 def through(start: Past, block: Element) -> Past:
@@ -102,19 +168,16 @@ def through(start: Past, block: Element) -> Past:
 
 def back_through(later: Future, A: Array, b: Array, L: Array) -> Future:
     """Return what is said of x when `later` is said of ``A x + b + q``, q of covariance ``L L^T``."""
-    W = mm(t(later.Z), L)
-    root = tria(jnp.concatenate([jnp.broadcast_to(jnp.eye(W.shape[-1], dtype=W.dtype), W.shape), W], -1))
-    Z = t(half_solve(root, t(later.Z)))
-    at_b = later.eta - mv(later.Z, mv(t(later.Z), b))
-    eta = at_b - mv(Z, half_solve(root, mv(W, mv(t(L), at_b))[..., None])[..., 0])
-    return Future(mv(t(A), eta), mm(t(A), Z))
+    n = L.shape[-1]
+    rest = jnp.concatenate([mm(t(later.Z), A), (later.rhs - mv(t(later.Z), b))[..., None]], -1)
+    rows = eliminate(beside(mm(t(later.Z), L), rest), n)[0][..., n:, n:]
+    return Future(rows[..., -1], t(rows[..., :-1]))
 
 
 def recede(after: Future, s: Steps):
     """Return what is said of the state before a step."""
     seen = half_solve(s.R, jnp.concatenate([s.H, s.y[..., None]], -1))
-    back = t(seen[..., :-1])
-    here = Future(after.eta + mv(back, seen[..., -1]), tria(jnp.concatenate([after.Z, back], -1)))
+    here = turned(Future(seen[..., -1], t(seen[..., :-1])), after)
     return back_through(here, s.A, s.b, s.Q), after
 
 
@@ -161,9 +224,7 @@ def smooth_factors(steps: Steps, block: int, *, only_filter: bool = False) -> Sm
         if not only_filter:
 
             def across(later, b):
-                before = back_through(later, b.G, b.end.mean, b.end.L)
-                Z = tria(jnp.concatenate([b.said.Z, before.Z], -1))
-                return Future(b.said.eta + before.eta, Z), later
+                return turned(b.said, back_through(later, b.G, b.end.mean, b.end.L)), later
 
             ends = lax.scan(across, none, whole, reverse=True)[1]
             future = jax.tree.map(flat, backward(ends, cut))

@@ -1,4 +1,17 @@
-"""MINRES for symmetric, possibly indefinite systems."""
+"""MINRES for symmetric, possibly indefinite systems.
+
+Of Paige, Saunders (SIAM J. Numer. Anal. 12, 1975), in the form of Elman, Silvester, Wathen (2014), numbered as in the
+comments; a bar marks the step before, two the one before that:
+
+(1) ``z <- z / gamma``, ``delta = z'A z``: Lanczos' process with M
+(2) ``v_new = A z - delta / gamma v - gamma / bar gamma bar v``, ``z_new = M^-1 v_new``,
+    ``gamma_new = sqrt(z_new'v_new)``
+(3) ``a0 = c delta - bar c s gamma``, ``a1 = sqrt(a0^2 + gamma_new^2)``, ``a2 = s delta + bar c c gamma``,
+    ``a3 = bar s gamma``: the new column of R
+(4) ``c_new = a0 / a1``, ``s_new = gamma_new / a1``: the rotation that ends it
+(5) ``w = (z - a3 bar bar w - a2 bar w) / a1``, ``x <- x + c_new eta w``, ``eta <- -s_new eta``, ``|eta|`` the
+    residual's norm
+"""
 
 from collections.abc import Callable
 from typing import Any
@@ -53,17 +66,17 @@ def minres(
     def body(s):
         z = scale(1 / jnp.maximum(s["gamma"], floor), s["z"])
         q = matvec(z)
-        delta = inner(q, z)
-        v = combine((1, q), (-delta / s["gamma"], s["v"]), (-s["gamma"] / s["gamma_old"], s["v_old"]))
+        delta = inner(q, z)  # (1)
+        v = combine((1, q), (-delta / s["gamma"], s["v"]), (-s["gamma"] / s["gamma_old"], s["v_old"]))  # (2)
         z_new = precondition(v)
         gamma = length(z_new, v)
         a0 = s["c"] * delta - s["c_old"] * s["s"] * s["gamma"]
         a1 = jnp.maximum(jnp.hypot(a0, gamma), floor)
         a2 = s["s"] * delta + s["c_old"] * s["c"] * s["gamma"]
-        a3 = s["s_old"] * s["gamma"]
-        c, sine = a0 / a1, gamma / a1
-        w = combine((1 / a1, z), (-a3 / a1, s["w_old"]), (-a2 / a1, s["w"]))
-        x = combine((1, s["x"]), (c * s["eta"], w))
+        a3 = s["s_old"] * s["gamma"]  # (3)
+        c, sine = a0 / a1, gamma / a1  # (4)
+        w = combine((1 / a1, z), (-a3 / a1, s["w_old"]), (-a2 / a1, s["w"]))  # (5)
+        x = combine((1, s["x"]), (c * s["eta"], w))  # (5)
         eta, k = -sine * s["eta"], s["k"] + 1
         reason = jnp.where(k >= max_steps, KrylovReason.MAX_STEPS, KrylovReason.RUNNING)
         reason = jnp.where((gamma <= floor) | ~jnp.isfinite(eta), KrylovReason.STAGNATED, reason)

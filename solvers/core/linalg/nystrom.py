@@ -1,4 +1,14 @@
-"""A low-rank approximation of a positive semidefinite operator from a few products, and its inverse."""
+"""A low-rank approximation of a positive semidefinite operator from a few products, and its inverse.
+
+After Frangella, Tropp and Udell, SIAM J. Matrix Anal. Appl. 44 (2023), algorithm 2.1, for ``A + shift I``:
+
+(1) ``Y = (A + shift I) Omega``, Omega an orthonormal basis of Gaussian vectors
+(2) ``Y (Omega'Y)^+ Y' = U diag(values) U'``
+(3) ``A + shift I ~ U diag(values) U' + rest (I - U U')``, rest the smallest of the values
+
+It departs from the paper, which moves A by a multiple of eps and factorises ``Omega'Y`` by Cholesky, and adds the shift
+to the values afterwards: here what is not positive in ``Omega'Y`` is left out, so that A may be indefinite.
+"""
 
 from collections.abc import Callable
 
@@ -31,7 +41,7 @@ class NystromApproximation(eqx.Module):
         """Return the approximation to that power times x: -1 for a preconditioner, -1/2 to split it."""
         inside = matmul(x, self.basis)
         outside = self.rest**exponent * (x - matmul(inside, self.basis.T))
-        return outside + matmul(inside * self.values**exponent, self.basis.T)
+        return outside + matmul(inside * self.values**exponent, self.basis.T)  # (3): a power of it
 
 
 def nystrom(
@@ -56,14 +66,14 @@ def nystrom(
     Frangella, Tropp, Udell, "Randomized Nystrom preconditioning", SIAM J. Matrix Anal. Appl. 44 (2023), algorithm 2.1.
     """
     probes = jnp.linalg.qr(jax.random.normal(key, (n, rank), dtype))[0]
-    Y = jax.vmap(product, in_axes=1, out_axes=1)(probes) + shift * probes
+    Y = jax.vmap(product, in_axes=1, out_axes=1)(probes) + shift * probes  # (1)
     core, V = jnp.linalg.eigh(matmul(probes.T, Y))
     positive = core > floor(jnp.max(jnp.abs(core)))
     half = matmul(Y, V) * jnp.where(positive, jnp.where(positive, core, 1) ** -0.5, 0)[None]
-    U, sigma, _ = jnp.linalg.svd(half, full_matrices=False)
+    U, sigma, _ = jnp.linalg.svd(half, full_matrices=False)  # (2)
     values, top = sigma**2, sigma[0] ** 2
     kept = values > floor(top)
-    rest = jnp.min(jnp.where(kept, values, top))
+    rest = jnp.min(jnp.where(kept, values, top))  # (3)
     rest = jnp.where(rest > 0, rest, 1)
     return NystromApproximation(U, jnp.where(kept, values, rest), rest)
 

@@ -1,4 +1,15 @@
-"""Traces whose probes serve the subspace of all others, XTrace and XNysTrace, and the error of their mean."""
+"""Traces whose probes serve the subspace of all others, XTrace and XNysTrace, and the error of their mean.
+
+Epperly, Tropp and Webber, XTrace, 2024, for k probes z_i on the sphere in n dimensions, ``Y = A Z = Q R``:
+
+(1) ``E_i = tr(Q_i^T A Q_i) + s z_i^T (I - Q_i Q_i^T) A (I - Q_i Q_i^T) z_i``, Q_i a basis of Y without its column i
+(2) ``s = (n - k + 1) / |(I - Q_i Q_i^T) z_i|^2``
+(3) ``E_i = tr(A_i) + s z_i^T (A - A_i) z_i,  A_i = Y_i (Z_i^T Y_i)^-1 Y_i^T``: XNysTrace, in s the part outside Z_i
+(4) ``variance = s^2 / k + c,  c = E[(E_i - E_i^j) (E_j - E_j^i)]``, E_i^j the estimate without probe j, s^2 the
+    sample's
+
+The paper takes c for zero.
+"""
 
 from itertools import pairwise
 from typing import NamedTuple
@@ -108,7 +119,7 @@ def _mean(parts: _Parts) -> tuple[Array, Array, Array, Array]:
     gains = parts.gains / unit
     own = jnp.sum(((parts.estimates - value) / unit) ** 2) / (k - 1) / k
     shared = (jnp.sum(gains * gains.T) - jnp.sum(jnp.diagonal(gains) ** 2)) / (k * (k - 1))
-    error = unit * jnp.sqrt(own + jnp.maximum(shared, 0))
+    error = unit * jnp.sqrt(own + jnp.maximum(shared, 0))  # (4)
     skewness, degrees = shape_of_mean(parts.estimates, k)
     return value, jnp.maximum(error, parts.rounding), skewness, degrees
 
@@ -140,8 +151,8 @@ def _by_xtrace(
     # On the sphere the part of a probe outside the subspace has a uniform direction: give it its mean length.
     length = jnp.sum(omega**2, axis=1) - jnp.sum(eta**2, axis=0)
     least_length = eps(dtype) * n
-    rest = tested * (n - k + 1) / jnp.maximum(length, least_length)
-    estimates = jnp.trace(h) - jnp.diagonal(hs) + rest
+    rest = tested * (n - k + 1) / jnp.maximum(length, least_length)  # (2)
+    estimates = jnp.trace(h) - jnp.diagonal(hs) + rest  # (1)
 
     # Row j, column i: probe j is not used, probe i tests.
     along = matmul(s.T, s)
@@ -183,6 +194,7 @@ def _by_xnystrace(omega: Float[Array, "k n"], image: Float[Array, "k n"], *_: Ar
     p = cho_solve((jnp.linalg.cholesky(matmul(omega, omega.T)), True), eye)
     own_h, own_g, own_p = jnp.diagonal(h), jnp.diagonal(g), jnp.diagonal(p)
     tested = ((n - k + 1) * own_p - own_g) / own_h
+    # (3)
     estimates = jnp.where(semidefinite, jnp.sum(matmul(r, half) ** 2) + tested - shift * n, jnp.nan)
 
     # Row j, column i: probe j is not used, probe i tests.

@@ -1,4 +1,13 @@
-"""The spectrum of a symmetric operator by stochastic Lanczos quadrature, and extreme eigenpairs by restarts."""
+"""The spectrum of a symmetric operator by stochastic Lanczos quadrature, and extreme eigenpairs by restarts.
+
+Ubaru, Chen and Saad, 2017, for p probes on the sphere, theta and u the eigenpairs of a probe's Lanczos matrix:
+
+(1) ``tr f(A) ~ (n / p) sum_probes sum_k w_k f(theta_k),  w_k = u_k[0]^2``
+(2) ``density(x) ~ (1 / p) sum_probes sum_k w_k N(x; theta_k, width^2)``
+(3) ``dtheta = u^T dT u,  du_k = sum_j u_j (u_j^T dT u_k) / (theta_k - theta_j)``
+
+Eigenpairs: Wu and Simon, 2000.
+"""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -39,7 +48,7 @@ class SpectralDensity(eqx.Module):
     def trace_of(self, function: Callable[[Array], Array]) -> Estimate:
         """Return an estimate of ``tr f(A)``, exact for a probe's share where f is a polynomial of degree < 2 steps."""
         values = jnp.where(self.weights > 0, function(self.nodes), 0)
-        samples = self.size * jnp.sum(self.weights * values, axis=1)
+        samples = self.size * jnp.sum(self.weights * values, axis=1)  # (1)
         count, steps = self.nodes.shape
         mean = jnp.mean(samples)
         error = jnp.sqrt(jnp.sum((samples - mean) ** 2) / max(count - 1, 1) / count)
@@ -56,7 +65,7 @@ class SpectralDensity(eqx.Module):
         width = jnp.asarray(width, x.dtype)
         z = (x[:, None] - self.nodes.reshape(1, -1)) / width
         bumps = jnp.exp(-(z**2) / 2) / (width * jnp.sqrt(2 * jnp.pi).astype(x.dtype))
-        return matmul(bumps, self.weights.reshape(-1)) / self.nodes.shape[0]
+        return matmul(bumps, self.weights.reshape(-1)) / self.nodes.shape[0]  # (2)
 
     def below(self, x: Float[Array, " k"]) -> Float[Array, " k"]:
         """Return the share of eigenvalues at or below x."""
@@ -68,7 +77,7 @@ class SpectralDensity(eqx.Module):
 def _quadrature(matrix: Float[Array, "k k"]) -> tuple[Float[Array, " k"], Float[Array, " k"]]:
     """Return eigenvalues and squared first components of eigenvectors of a tridiagonal matrix."""
     values, vectors = jnp.linalg.eigh(matrix)
-    return values, vectors[0] ** 2
+    return values, vectors[0] ** 2  # (1)
 
 
 @_quadrature.defjvp
@@ -81,6 +90,7 @@ def _quadrature_jvp(primals, tangents):
     close = jnp.abs(gaps) <= 4 * eps(values.dtype) * jnp.max(jnp.abs(values))
     mixing = jnp.where(close, 0, rotated / jnp.where(close, 1, gaps))
     first = vectors[0]
+    # (3)
     return (values, first**2), (jnp.diagonal(rotated), 2 * first * matmul(first, mixing))
 
 

@@ -1,4 +1,13 @@
-"""Trace, diagonal and traces of blocks of a symmetric operator from products alone, to a requested standard error."""
+"""Trace, diagonal and traces of blocks of a symmetric operator from products alone, to a requested standard error.
+
+With R the operator A without a subspace, ``R = (I - P) A (I - P)``, P the projection on that, and z random signs:
+
+(1) ``tr R ~ mean z^T R z``, Hutchinson's estimate where P is zero
+(2) ``A = P A + (I - P) A P + R``, of which the first two are known from A on a basis: Hutch++, Meyer et al. 2021
+(3) ``tr A_ll ~ mean sum_(k in l) z_k (A z)_k`` for each block l: HAWQ-V2, Dong et al. 2020, section 3.1
+
+It departs from Hutch++ in sampling until the error is small enough, with a subspace of fixed size.
+"""
 
 from collections.abc import Callable
 from itertools import pairwise
@@ -190,6 +199,7 @@ def blockwise_trace(
         ends.append(ends[-1] + part.size)
 
     def reduce(samples):
+        # (3)
         return jnp.stack([jnp.sum(samples[..., a:b], axis=-1) for a, b in pairwise(ends)], axis=-1)
 
     estimate = _sampled(flat, key, goal, _rank("blockwise_trace", rank, goal, flat), reduce)
@@ -240,11 +250,11 @@ def _sampled(flat: Flat, key: Array, goal: Goal, rank: int, reduce: Callable[[Ar
         sketch = flat.rows(probes("rademacher", start, rank, like))
         basis = jnp.linalg.qr(sketch.T)[0].T
         image = flat.rows(basis)
-        exact = jnp.sum(basis * (image + outside(image, basis)), axis=0)
+        exact = jnp.sum(basis * (image + outside(image, basis)), axis=0)  # (2)
 
     def samples(key, size):
         z = probes("rademacher", key, size, like)
-        return reduce(z * outside(flat.rows(outside(z, basis)), basis))
+        return reduce(z * outside(flat.rows(outside(z, basis)), basis))  # (1)
 
     base = reduce(exact)
 

@@ -1,4 +1,22 @@
-"""How data enter a diffusion step: five published ways, one interface."""
+"""How data enter a diffusion step: five published ways, one interface.
+
+Numbered as in the comments; ``y = A x_0 + s noise``, ``x_0 = E[x_0 | x_t]`` the denoised signal with Jacobian J, alpha
+and sigma those of the step, `look.at`. Tweedie's covariance is ``C = sigma^2 / alpha J``.
+
+(1) ``clean = x_0 + C A'(A C A' + s^2 I)^-1 (y - A x_0)``: `SecondOrder`
+(2) ``r^2 = v sigma^2 / (alpha^2 v + sigma^2)``: `PiGDM`
+(3) ``score = J' A' (r^2 A A' + s^2 I)^-1 (y - A x_0)``
+(4) ``clean = x_0 + sigma^2 / alpha score``: Tweedie's formula with the score of the likelihood added
+(5) ``shift = -zeta grad_x |y - A x_0|^2 / |y - A x_0|``: `DPS`
+(6) ``grad_x (|y - A x_0|^2 + trace z'A C A'z)`` in its place, ``z = +-1``: `STSL`
+(7) ``clean = CG_M(I + gamma A'A, x_0 + gamma A'y)`` from x_0: `DDS`
+(8) ``(A'A + rho D'D) x = A'y + rho D'(z - u)``, ``z = shrink(D x + u, lambda / rho)``, ``u = u + D x - z``: `DDS` with
+    total variation
+(9) ``x' = alpha' clean + sigma' (sqrt(1 - eta^2) noise + eta fresh)``
+
+The papers are those of each class. It departs from them in (4), a multiple of (3) that the paper of `PiGDM` adds to the
+next point instead, in (6), see `STSL`, and in (9), the form of the authors' code.
+"""
 
 from abc import abstractmethod
 from collections.abc import Callable
@@ -110,13 +128,14 @@ class SecondOrder(Guidance):
             # Halves of C and C': of a learned model C is not quite symmetric.
             return axpy(0.5, C.mv(back), 0.5 * C.transpose_mv(back))
 
+        # (1)
         found = cg(
             lambda q: combine((1, A.mv(spread(q))), (data.deviation**2, q)),
             rest,
             tol=self.rtol * norm(rest),
             max_steps=self.cg_steps,
         )
-        clean = look.clean + spread(found.x)
+        clean = look.clean + spread(found.x)  # (1)
         return Guided(clean, look.noise_of(clean), jnp.zeros_like(clean), None)
 
 
@@ -138,7 +157,7 @@ class PiGDM(Guidance):
 
     References
     ----------
-    Song, Vahdat, Mardani, Kautz, "Pseudoinverse-guided diffusion models for inverse problems", ICLR 2023, (7)-(8).
+    Song, Vahdat, Mardani, Kautz, "Pseudoinverse-guided diffusion models for inverse problems", ICLR 2023.
     """
 
     variance: Any = 1.0
@@ -150,15 +169,16 @@ class PiGDM(Guidance):
         """Return the mean moved along the likelihood's score, by one reverse derivative."""
         A, at = data.operator, look.at
         rest = axpy(-1, A.mv(look.clean), data.y)
-        wide = self.variance * at.sigma**2 / (at.alpha**2 * self.variance + at.sigma**2)
+        wide = self.variance * at.sigma**2 / (at.alpha**2 * self.variance + at.sigma**2)  # (2)
+        # (3)
         found = cg(
             lambda q: combine((wide, A.mv(A.transpose_mv(q))), (data.deviation**2, q)),
             rest,
             tol=1e-6 * norm(rest),
             max_steps=self.cg_steps,
         )
-        score = jax.vjp(look.denoise, look.x)[1](A.transpose_mv(found.x))[0]
-        clean = look.clean + at.sigma**2 / at.alpha * score
+        score = jax.vjp(look.denoise, look.x)[1](A.transpose_mv(found.x))[0]  # (3)
+        clean = look.clean + at.sigma**2 / at.alpha * score  # (4)
         return Guided(clean, look.noise_of(clean), jnp.zeros_like(clean), None)
 
 
@@ -195,7 +215,7 @@ class DPS(Guidance):
 def descent(strength, squared: Array, slope: Array) -> Array:
     """Return ``-strength slope / sqrt(squared)``, zero where there is no misfit."""
     size = jnp.sqrt(jnp.where(squared > 0, squared, 1))
-    return -strength * slope / size
+    return -strength * slope / size  # (5)
 
 
 class STSL(Guidance):
@@ -243,7 +263,7 @@ class STSL(Guidance):
             rest = axpy(-1, A.mv(clean), data.y)
             seen = at.sigma**2 / at.alpha * inner(back, turned)
             squared = inner(rest, rest)
-            return squared + self.trace * seen, squared
+            return squared + self.trace * seen, squared  # (6)
 
         def move(x, key):
             (_, squared), slope = jax.value_and_grad(surrogate, has_aux=True)(x, key)
@@ -303,17 +323,19 @@ class DDS(Guidance):
         A, noise = data.operator, look.noise_of(look.clean)
         zero = jnp.zeros_like(look.x)
         if self.total_variation is None:
+            # (7)
             clean = prox_quadratic(A, data.y, self.gamma, look.clean, steps=self.cg_steps).x
             return Guided(clean, noise, zero, None)
         z, u = carry
         D = Differences(look.x, self.ndim)
-        b = axpy(self.penalty, D.transpose_mv(z - u), A.transpose_mv(data.y))
+        b = axpy(self.penalty, D.transpose_mv(z - u), A.transpose_mv(data.y))  # (8)
         clean = cg(split_system(A, D, self.penalty), b, look.clean, tol=0.0, max_steps=self.cg_steps).x
         d = D.mv(clean)
+        # (8)
         z = GroupL1(self.total_variation, axis=0)(d + u, 1 / self.penalty)
         return Guided(clean, noise, zero, (z, u + d - z))
 
     def renoise(self, clean, noise, fresh, a):
         """Return the next point with a share eta of fresh noise, as in the authors' code."""
         then = a.cleaner
-        return then.alpha * clean + then.sigma * (jnp.sqrt(1 - self.eta**2) * noise + self.eta * fresh)
+        return then.alpha * clean + then.sigma * (jnp.sqrt(1 - self.eta**2) * noise + self.eta * fresh)  # (9)

@@ -1,4 +1,11 @@
-"""Sampling from a posterior: a diffusion prior and linear data."""
+"""Sampling from a posterior: a diffusion prior and linear data.
+
+The steps; those of a guidance are in `guidance`, numbered there. The extrapolation is the one of DPM-Solver++ (Lu and
+others, 2022, algorithm 2), with h the step in ``log(alpha / sigma)``:
+
+(1) ``share = h / (2 h_before)``
+(2) ``clean <- clean + share (clean - clean_before)``
+"""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -133,7 +140,7 @@ def extrapolation(points: Around) -> Array:
     """
     ratio = jnp.log(points.here.alpha) - jnp.log(points.here.sigma)
     width = jnp.diff(ratio)
-    share = width[1:] / (2 * width[:-1])
+    share = width[1:] / (2 * width[:-1])  # (1)
     zero = jnp.zeros(1, ratio.dtype)
     return jnp.concatenate([zero, share, zero])[: ratio.size]
 
@@ -146,7 +153,7 @@ def advance(prior, guidance: Guidance, data: Measured, c: State, where, keys) ->
     guided = guidance(data, look, c.carry, keys[0])
     clean, noise = guided.clean, guided.noise
     if guidance.multistep:
-        clean = clean + share * (clean - c.clean)
+        clean = clean + share * (clean - c.clean)  # (2)
         noise = look.noise_of(clean)
     fresh = jax.random.normal(keys[1], x.shape, x.dtype)
     return State(guidance.renoise(clean, noise, fresh, a) + guided.shift, guided.clean, guided.carry)

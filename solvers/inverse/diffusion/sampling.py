@@ -1,4 +1,20 @@
-"""Deterministic sampling and its inversion: DDIM, and BDIA, which can be run backwards exactly."""
+"""Deterministic sampling and its inversion: DDIM, and BDIA, which can be run backwards exactly.
+
+Numbered as in the comments; a' and s' are alpha and sigma at the neighbour, x_0 and e the clean signal and the noise
+that the model sees at ``z = alpha x_0 + sigma e``. By Song, Meng, Ermon (ICLR 2021):
+
+(1) ``Delta = (a' - alpha) x_0 + (s' - sigma) e``: DDIM's increment to the neighbour
+(2) ``z' = a' x_0 + sqrt(s'^2 - new^2) e + new fresh``, ``new = eta s' sqrt(1 - (alpha s' / (a' sigma))^2)``
+
+By Zhang, Lewis, Kleijn (ECCV 2024), with both increments from z[i]:
+
+(3) ``z[i-1] = z[i+1] - (1 - gamma) (z[i+1] - z[i]) - gamma Delta(i -> i+1) + Delta(i -> i-1)``
+(4) ``z[i+1] = z[i] + (z[i-1] - z[i] + gamma Delta(i -> i+1) - Delta(i -> i-1)) / gamma``: the same, solved for it
+
+And DDIM run back to first order, with x_0 and e from the point that is known:
+
+(5) ``z[i+1] = z[i] + (alpha - a') x_0 + (sigma - s') e``
+"""
 
 from collections.abc import Callable
 from typing import Any, ClassVar, NamedTuple
@@ -59,8 +75,8 @@ class DDIM(eqx.Module):
 class BDIA(eqx.Module):
     """The bidirectional integration approximation: a two-step scheme on DDIM that can be run backwards exactly.
 
-    ``z[i-1] = z[i+1] - (1 - gamma)(z[i+1] - z[i]) - gamma Delta(i -> i+1) + Delta(i -> i-1)`` with DDIM's increments
-    Delta from z[i]: one call of the model a step, as DDIM; the first step is DDIM's.
+    Equation 3 of this module, with DDIM's increments from z[i]: one call of the model a step, as DDIM; the first step
+    is DDIM's.
 
     Attributes
     ----------
@@ -74,7 +90,7 @@ class BDIA(eqx.Module):
 
     References
     ----------
-    Zhang, Lewis, Kleijn, "Exact diffusion inversion via bidirectional integration approximation", ECCV 2024, (16)-(18).
+    Zhang, Lewis, Kleijn, "Exact diffusion inversion via bidirectional integration approximation", ECCV 2024.
     """
 
     gamma: Any = 1.0
@@ -124,23 +140,23 @@ def increments(model, kind: str, z: Array, a: Around) -> tuple[Array, Array]:
     clean, noise = predict(model, kind, z, a.here)
 
     def towards(b: Noised):
-        return (b.alpha - a.here.alpha) * clean + (b.sigma - a.here.sigma) * noise
+        return (b.alpha - a.here.alpha) * clean + (b.sigma - a.here.sigma) * noise  # (1)
 
     return towards(a.noisier), towards(a.cleaner)
 
 
 def step(model, kind: str, gamma, pair: Pair, a: Around) -> Pair:
-    """One step towards the clean signal, Zhang et al. (16); with gamma = 0, or from a pair of equals, DDIM's."""
+    """One step towards the clean signal; with gamma = 0, or from a pair of equals, DDIM's."""
     up, down = increments(model, kind, pair.cleaner, a)
     z, older = pair.cleaner, pair.noisier
-    return Pair(z, older - (1 - gamma) * (older - z) - gamma * up + down)
+    return Pair(z, older - (1 - gamma) * (older - z) - gamma * up + down)  # (3)
 
 
 def step_back(model, kind: str, gamma, pair: Pair, a: Around) -> Pair:
     """Undo `step`: the same equation solved for the noisier point."""
     z, newer = pair
     up, down = increments(model, kind, z, a)
-    return Pair(z + ((newer - z) + (gamma * up - down)) / gamma, z)
+    return Pair(z + ((newer - z) + (gamma * up - down)) / gamma, z)  # (4)
 
 
 def checked(name: str, kind: str, stepper, steps) -> Array | float:
@@ -232,12 +248,12 @@ def _ancestral(model, kind, eta, pair: Pair, points: Around, key) -> Pair:
 
 
 def renoise(clean: Array, noise: Array, fresh: Array, eta: Scalar, a: Around) -> Array:
-    """Return the next point: the clean signal with some of the old noise and some fresh, Song et al. (12), (16)."""
+    """Return the next point: the clean signal with some of the old noise and some fresh."""
     # sigma' sqrt(1 - (alpha sigma' / (alpha' sigma))^2) is the deviation of x_t' given x_t and x_0.
     ratio = (a.here.alpha * a.cleaner.sigma) / (a.cleaner.alpha * a.here.sigma)
-    new = eta * a.cleaner.sigma * jnp.sqrt(jnp.maximum(1 - ratio**2, 0))
+    new = eta * a.cleaner.sigma * jnp.sqrt(jnp.maximum(1 - ratio**2, 0))  # (2)
     old = jnp.sqrt(jnp.maximum(a.cleaner.sigma**2 - new**2, 0))
-    return a.cleaner.alpha * clean + old * noise + new * fresh
+    return a.cleaner.alpha * clean + old * noise + new * fresh  # (2)
 
 
 def _reversible(model, kind: str, gamma, pair: Pair, points: Around) -> Pair:
@@ -329,7 +345,7 @@ def invert(
         def naive(z, a: Around):
             # The model is asked at the point that is known, with the time of the one that is sought.
             clean, noise = predict(model, kind, z, a.here)
-            return z + (a.here.alpha - a.cleaner.alpha) * clean + (a.here.sigma - a.cleaner.sigma) * noise, None
+            return z + (a.here.alpha - a.cleaner.alpha) * clean + (a.here.sigma - a.cleaner.sigma) * noise, None  # (5)
 
         z = lax.scan(naive, pair.noisier, rest, reverse=True)[0]
         start, growth = Pair(z, z), jnp.ones((), dtype)

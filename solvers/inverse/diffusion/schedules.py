@@ -1,4 +1,10 @@
-"""Noise schedules: ``x_t = alpha(t) x_0 + sigma(t) noise`` with t from 0 (clean) to 1 (noise)."""
+"""Noise schedules: ``x_t = alpha(t) x_0 + sigma(t) noise`` with t from 0 (clean) to 1 (noise).
+
+Of Ho, Jain, Abbeel (2020), in continuous time and as a table, numbered as in the comments:
+
+(1) ``log alpha^2 = -(beta_min t + (beta_max - beta_min) t^2 / 2)``, ``alpha^2 + sigma^2 = 1``
+(2) ``alpha_k^2 = prod_(j <= k) (1 - beta_j)``, beta linear in j
+"""
 
 from abc import abstractmethod
 from typing import Any, NamedTuple
@@ -53,7 +59,7 @@ class VariancePreserving(NoiseSchedule):
     beta_max: Any = 20.0
 
     def _log(self, t):
-        return -(self.beta_min * t + (self.beta_max - self.beta_min) * t * t / 2)
+        return -(self.beta_min * t + (self.beta_max - self.beta_min) * t * t / 2)  # (1)
 
     def alpha(self, t):
         """Return the factor of the signal."""
@@ -61,7 +67,7 @@ class VariancePreserving(NoiseSchedule):
 
     def sigma(self, t):
         """Return the deviation of the noise, without cancellation near zero."""
-        return jnp.sqrt(-jnp.expm1(self._log(t)))
+        return jnp.sqrt(-jnp.expm1(self._log(t)))  # (1)
 
 
 class VarianceExploding(NoiseSchedule):
@@ -125,7 +131,7 @@ class DiscreteSchedule(NoiseSchedule):
     def linear(cls, steps: int = 1000, *, beta_min: float = 1e-4, beta_max: float = 0.02, dtype=None):
         """Return the table of Ho, Jain, Abbeel (2020): products of ``1 - beta`` with beta linear."""
         beta = jnp.linspace(beta_min, beta_max, steps, dtype=dtype or jnp.result_type(float))
-        return cls(jnp.exp(jnp.cumsum(jnp.log1p(-beta))))
+        return cls(jnp.exp(jnp.cumsum(jnp.log1p(-beta))))  # (2)
 
     def _log_ratio(self, t):
         count = self.alpha_bars.shape[0]

@@ -33,6 +33,7 @@ def denoise(model: Callable, kind: str, x: Array, at: Noised) -> Array:
     out = model(x, at.t)
     if kind == "denoiser":
         return out
+    # (2), (1)
     return (x + at.sigma**2 * out) / at.alpha if kind == "score" else (x - at.sigma * out) / at.alpha
 
 
@@ -40,10 +41,10 @@ def predict(model: Callable, kind: str, x: Array, at: Noised) -> tuple[Array, Ar
     """Return the denoised signal and the noise, ``x = alpha x_0 + sigma noise``, by one call of the model."""
     out = model(x, at.t)
     if kind == "noise":
-        return (x - at.sigma * out) / at.alpha, out
+        return (x - at.sigma * out) / at.alpha, out  # (1)
     if kind == "score":
-        return (x + at.sigma**2 * out) / at.alpha, -at.sigma * out
-    return out, (x - at.alpha * out) / at.sigma
+        return (x + at.sigma**2 * out) / at.alpha, -at.sigma * out  # (2)
+    return out, (x - at.alpha * out) / at.sigma  # (1)
 
 
 def tweedie(
@@ -57,8 +58,11 @@ def tweedie(
 ) -> Moments:
     """Return the mean, and at order 2 the covariance, of the clean signal given the noisy one.
 
-    ``E[x_0 | x_t] = (x_t + sigma^2 s) / alpha`` and ``Cov[x_0 | x_t] = (sigma / alpha)^2 (I + sigma^2 grad s)`` with
-    the score ``s = grad log p_t``: exact for an exact score.
+    With the score ``s = grad log p_t``, exact for an exact score:
+
+    (1) ``x_t = alpha x_0 + sigma noise``
+    (2) ``E[x_0 | x_t] = (x_t + sigma^2 s) / alpha``
+    (3) ``Cov[x_0 | x_t] = (sigma / alpha)^2 (I + sigma^2 grad s) = sigma^2 / alpha`` times the Jacobian of (2)
 
     Parameters
     ----------
@@ -98,7 +102,7 @@ def tweedie(
 
 def covariance(function: Callable[[Array], Array], x: Array, at: Noised) -> LinearOperator:
     """Return ``sigma^2 / alpha`` times the Jacobian of the denoised signal: the covariance, by Tweedie's formula."""
-    return Scaled(jacobian(function, x), at.sigma**2 / at.alpha)
+    return Scaled(jacobian(function, x), at.sigma**2 / at.alpha)  # (3)
 
 
 def look_up(schedule: NoiseSchedule, t: Any, dtype) -> Noised:

@@ -1,4 +1,17 @@
-"""Parallel-beam tomography: line integrals of an image, and their filtered back-projection."""
+"""Parallel-beam tomography: line integrals of an image, and their filtered back-projection.
+
+Numbered as in the comments; x, y are a pixel's column and row from the middle, a an angle. By Joseph (1982), for rays
+with ``|cos a| >= |sin a|``, x and y change places for others:
+
+(1) ``x cos a - y sin a = s``: ray s, that is ``x(y) = (s + y sin a) / cos a``
+(2) ``(P f)(s) = sum_y ((1 - share) f(left, y) + share f(left + 1, y)) / |cos a|``, ``left + share = x(y)``
+(3) ``(P' r)(x, y) = sum_s max(1 - |x(y) - x|, 0) r(s) / |cos a|``, its transpose
+
+By Kak, Slaney (1988), h the band-limited ramp:
+
+(4) ``h(0) = 1 / 4``, ``h(k) = -1 / (pi k)^2`` for odd k, zero for even ones
+(5) ``f = pi / angles sum_a P_a' (h * y_a)``
+"""
 
 from typing import Any
 
@@ -73,8 +86,9 @@ class Radon(LinearOperator):
     def _marching(self, angle):
         """Return whether rays are summed over rows, and ``position = (s + march * turn) * stretch`` across them."""
         cos, sin = jnp.cos(angle), jnp.sin(angle)
-        steep = jnp.abs(cos) >= jnp.abs(sin)
-        stretch = jnp.where(steep, 1 / jnp.where(steep, cos, 1), -1 / jnp.where(steep, 1, sin))
+        # The margin keeps diagonal rays on one side in both products, however a program rounds their cosine.
+        steep = jnp.abs(cos) >= 0.999 * jnp.abs(sin)
+        stretch = jnp.where(steep, 1 / jnp.where(steep, cos, 1), -1 / jnp.where(steep, 1, sin))  # (1)
         return steep, jnp.where(steep, sin, -cos), stretch
 
     def _project(self, flat, angle):
@@ -82,19 +96,20 @@ class Radon(LinearOperator):
         steep, turn, stretch = self._marching(angle)
         s = jnp.arange(self.detectors, dtype=dtype) - self.detectors // 2
         march = jnp.arange(n, dtype=jnp.int32)
-        place = (s[:, None] + ((march - middle).astype(dtype) * turn)[None, :]) * stretch + middle
+        place = (s[:, None] + ((march - middle).astype(dtype) * turn)[None, :]) * stretch + middle  # (1)
         place = jnp.clip(place, -1, n)  # what lies outside reads the two weights below as zero
-        left = jnp.floor(place)
-        share = place - left
-        left = left.astype(jnp.int32)
+        left = jnp.floor(place).astype(jnp.int32)
 
         def read(across):
+            # A program may round `place` twice, differently: weights from the pixel that is read allow for that.
+            weight = jnp.maximum(1 - jnp.abs(place - across.astype(dtype)), 0)
             inside = (across >= 0) & (across < n)
             across = jnp.clip(across, 0, n - 1)
             at = jnp.where(steep, march[None, :] * n + across, across * n + march[None, :])
-            return jnp.where(inside, flat[at], 0)
+            return jnp.where(inside, weight * flat[at], 0)
 
-        return jnp.abs(stretch) * jnp.sum((1 - share) * read(left) + share * read(left + 1), axis=1)
+        # (2)
+        return jnp.abs(stretch) * jnp.sum(read(left) + read(left + 1), axis=1)
 
     def _spread(self, row, angle):
         n, middle, dtype = self.size, self.size // 2, row.dtype
@@ -103,7 +118,8 @@ class Radon(LinearOperator):
         march, across = jnp.where(steep, first, second), jnp.where(steep, second, first)
         march, across = ((c - middle).astype(dtype) for c in (march, across))
         # Rays that pass within one pixel: |(s + march turn) stretch - across| < 1 with |stretch| >= 1.
-        centre = jnp.round(across / stretch - march * turn)
+        # A generic threshold: at one half, where rays of round angles lie, two roundings could disagree.
+        centre = jnp.floor(across / stretch - march * turn + 0.4973)
 
         def read(offset):
             s = centre + offset
@@ -112,7 +128,7 @@ class Radon(LinearOperator):
             inside = (at >= 0) & (at < self.detectors)
             return jnp.where(inside, weight * row[jnp.clip(at, 0, self.detectors - 1)], 0)
 
-        return jnp.abs(stretch) * (read(-1) + read(0) + read(1))
+        return jnp.abs(stretch) * (read(-1) + read(0) + read(1))  # (3)
 
 
 def filtered_back_projection(operator: Radon, y: Float[Array, "angles detectors"]) -> Float[Array, "n n"]:
@@ -144,9 +160,10 @@ def filtered_back_projection(operator: Radon, y: Float[Array, "angles detectors"
     length = max(64, 2 ** int(np.ceil(np.log2(2 * operator.detectors))))
     k = np.fft.fftfreq(length, 1 / length)
     odd = k % 2 != 0
+    # (4)
     ramp = np.where(k == 0, 0.25, np.where(odd, -1 / (np.pi * np.where(odd, k, 1)) ** 2, 0))
     spectrum = jnp.fft.rfft(y, length, axis=1)
     transfer = jnp.asarray(np.fft.rfft(ramp).real, spectrum.dtype)
     filtered = jnp.fft.irfft(spectrum * transfer[None, :], length, axis=1)
     filtered = filtered[:, : operator.detectors].astype(y.dtype)
-    return jnp.pi / y.shape[0] * operator.transpose_mv(filtered)
+    return jnp.pi / y.shape[0] * operator.transpose_mv(filtered)  # (5)

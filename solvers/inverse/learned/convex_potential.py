@@ -14,9 +14,13 @@ from ...core.typing import Array, Float
 class ConvexNetwork(eqx.Module):
     """A smooth strongly convex function ``psi`` of an array.
 
-    ``z_1 = s(H_1 y + b_1)``, ``z_(k+1) = s(W_k z_k + H_(k+1) y + b_(k+1))``, ``psi = w'z + strong |y|^2 / 2``, with s a
-    softplus of steepness beta, and W, w positive: softplus of free numbers, so that nothing is clipped in training.
-    Matrices on vectors, or convolutions on images of one channel, with zeros beyond the edges.
+    (1) ``z_1 = s(H_1 y + b_1)``
+    (2) ``z_(k+1) = s(W_k z_k + H_(k+1) y + b_(k+1))``
+    (3) ``psi = w'z + strong |y|^2 / 2``
+
+    Here s is a softplus of steepness beta, and W, w are positive. Matrices on vectors, or convolutions on images of one
+    channel, with zeros beyond the edges. It departs from Fang, Buchanan, Sulam (ICLR 2024), who clip W and w: here they
+    are softplus of free numbers, so that nothing is clipped in training.
 
     Attributes
     ----------
@@ -37,11 +41,12 @@ class ConvexNetwork(eqx.Module):
 
     def __call__(self, y: Float[Array, "..."]) -> Float[Array, ""]:
         """Return psi(y)."""
-        z = self._bend(self._apply(self.skips[0], y) + self._wide(self.biases[0], y))
+        z = self._bend(self._apply(self.skips[0], y) + self._wide(self.biases[0], y))  # (1)
         for skip, bias, through in zip(self.skips[1:], self.biases[1:], self.passes, strict=True):
             mixed = self._apply(jax.nn.softplus(through), z)
-            z = self._bend(mixed + self._apply(skip, y) + self._wide(bias, y))
+            z = self._bend(mixed + self._apply(skip, y) + self._wide(bias, y))  # (2)
         weights = jax.nn.softplus(self.readout)
+        # (3)
         return jnp.vdot(weights, z.reshape(weights.size, -1).sum(1), precision=HIGHEST) + self.strong / 2 * jnp.sum(
             y * y
         )

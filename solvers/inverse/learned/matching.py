@@ -1,4 +1,11 @@
-"""Training a proximal map: the matching loss, its schedule, and the loop."""
+"""Training a proximal map: the matching loss, its schedule, and the loop.
+
+Proximal matching, by Fang, Buchanan, Sulam (ICLR 2024), numbered as in the comments:
+
+(1) ``loss = 1 - exp(-|f(y) - x|^2 / gamma^2)``, up to the constant that makes the Gaussian a density
+(2) ``y = x + noise e``, x a clean example and e standard normal
+(3) ``min_theta mean over examples of loss(f_theta(y), x)``, for one falling gamma after another
+"""
 
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -40,11 +47,11 @@ def proximal_matching_loss(gamma: Scalar) -> Loss:
 
     References
     ----------
-    Fang, Buchanan, Sulam (ICLR 2024), (5).
+    Fang, Buchanan, Sulam (ICLR 2024).
     """
 
     def loss(estimate, truth):
-        return -jnp.expm1(-jnp.sum((estimate - truth) ** 2) / gamma**2)
+        return -jnp.expm1(-jnp.sum((estimate - truth) ** 2) / gamma**2)  # (1)
 
     return loss
 
@@ -145,11 +152,11 @@ def _program(loss: Loss, optimiser: optax.GradientTransformation, draw: Callable
             moving, state = c
             first, second = jax.random.split(key)
             clean = draw(first)
-            noisy = clean + noise * jax.random.normal(second, clean.shape, clean.dtype)
+            noisy = clean + noise * jax.random.normal(second, clean.shape, clean.dtype)  # (2)
 
             def mean_loss(moving):
                 estimates = jax.vmap(eqx.combine(moving, fixed).prox)(noisy)
-                return jnp.mean(jax.vmap(loss)(estimates, clean))
+                return jnp.mean(jax.vmap(loss)(estimates, clean))  # (3)
 
             value, slope = jax.value_and_grad(mean_loss)(moving)
             # Optax multiplies its integer step count by floats, which strict promotion refuses.

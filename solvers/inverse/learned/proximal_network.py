@@ -1,4 +1,14 @@
-"""A learned proximal map, the function it belongs to, and its inverse by Newton's method."""
+"""A learned proximal map, the function it belongs to, and its inverse by Newton's method.
+
+Of Fang, Buchanan, Sulam (ICLR 2024), numbered as in the comments:
+
+(1) ``f = grad psi``, psi convex
+(2) ``f = prox_R`` for ``R(f(y)) = <y, f(y)> - |f(y)|^2 / 2 - psi(y)``
+(3) ``f^-1(x) = argmin_y psi(y) - <x, y>``
+(4) ``grad^2 psi(y) d = x - grad psi(y)``: a step of Newton's method on it
+
+It departs from the paper in (4): there (3) is minimised by Adam.
+"""
 
 from typing import Any, NamedTuple
 
@@ -57,7 +67,7 @@ class LearnedProx(eqx.Module):
 
     References
     ----------
-    Fang, Buchanan, Sulam, "What's in a prior? Learned proximal networks for inverse problems", ICLR 2024, (3)-(6).
+    Fang, Buchanan, Sulam, "What's in a prior? Learned proximal networks for inverse problems", ICLR 2024.
     """
 
     potential: Any
@@ -68,7 +78,7 @@ class LearnedProx(eqx.Module):
 
     def prox(self, y: Float[Array, "..."]) -> Float[Array, "..."]:
         """Return ``grad psi(y)``."""
-        return jax.grad(self.potential)(y)
+        return jax.grad(self.potential)(y)  # (1)
 
     def __call__(self, v: Float[Array, "..."], step: Scalar | None = None) -> Float[Array, "..."]:
         """Return `prox` of v, whatever the step."""
@@ -89,12 +99,14 @@ class LearnedProx(eqx.Module):
         model, x = lax.stop_gradient((eqx.filter(self.potential, eqx.is_array), x))
         potential = eqx.combine(model, eqx.filter(self.potential, eqx.is_array, inverse=True))
         unit = jnp.maximum(norm(x), 1)
+        # (3)
         objective = lambda y: potential(y) - inner(x, y)  # noqa: E731
         pair = jax.value_and_grad(objective)
 
         def step(s: _State) -> _State:
             H = hessian(potential, s.y)
             size = norm(s.rest)
+            # (4)
             found = cg(H.mv, -s.rest, tol=jnp.minimum(0.5, jnp.sqrt(s.error)) * size, max_steps=200)
             here, slope = objective(s.y), inner(s.rest, found.x)
 
@@ -139,5 +151,5 @@ class LearnedProx(eqx.Module):
         """
         found = self.invert(x, tol=tol)
         y = lax.stop_gradient(found.value)
-        value = inner(x, y) - inner(x, x) / 2 - self.potential(y)
+        value = inner(x, y) - inner(x, x) / 2 - self.potential(y)  # (2)
         return jnp.where(found.converged, value, jnp.nan)

@@ -1,4 +1,18 @@
-"""Accelerated proximal gradients, with restarts and a step length that corrects itself."""
+"""Accelerated proximal gradients, with restarts and a step length that corrects itself.
+
+By Beck, Teboulle (SIAM J. Imaging Sci. 2, 2009), numbered as in the comments; L is the curvature and slope the gradient
+of the data term:
+
+(1) ``x = prox_(g / L)(v - slope(v) / L)``
+(2) ``t = (1 + sqrt(1 + 4 t_before^2)) / 2``
+(3) ``v = x + (t_before - 1) / t (x - x_before)``
+
+By O'Donoghue, Candes (2015):
+
+(4) ``t = 1`` where ``(v - x)'(x - x_before) > 0``
+
+It departs from the first paper in L, which is raised where ``(slope(x) - slope(v))'(x - v) > L |x - v|^2``.
+"""
 
 from typing import Any, NamedTuple
 
@@ -48,7 +62,7 @@ class State(NamedTuple):
 
 def forward_backward(s: Statement, back: Array, v: Array, slope: Array, curvature: Array):
     """Return the next image, its gradient, its subgradient of g and the error there."""
-    x = s.prox(v - slope / curvature, 1 / curvature)
+    x = s.prox(v - slope / curvature, 1 / curvature)  # (1)
     gradient = s.gradient(x)
     w = curvature * (v - x) - slope
     zero = jnp.zeros((), x.dtype)
@@ -56,18 +70,18 @@ def forward_backward(s: Statement, back: Array, v: Array, slope: Array, curvatur
 
 
 def step(s: Statement, back: Array, accelerated: bool, fixed: bool, c: State) -> State:
-    """Extrapolate, step, restart where momentum points uphill (Beck, Teboulle (4.1)-(4.3); O'Donoghue, Candes)."""
-    momentum = (1 + jnp.sqrt(1 + 4 * c.momentum**2)) / 2
+    """Extrapolate, step, restart where momentum points uphill."""
+    momentum = (1 + jnp.sqrt(1 + 4 * c.momentum**2)) / 2  # (2)
     beta = (c.momentum - 1) / momentum if accelerated else jnp.zeros_like(c.momentum)
     # The gradient is affine: at the extrapolated point it is the extrapolated gradient, and costs nothing.
-    v = c.x + beta * (c.x - c.x_before)
+    v = c.x + beta * (c.x - c.x_before)  # (3)
     slope = c.gradient + beta * (c.gradient - c.gradient_before)
     x, gradient, w, error = forward_backward(s, back, v, slope, c.curvature)
     moved = x - v
     bend, room = inner(gradient - slope, moved), inner(moved, moved)
     short = (bend > (1 + 1e-3) * c.curvature * room) & (not fixed)
     raised = jnp.maximum(RAISE * c.curvature, 1.01 * bend / safe(room))
-    uphill = inner(v - x, x - c.x) > 0
+    uphill = inner(v - x, x - c.x) > 0  # (4)
     momentum = jnp.where(uphill, 1, momentum)
     new = State(x, gradient, c.x, c.gradient, w, momentum, c.curvature, error, c.products + 1)
     again = c._replace(curvature=raised, momentum=jnp.ones_like(momentum), products=c.products + 1)

@@ -1,4 +1,18 @@
-"""Splitting: the alternating direction method of multipliers, and half-quadratic splitting, in one loop."""
+"""Splitting: the alternating direction method of multipliers, and half-quadratic splitting, in one loop.
+
+Numbered as in the comments; rho is the penalty, ``w = rho u`` the dual, D the analysis. By Boyd and others (2011), who
+have u:
+
+(1) ``(A'A + rho D'D) x = A'y + D'(rho z - w)``
+(2) ``z = prox_(g / rho)(D x + w / rho)``
+(3) ``w <- rho (D x + w / rho - z)``
+(4) ``rho`` doubled where ``|D x - z| / max(|D x|, |z|)`` exceeds 5 times ``rho |D'(z - z_before)| / |D'w|``, halved
+    where it is the other way round; relative as by Wohlberg (2017)
+
+Without w, (1) and (2) are half-quadratic splitting, by Geman, Yang (1995), with
+
+(5) ``rho <- min(growth rho, last)``
+"""
 
 from typing import Any, NamedTuple
 
@@ -71,22 +85,24 @@ def measured(s: Statement, back: Array, multipliers: bool, x: Array, z: Array, w
 
 
 def step(s: Statement, back: Array, setting: Setting, c: State) -> State:
-    """Solve for the image, apply the proximal map, update the dual (Boyd et al. (3.2)-(3.4), w = penalty times u)."""
+    """Solve for the image, apply the proximal map, update the dual."""
+    # (5)
     penalty = c.penalty if setting.multipliers else jnp.minimum(c.penalty * setting.growth, setting.last)
     pulled = s.synthesise(combine((penalty, c.z), (-1, c.w)) if setting.multipliers else penalty * c.z)
     system, b = split_system(s.operator, s.analysis, penalty), axpy(1, back, pulled)
     # Relative to where it starts, too: one that is skipped as good enough stalls the rest.
     needed = jnp.minimum(c.measure.stationarity * c.measure.size, length(axpy(-1, system(c.x), b)))
-    found = cg(system, b, c.x, tol=FORCING * needed, max_steps=setting.cg_steps)
+    found = cg(system, b, c.x, tol=FORCING * needed, max_steps=setting.cg_steps)  # (1)
     analysed = s.analyse(found.x)
     v = axpy(1 / penalty, c.w, analysed) if setting.multipliers else analysed
-    z = s.prox(v, 1 / penalty)
-    w = penalty * (v - z)
+    z = s.prox(v, 1 / penalty)  # (2)
+    w = penalty * (v - z)  # (3)
     measure = measured(s, back, setting.multipliers, found.x, z, w)
     next_penalty = penalty
     if setting.adaptive:
         primal = norm(analysed - z) / safe(jnp.maximum(norm(analysed), norm(z)))
         dual = penalty * norm(s.synthesise(z - c.z)) / safe(norm(s.synthesise(w)))
+        # (4)
         up, down = primal > UNBALANCED * dual, dual > UNBALANCED * primal
         factor = jnp.where(up, FACTOR, jnp.where(down, 1 / FACTOR, 1)).astype(penalty.dtype)
         next_penalty = penalty * jnp.where(c.steps < ADAPTING, factor, 1)
@@ -317,7 +333,7 @@ def hqs(
     References
     ----------
     Geman, Yang, "Nonlinear image recovery with half-quadratic regularization", IEEE Trans. Image Process. 4 (1995).
-    Zhang et al., "Plug-and-play image restoration with deep denoiser prior", 2021, (6).
+    Zhang et al., "Plug-and-play image restoration with deep denoiser prior", 2021.
 
     Examples
     --------

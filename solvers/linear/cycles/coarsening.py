@@ -3,6 +3,16 @@
 Transfers and Galerkin products are written here, not taken from solvax: its transfers (0.34) are dense matrices, one an
 axis, with Dirichlet axes of odd length only. Here a grid has any size, memory is a few vectors, and coarse operators
 are stencils again.
+
+After Dendy (1982) and Schaffer (1998), along one axis at a time, u on the fine and v on the coarse grid:
+
+(1) ``u(2 j + 1) = v(j),  u(2 j) = left(j) v(j - 1) + right(j) v(j)``: this is P
+(2) ``left = l / c,  right = r / c`` where the row of A, summed over the other axes, reads
+    ``-l u(i-1) + c u(i) - r u(i+1)``
+(3) ``P' r`` to go down
+(4) ``P' A P``, the coarse operator
+
+It departs from the papers in that l and r are at least zero and c at least ``l + r``.
 """
 
 import itertools
@@ -106,7 +116,7 @@ class Interpolation(eqx.Module):
         m, axis = self.size // 2, self.axis
         outside = neighbours(z, axis, self.periodic)
         after = cut(outside, axis, 1, m + 2)
-        between = self.left * cut(outside, axis, 0, m + 1) + self.right * after
+        between = self.left * cut(outside, axis, 0, m + 1) + self.right * after  # (1)
         # stacked as in `Phases.unpack`
         pairs = jnp.stack([between, after], axis + 1)
         return cut(pairs.reshape([*z.shape[:axis], 2 * m + 2, *z.shape[axis + 1 :]]), axis, 0, self.size)
@@ -115,7 +125,7 @@ class Interpolation(eqx.Module):
         """Return ``P' r``."""
         m, axis = self.size // 2, self.axis
         even, odd = halves(r, axis, self.periodic)
-        return odd + cut(self.right * even, axis, 0, m) + cut(self.left * even, axis, 1, m + 1)
+        return odd + cut(self.right * even, axis, 0, m) + cut(self.left * even, axis, 1, m + 1)  # (3)
 
     def galerkin(self, rows: Array, periodic: tuple[bool, ...]) -> Array:
         """Return the rows of ``P' A P``; rows come as an array over offsets and grid, (3, ..., 3, *grid).
@@ -144,6 +154,7 @@ class Interpolation(eqx.Module):
         below, centre, above = entries(even)
         even = (below + centre * left, above + centre * right)
         parts = (
+            # (4)
             odd[0] + now(own[1] * even[0]),
             odd[1] + now(own[1] * even[1]) + later(own[0] * even[0]),
             odd[2] + later(own[0] * even[1]),
@@ -173,6 +184,7 @@ def from_operator(rows: Array, axis: int, periodic: bool) -> Interpolation:
     below, above = jnp.maximum(-below, 0), jnp.maximum(-above, 0)
     scale = jnp.maximum(centre, below + above)
     scale = jnp.where(scale > 0, scale, 1)
+    # (2)
     return Interpolation(below / scale, above / scale, axis, rows.shape[dims + axis], periodic)
 
 

@@ -1,4 +1,11 @@
-"""The cycle itself: what a level is, and how a residual goes down through the levels and its correction comes up."""
+"""The cycle itself: what a level is, and how a residual goes down through the levels and its correction comes up.
+
+With S the smoother and P the interpolation from the next level:
+
+(1) ``z = S r``, then ``left = r - A z``
+(2) ``d = P B P' left`` with B this cycle on the next level, ``B = A^-1`` on the coarsest
+(3) ``z <- z + d``, then ``z <- z + S'(r - A z)``
+"""
 
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
@@ -42,14 +49,14 @@ def cycle(
 
     def descend(k: int, r: Array) -> Array:
         if k == len(levels):
-            return matmul(inverse, r.ravel()).reshape(r.shape)
+            return matmul(inverse, r.ravel()).reshape(r.shape)  # (2)
         level, smoother = levels[k], smoothers[k]
-        z, left = smoother.before(r)
-        d = level.prolong(descend(k + 1, settle(level.restrict(settle(left)))))
+        z, left = smoother.before(r)  # (1)
+        d = level.prolong(descend(k + 1, settle(level.restrict(settle(left)))))  # (2)
         if twice and 0 < k < len(levels) - 1:
             d = settle(d)
             z, left = z + d, settle(left - level.mv(d))
             d = level.prolong(descend(k + 1, settle(level.restrict(left))))
-        return settle(smoother.after(z, d, left))
+        return settle(smoother.after(z, d, left))  # (3)
 
     return lambda r: descend(0, r)

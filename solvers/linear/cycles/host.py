@@ -87,14 +87,19 @@ def improved(matrix: Any, sweeps: int, options: dict[str, Any]) -> list[Transfer
 
 
 def smoothed(matrix: Any, P: Any, fine: Any, sweeps: int) -> Any:
-    """Return P after Jacobi sweeps for ``A P = 0`` in the rows `fine`, small weights dropped."""
+    """Return P after Jacobi sweeps for ``A P = 0`` in the rows `fine`, small weights dropped.
+
+    As in Stueben's appendix (2001), D the diagonal in these rows and zero in others:
+
+    (1) ``P <- P - D^+ A P``
+    """
     import scipy.sparse as sp
 
     diagonal = matrix.diagonal()
     sound = fine & (diagonal != 0)
     scaled = sp.diags_array(np.where(sound, 1 / np.where(sound, diagonal, 1), 0)) @ matrix
     for _ in range(sweeps):
-        P = without_small(in_order(P - scaled @ P))
+        P = without_small(in_order(P - scaled @ P))  # (1)
     return P
 
 

@@ -15,7 +15,7 @@ from ...core.typing import Array, Float
 class ConvPreconditioner(eqx.Module):
     """A map from residuals to directions: residual convolutions on a grid, its half, its quarter, and so on.
 
-    ``f(r) = |r| g(r / |r|)``, so that its scale is that of the residual, as the deep conjugate direction method wants.
+    ``f(r) = |r| g(r / |r|)`` (1): its scale is that of the residual, as the deep conjugate direction method wants.
     Made for `flexible_cg`, where any direction is followed by an exact line search: a bad network costs steps, never
     the answer. With ReLU it is not linear, so plain conjugate gradients may not use it.
 
@@ -24,7 +24,7 @@ class ConvPreconditioner(eqx.Module):
     lift : Float[Array, "c i *3"]
         First convolution, from the residual and the geometry.
     blocks : tuple of pairs
-        ``x + conv(relu(conv(x)))``: one a level on the way down, one on the way up, from the finest.
+        ``x + conv(relu(conv(x)))`` (2): one a level on the way down, one on the way up, from the finest.
     project : Float[Array, "1 c *3"]
         Last convolution.
     skip : scalar
@@ -120,11 +120,11 @@ class ConvPreconditioner(eqx.Module):
             v = self._block(2 * self.levels - 2 - level, v, masks[level])
         out = (_conv(self.project, v) + self.skip * x)[0]
         out = out if geometry is None else out * geometry.astype(dtype)
-        return out.astype(r.dtype) * size
+        return out.astype(r.dtype) * size  # (1)
 
     def _block(self, k: int, v, inside):
         one, two = self.blocks[k]
-        v = v + _conv(two, jax.nn.relu(_conv(one, v)))
+        v = v + _conv(two, jax.nn.relu(_conv(one, v)))  # (2)
         return v if inside is None else v * inside
 
 

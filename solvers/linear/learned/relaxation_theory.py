@@ -1,4 +1,12 @@
-"""Young's theory of relaxation, and what a learner can make of it."""
+"""Young's theory of relaxation, and what a learner can make of it.
+
+With beta the radius of Jacobi's method and a consistently ordered A (Young 1971; Hageman and Young 1981):
+
+(1) ``omega* = 2 / (1 + sqrt(1 - beta^2))``
+(2) ``rate = ((omega beta + sqrt(omega^2 beta^2 - 4 (omega - 1))) / 2)^2`` below omega*, ``omega - 1`` above
+(3) ``beta = (rate + omega - 1) / (omega sqrt(rate))``, the inverse below omega*
+(4) ``log cost ~ log(-1 / log rate)``
+"""
 
 from typing import Any
 
@@ -35,7 +43,7 @@ def young_omega(beta: Scalar) -> Array:
     1.25
     """
     beta = jnp.asarray(beta, jnp.result_type(beta, float) if isinstance(beta, float | int) else None)
-    return 2 / (1 + jnp.sqrt(1 - beta**2))
+    return 2 / (1 + jnp.sqrt(1 - beta**2))  # (1)
 
 
 def young_rate(omega: Scalar, beta: Scalar) -> Array:
@@ -56,13 +64,14 @@ def young_rate(omega: Scalar, beta: Scalar) -> Array:
     """
     omega, beta = jnp.asarray(omega), jnp.asarray(beta)
     inside = (omega * beta) ** 2 - 4 * (omega - 1)
-    slow = ((omega * beta + jnp.sqrt(jnp.maximum(inside, 0))) / 2) ** 2
+    slow = ((omega * beta + jnp.sqrt(jnp.maximum(inside, 0))) / 2) ** 2  # (2)
     return jnp.where(inside > 0, slow, jnp.abs(omega - 1))
 
 
 def jacobi_radius(rate: Scalar, omega: Scalar) -> Array:
     """Return beta from an observed rate below the best omega: Young's ``(rate + omega - 1) / (omega sqrt(rate))``."""
     rate = jnp.asarray(rate)
+    # (3)
     return jnp.clip((rate + omega - 1) / (omega * jnp.sqrt(jnp.maximum(rate, 1e-30))), 0, 1 - 1e-7)
 
 
@@ -89,7 +98,7 @@ def relaxation_features(context: Array, arms: Any) -> Array:
     products = [x * y for x in (1.0, a, 2 * a**2 - 1) for y in chebyshev]
     radius = jnp.clip(jnp.asarray(RATIOS, omega.dtype) * bound, 1e-6, 1 - 1e-6)
     rate = jnp.clip(young_rate(omega[:, None], radius[None, :]), 1e-6, 1 - 1e-6)
-    surrogates = jnp.log(-1 / jnp.log(rate))
+    surrogates = jnp.log(-1 / jnp.log(rate))  # (4)
     return jnp.concatenate([jnp.stack(products, axis=1), surrogates, surrogates[:, :1] ** 2 / 10], axis=1)
 
 

@@ -1,4 +1,14 @@
-"""A sequence of linear systems in one compiled program that learns its setting from the step counts."""
+"""A sequence of linear systems in one compiled program that learns its setting from the step counts.
+
+The protocol of Khodak, Chow, Balcan and Talwalkar, Learning to Relax, ICLR 2024, in round t:
+
+(1) ``arm ~ p_t(context)``, the learner's
+(2) solve ``A_t x = b_t`` by that arm, from the last solution or from zero
+(3) tell the learner ``cost = steps``, times the products with A that a step takes
+(4) ``cost = log(tol / begin) / log(rate),  rate = (error / begin)^(1 / steps)``, where the arm stopped short
+
+It departs from the paper in the last: there no arm stops short.
+"""
 
 from collections.abc import Callable
 from typing import Any, ClassVar, NamedTuple
@@ -323,14 +333,15 @@ def _scan(rounds: Rounds, data, x0, state, key) -> SequenceSolution:
         system, b, context = rounds.problem(t, carry.x, data)
         still, rhs, before = lax.stop_gradient((system, b, carry.x))
         start = before if rounds.warm_start else jnp.zeros_like(before)
-        pull = rounds.learner.select(carry.state, context, k)
-        first, run = rounds.play(still, rhs, start, pull.arm)
+        pull = rounds.learner.select(carry.state, context, k)  # (1)
+        first, run = rounds.play(still, rhs, start, pull.arm)  # (2)
 
         size = norm(rhs)
         begin = norm(rhs - still.mv(start)) / jnp.where(size > 0, size, 1)
         cost, rate = charge(first, begin, rounds.tol)
         cost = cost * rounds.arms.work[pull.arm]
         told = (first.num_steps > 0) & jnp.isfinite(cost)
+        # (3)
         learned = rounds.learner.update(carry.state, pull, jnp.where(told, cost, 1), rate)
         state = jax.tree.map(lambda new, old: jnp.where(told, new, old), learned, carry.state)
 
@@ -359,7 +370,7 @@ def charge(run: Run, begin: Scalar, tol: Scalar) -> tuple[Array, Array]:
     """Return what a run cost in steps and its factor a step; a run that stopped short costs what its rate predicts."""
     steps = run.num_steps.astype(run.error.dtype)
     fall = jnp.log(jnp.maximum(run.error, 1e-30) / jnp.maximum(begin, 1e-30)) / jnp.maximum(steps, 1)
-    needed = jnp.log(tol / jnp.maximum(begin, 1e-30)) / jnp.where(fall < 0, fall, -1e-30)
+    needed = jnp.log(tol / jnp.maximum(begin, 1e-30)) / jnp.where(fall < 0, fall, -1e-30)  # (4)
     most = CENSORED * jnp.maximum(steps, 1)
     censored = jnp.where(run.status == Status.DIVERGED, most, jnp.clip(needed, steps, most))
     cost = jnp.where(run.status == Status.CONVERGED, steps, censored)

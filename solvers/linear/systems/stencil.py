@@ -256,14 +256,14 @@ class Phases(Layout):
         return self.coefficients[self.offsets.index((0,) * len(self.shape))]
 
     def sweeper(self, omega):
-        """Return the red-black or multicolour sweep."""
+        """Return the sweep colour by colour, ``x_k <- (1 - omega) x_k + (omega / D_k) (b_k - (L x + U x)_k)`` (1)."""
         gain = [settle(self._inside(omega / d, k)) for k, d in enumerate(self.diagonal())]
 
         def sweep(y, b, reverse=False):
             y = list(y)
             for colour in reversed(self.colours) if reverse else self.colours:
                 for k in colour:
-                    y[k] = (1 - omega) * y[k] + gain[k] * (b[k] - self._couplings(y, k))
+                    y[k] = (1 - omega) * y[k] + gain[k] * (b[k] - self._couplings(y, k))  # (1)
             return tuple(y)
 
         return sweep

@@ -117,13 +117,14 @@ class Dense(System, Layout):
         return jnp.max(jnp.sum(jnp.abs(self.matrix), 1) / jnp.abs(self.diagonal()))
 
     def sweeper(self, omega):
-        """Return the sweep ``x + (D/omega + L)^-1 (b - A x)``; reversed, with the upper triangle."""
+        """Return the sweep ``x + (D / omega + L)^-1 (b - A x)`` (1); reversed, with the upper triangle."""
         scaled = jnp.diag(self.diagonal() / omega)
         lower, upper = scaled + jnp.tril(self.matrix, -1), scaled + jnp.triu(self.matrix, 1)
 
         def sweep(y, b, reverse=False):
             triangle = upper if reverse else lower
             r = (b - self.mv(y))[:, None]
+            # (1)
             return y + lax.linalg.triangular_solve(triangle, r, left_side=True, lower=not reverse)[:, 0]
 
         return sweep

@@ -1,4 +1,12 @@
-"""The Bayesian solve: a Gaussian prior conditioned on the equation, the conditions and observations, with noise."""
+"""The Bayesian solve: a Gaussian prior conditioned on the equation, the conditions and observations, with noise.
+
+With rho the misfits of all data over their standard deviations, then the whitened weights w, J its Jacobian, m data:
+
+(1) ``w = argmin |rho(w)|^2 / 2``, where ``J' rho = 0``
+(2) ``w <- w + t d,  d = -R^-1 Q' rho,  J = Q R``
+(3) ``|R^-1 Q' rho(w + t d)| <= (1 - t / 4) |d|``, the natural test of Deuflhard, Newton methods, 2011, section 3.1
+(4) ``log evidence = -|rho|^2 / 2 - sum log diag(R) - sum log std - m log(2 pi) / 2``
+"""
 
 from collections.abc import Callable
 from copy import copy
@@ -108,7 +116,7 @@ class Rows:
         """Return all rows over their standard deviations, then the prior's."""
         parts = self.raw(unravel(flat))
         rows = [(p / s).reshape(-1) for p, s in zip(parts, self.scales, strict=True)]
-        return jnp.concatenate([*rows, flat])
+        return jnp.concatenate([*rows, flat])  # (1)
 
     def noises(self) -> list:
         """Return the stated noise of each group of rows, None where exact."""
@@ -201,7 +209,7 @@ def condition(
     def state_at(w) -> State:
         rho, q, r, slope = factorise(w)
         error = jnp.linalg.norm(slope) / jnp.sqrt(1 + jnp.sum(rho**2))
-        return State(w, -solve_triangular(r, slope), rho, error, r, q)
+        return State(w, -solve_triangular(r, slope), rho, error, r, q)  # (2)
 
     def step(s: State) -> State:
         w, direction, r, q = s.w, s.direction, s.r, s.q
@@ -210,6 +218,7 @@ def condition(
         before = jnp.linalg.norm(direction)
 
         def following(t):
+            # (3)
             return jnp.linalg.norm(solve_triangular(r, matmul(rows(w + t * direction), q)))
 
         if linear:
@@ -227,6 +236,7 @@ def condition(
     root = sign[:, None] * root
     count = rho.size - w.size
     noise = sum(p.size * jnp.log(s) for p, s in zip(frozen.raw(unravel(w)), frozen.scales, strict=True))
+    # (4)
     evidence = -jnp.sum(rho**2) / 2 - jnp.sum(jnp.log(jnp.diagonal(root))) - noise - count * log(2 * pi) / 2
     w = _attached(build, data, w, rho, unravel)
     return build(data), unravel(w), Posterior(w, root), run, evidence

@@ -1,4 +1,11 @@
-"""Evidence maximisation: the prior and the noise that make the data most probable, the unknown field integrated out."""
+"""Evidence maximisation: the prior and the noise that make the data most probable, the unknown field integrated out.
+
+For data ``y_i = sum_a c_i D^a u(x_i)`` and a kernel k that is a product over dimensions of functions of lags:
+
+(1) ``K_ij = sum_a,b c_i e_j (-1)^|b| k^(a + b)(x_i - x_j)``
+(2) ``log N(y; 0, K + noise^2) = -|L^-1 y|^2 / 2 - sum log diag(L) - m log(2 pi) / 2,  L L' = K + noise^2``
+(3) ``B <- (I - s y'/ s'y) B (I - y s'/ s'y) + s s'/ s'y``, the inverse Hessian of BFGS
+"""
 
 from collections.abc import Callable
 from math import log, pi
@@ -117,7 +124,7 @@ def covariance(prior: tuple[Kernel, ...], f: Functionals) -> Float[Array, "m m"]
     for terms in f.coefficients:
         for alpha, c in terms.items():
             for beta, e in terms.items():
-                block = c[:, None] * e[None] * (-1.0) ** sum(beta)
+                block = c[:, None] * e[None] * (-1.0) ** sum(beta)  # (1)
                 for d, (p, q) in enumerate(zip(alpha, beta, strict=True)):
                     block = block * factor(d, p + q)
                 total = total + block
@@ -128,6 +135,7 @@ def log_density(prior: tuple[Kernel, ...], f: Functionals, noise) -> Float[Array
     """Return ``log N(y; 0, K + diag(noise^2))``, the evidence with the unknown field integrated out."""
     lower = jnp.linalg.cholesky(covariance(prior, f) + jnp.diag(noise**2))
     white = solve_triangular(lower, f.values, lower=True)
+    # (2)
     return -jnp.sum(white**2) / 2 - jnp.sum(jnp.log(jnp.diagonal(lower))) - f.values.size * log(2 * pi) / 2
 
 
@@ -214,7 +222,11 @@ class Descent(NamedTuple):
 
 
 def bfgs(objective: Callable, x):
-    """Minimise a function of a few dozen numbers by BFGS with backtracking, at most STEPS steps, each at most one."""
+    """Minimise a function of a few dozen numbers by BFGS with backtracking, at most STEPS steps, each at most one.
+
+    The bound on the step is why it is here: `jax.scipy.optimize.minimize` tries steps at which the covariance cannot be
+    factorised, and ends there.
+    """
     slope = jax.value_and_grad(objective)
 
     def step(state: Descent) -> Descent:
@@ -241,6 +253,7 @@ def bfgs(objective: Callable, x):
         sy = jnp.vdot(s, y)
         safe = jnp.where(sy > 0, sy, 1)
         left = jnp.eye(x.size, dtype=x.dtype) - jnp.outer(s, y) / safe
+        # (3)
         updated = matmul(matmul(left, inverse), left.T) + jnp.outer(s, s) / safe
         kept = jnp.where(sy > eps(x.dtype) * jnp.vdot(y, y), updated, jnp.eye(x.size, dtype=x.dtype))
         return Descent(new, value, after, kept)

@@ -1,4 +1,17 @@
-"""GP-HM as published: values on the grid, kernels and noises found together by Adam on the joint log density."""
+"""GP-HM as published: values on the grid, kernels and noises found together by Adam on the joint log density.
+
+Fang, Cooley, Long, Li, Kirby and Zhe, ICLR 2024, and their code; M nodes in all, M_d in dimension d, x_d a product with
+mode d of the values U:
+
+(1) ``k_d(s) = sum_q w_q e(s) cos(2 pi f_q s)``, ``e = exp(-a_q s^2)`` or
+    ``(1 + r + r^2 / 3) exp(-r), r = sqrt(5) a_q |s|``
+(2) ``log N(U) = -<U, U x_1 C_1^-1 ... x_d C_d^-1> / 2 - sum_d (M / M_d) log det(C_d) / 2,  C_d = k_d + jitter I``
+(3) ``D_d^p U = U x_d (k_d^(p) C_d^-1)``
+(4) ``N_b / 2 log tau - tau / 2 |u_b - g|^2``, the boundary's density, and so the equation's with v at all nodes
+(5) ``log N(U) + weight boundary + equation``, raised by Adam in U, log w, log a, f, log tau, log v
+
+It departs from the code in that kernels are evaluated at the n lags alone, whose numbers are the same.
+"""
 
 from typing import Any
 
@@ -103,6 +116,7 @@ def solve_published(problem, pointwise, dynamic, args, given: Settings) -> GPSol
         log_w, log_ls, frequency = raw
         width = bounds[d][1] - bounds[d][0]
         rate = jnp.exp(log_ls)
+        # (1)
         if settings.envelope == "student":
             return StudentMixture(jnp.exp(log_w), frequency * width, 1 / (width * rate))
         return SpectralMixture(jnp.exp(log_w), frequency * width, 1 / (width * jnp.sqrt(2 * rate)))
@@ -125,13 +139,13 @@ def solve_published(problem, pointwise, dynamic, args, given: Settings) -> GPSol
             quadratic = _whiten(factors[d], quadratic, d)
         prior = -jnp.sum(u * quadratic) / 2
         for factor in factors:
-            prior = prior - u.size / factor.shape[0] * jnp.sum(jnp.log(jnp.diagonal(factor)))
+            prior = prior - u.size / factor.shape[0] * jnp.sum(jnp.log(jnp.diagonal(factor)))  # (2)
 
         def derivative(index):
             axes = [d for d, p in enumerate(index) if p]
             if not axes:
                 return u
-            out = mode_product(derived[axes[0]][index[axes[0]]], whitened[axes[0]], axes[0])
+            out = mode_product(derived[axes[0]][index[axes[0]]], whitened[axes[0]], axes[0])  # (3)
             for d in axes[1:]:
                 out = mode_product(derived[d][index[d]], _whiten(factors[d], out, d), d)
             return out
@@ -139,14 +153,14 @@ def solve_published(problem, pointwise, dynamic, args, given: Settings) -> GPSol
         jets = [[derivative(index) for index in orders]]
         residual = equation(x, jets, dynamic)[0]
         gap = jnp.concatenate([jnp.take(u, end, axis=d).reshape(-1) - g for d, end, g in faces])
-        boundary = gap.size / 2 * log_tau - jnp.exp(log_tau) / 2 * jnp.sum(gap**2)
-        interior = residual.size / 2 * log_v - jnp.exp(log_v) / 2 * jnp.sum(residual**2)
+        boundary = gap.size / 2 * log_tau - jnp.exp(log_tau) / 2 * jnp.sum(gap**2)  # (4)
+        interior = residual.size / 2 * log_v - jnp.exp(log_v) / 2 * jnp.sum(residual**2)  # (4)
         slopes = equation.coefficients(x, jets, dynamic)[0][0]
         source = equation(x, [[jnp.zeros_like(u) for _ in orders]], dynamic)[0]
         scale = jnp.sqrt(jnp.mean(source**2)) + sum(jnp.sqrt(jnp.mean((c * v) ** 2)) for c, v in zip(
             slopes, jets[0], strict=True))  # fmt: skip
         size = jnp.sqrt(jnp.mean(residual**2)) / jnp.where(scale > 0, scale, 1)
-        return -(prior + weight * boundary + interior), lax.stop_gradient((size, jnp.max(jnp.abs(gap))))
+        return -(prior + weight * boundary + interior), lax.stop_gradient((size, jnp.max(jnp.abs(gap))))  # (5)
 
     slope = jax.value_and_grad(density, has_aux=True)
 
@@ -157,6 +171,7 @@ def solve_published(problem, pointwise, dynamic, args, given: Settings) -> GPSol
     def step(state):
         params, first, second, count, gradient, *_ = state
         count = count + 1
+        # (5)
         first = jax.tree.map(lambda m, g: BETA[0] * m + (1 - BETA[0]) * g, first, gradient)
         second = jax.tree.map(lambda m, g: BETA[1] * m + (1 - BETA[1]) * g**2, second, gradient)
         rate = jnp.asarray(settings.learning_rate, dtype)

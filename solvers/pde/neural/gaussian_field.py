@@ -1,4 +1,14 @@
-"""Sums of Gaussians with learnable centres and shapes, and every derivative of them in closed form."""
+"""Sums of Gaussians with learnable centres and shapes, and every derivative of them in closed form.
+
+Kang et al., PIG, ICLR 2025, section 3, with ``P_i = L_i L_i'`` and ``g = P (x - mu)``:
+
+(1) ``u(x) = sum_i w_i exp(-|z|^2 / 2),  z = L_i'(x - mu_i)``
+(2) ``H_(a + e_i) = -g_i H_a - sum_j P_ij a_j H_(a - e_j)``, where ``D^a exp(-|z|^2 / 2) = H_a exp(-|z|^2 / 2)``
+(3) ``Laplace u = sum_i w_i (|g|^2 - trace P_i) exp(-|z|^2 / 2)``
+(4) ``u = A_2 tanh(A_1 phi + b_1) + b_2`` and so on, phi several sums: the published network
+
+`GaussianField` departs from the paper in having no network, which `PublishedPIG` has.
+"""
 
 from collections.abc import Sequence
 from typing import Any
@@ -33,6 +43,7 @@ def gaussians(x, centers, root, indices: Sequence[Index]) -> dict[Index, Array]:
         z = [root[None, :, i] * apart[i] for i in range(ndim)]
     # Beyond this the Gaussian is zero in any precision, and its polynomial factor need not be finite.
     z = [jnp.clip(v, -REACH, REACH) for v in z]
+    # (1)
     bump = jnp.exp(-sum(v * v for v in z) / 2)
     if full:
         g = [sum(root[None, :, i, j] * z[j] for j in range(ndim)) for i in range(ndim)]
@@ -51,7 +62,7 @@ def gaussians(x, centers, root, indices: Sequence[Index]) -> dict[Index, Array]:
             i = next(d for d, p in enumerate(index) if p)
             lower = shifted(index, i, -1)
             before = polynomial(lower)
-            total = -g[i] if before is None else -g[i] * before
+            total = -g[i] if before is None else -g[i] * before  # (2)
             for j, p in enumerate(lower):
                 entry = precision(i, j) if p else None
                 if entry is not None:
@@ -194,13 +205,12 @@ class GaussianField(eqx.Module):
             z = [jnp.clip(v, -REACH, REACH) for v in z]
             g = [sum(root[:, i, j] * z[j] for j in across) for i in across]
         spread = jnp.sum(root**2, tuple(range(1, root.ndim)))
-        # Sums that one pass over the Gaussians gives: no table of derivatives is stored.
+        # Row by row, then products with the weights: elementwise loops vectorise where sums with an exponential inside
+        # do not.
         share = jnp.exp(-sum(v * v for v in z) / 2)
-        if self.weights.ndim == 2:
-            share, spread, g = share[None], spread[None], [v[None] for v in g]
-        share = self.weights * share
-        gradient = [-jnp.sum(share * v, -1) for v in g]
-        return jnp.sum(share, -1), jnp.stack(gradient, -1), jnp.sum(share * (sum(v * v for v in g) - spread), -1)
+        gradient = [-matmul(self.weights, share * v) for v in g]
+        laplacian = matmul(self.weights, share * (sum(v * v for v in g) - spread))  # (3)
+        return matmul(self.weights, share), jnp.stack(gradient, -1), laplacian
 
     def jets(self, x: Float[Array, "m d"], indices: Sequence[Index]) -> list[Float[Array, "k m"]]:
         """Return mixed derivatives at m points, an array (unknowns, m) for each multi-index."""
@@ -291,7 +301,7 @@ class PublishedPIG(eqx.Module):
     def _values(self, x):
         v = self.features(x)
         for k, (matrix, bias) in enumerate(self.layers):
-            v = matmul(matrix, jnp.tanh(v) if k else v) + bias
+            v = matmul(matrix, jnp.tanh(v) if k else v) + bias  # (4)
         return v
 
 

@@ -1,4 +1,21 @@
-"""Several domains with a field each: what may be asked of them where they meet."""
+"""Several domains with a field each: what may be asked of them where they meet.
+
+The terms of METALIC (S. Li et al., ICML 2023, table 1), u and v the fields of the two sides, n normal, t tangential:
+
+(1) ``u - v``
+(2) ``u - (u + v) / 2`` and ``v - (u + v) / 2``
+(3) ``R(u)`` and ``R(v)``, the residuals of the equation
+(4) ``R(u) - R(v)``
+(5) ``D_n u - D_n v``
+(6) ``D_t^2 u - D_t^2 v``
+(7) ``D_n R(u)`` and ``D_n R(v)``
+(8) ``D_t u - D_t v``
+(9) ``D_n^2 u - D_n^2 v``
+(10) ``|equations|^2 + |conditions|^2 + weight sum |terms|^2``, what a fit minimises
+
+It departs from the paper, whose loss weighs conditions 20, equations 1 and terms 5: here a row is in units of its
+terms.
+"""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -66,15 +83,15 @@ def interface_terms(
     across = [d for d in range(ndim) if d != axis]
     none = jnp.zeros(0, x.dtype)
     made: dict[str, Callable[[], Array]] = {
-        "jump": lambda: jump(order(0, 0)),
-        "average": lambda: jnp.concatenate([jump(order(0, 0)) / 2, -jump(order(0, 0)) / 2]),
-        "residual": lambda: jnp.concatenate([residual(f, x) for f in fields]),
-        "residual_jump": lambda: residual(fields[0], x) - residual(fields[1], x),
-        "flux_jump": lambda: jump(order(axis, 1)),
-        "tangential_jump": lambda: jnp.concatenate([none, *(jump(order(d, 2)) for d in across)]),
-        "residual_slope": lambda: jnp.concatenate([slope(f) for f in fields]),
-        "slope_jump": lambda: jnp.concatenate([none, *(jump(order(d, 1)) for d in across)]),
-        "curvature_jump": lambda: jump(order(axis, 2)),
+        "jump": lambda: jump(order(0, 0)),  # (1)
+        "average": lambda: jnp.concatenate([jump(order(0, 0)) / 2, -jump(order(0, 0)) / 2]),  # (2)
+        "residual": lambda: jnp.concatenate([residual(f, x) for f in fields]),  # (3)
+        "residual_jump": lambda: residual(fields[0], x) - residual(fields[1], x),  # (4)
+        "flux_jump": lambda: jump(order(axis, 1)),  # (5)
+        "tangential_jump": lambda: jnp.concatenate([none, *(jump(order(d, 2)) for d in across)]),  # (6)
+        "residual_slope": lambda: jnp.concatenate([slope(f) for f in fields]),  # (7)
+        "slope_jump": lambda: jnp.concatenate([none, *(jump(order(d, 1)) for d in across)]),  # (8)
+        "curvature_jump": lambda: jump(order(axis, 2)),  # (9)
     }
     return {name: made[name]() for name in names}
 
@@ -165,7 +182,7 @@ class MultiDomainProblem(eqx.Module):
             residual = equations[k]
             for part in interface_terms(terms, residual, self.axis, fields[k : k + 2], x).values():
                 times = part.shape[0] // x.shape[0]
-                found.append(jnp.sqrt(weight * jnp.tile(w, times)) * part)
+                found.append(jnp.sqrt(weight * jnp.tile(w, times)) * part)  # (10)
         return jnp.concatenate(found)
 
     def _stated(self, part: PDEProblem, field, args, dtype, fine: bool):

@@ -1,4 +1,12 @@
-"""Variable projection: weights by linear least squares, centres and shapes by damped Gauss-Newton on what is left."""
+"""Variable projection: weights by linear least squares, centres and shapes by damped Gauss-Newton on what is left.
+
+Golub and Pereyra, Inverse Problems 19 (2003), in Kaufman's form: r the residuals, A their columns in the weights w, S
+in the centres and shapes s, D a diagonal:
+
+(1) ``dw = argmin |r + A dw| = -R^-1 Q' r,  A = Q R``
+(2) ``(S_o' S_o + damping D) ds = -S_o' r_o,  S_o = (I - Q Q') S,  r_o = (I - Q Q') r``
+(3) ``dw = argmin |r + S ds + A dw|``, the step in the weights that follows
+"""
 
 from typing import Any, NamedTuple
 
@@ -24,7 +32,7 @@ class Factored(NamedTuple):
 
     def step(self, rest):
         """Return the change of weights, flat, that least squares asks for at residuals `rest`."""
-        return -solve_triangular(self.r, matmul(self.q.T, rest)) / self.unit
+        return -solve_triangular(self.r, matmul(self.q.T, rest)) / self.unit  # (1)
 
     def outside(self, v):
         """Return v without its part in the range of A."""
@@ -121,9 +129,10 @@ def search(statement: Statement, points: Points, s: Fit, train: bool):
         scale = jnp.sum(outside**2, 0)
         scale = scale + eps(rest.dtype) * jnp.max(scale) + jnp.where(jnp.max(scale) > 0, 0, 1)
         normal = matmul(outside.T, outside) + jnp.diag(s.damping * scale)
+        # (2)
         shapes = -jax.scipy.linalg.cho_solve((jnp.linalg.cholesky(normal), True), matmul(outside.T, left))
         shapes = jnp.where(jnp.all(jnp.isfinite(shapes)), shapes, zero)
-        weights = s.factored.step(rest + matmul(slopes, shapes)) / jnp.maximum(s.damping, 1)
+        weights = s.factored.step(rest + matmul(slopes, shapes)) / jnp.maximum(s.damping, 1)  # (3)
         trial = moved(field, shapes, weights)
     else:
         trial = field

@@ -1,4 +1,15 @@
-"""Collocation points as random variables, and the bound on the evidence that averages over them."""
+"""Collocation points as random variables, and the bound on the evidence that averages over them.
+
+Vadeboncoeur et al., Random Grid Neural Processes, ICML 2023, for a field with numbers w, points X and n of them:
+
+(1) ``E[log N(0; r(w, X), noise^2 I)] - KL(q || N(0, scale^2 I))``, a lower bound on the log evidence
+(2) ``log N = -(n sum weights r^2 / noise^2 + n log(2 pi noise^2)) / 2``
+(3) ``KL = (sum((var + (mean - center)^2) / scale^2) - m + m log(scale^2) - log det) / 2`` of a q of m numbers
+(4) ``log q(x) = -(|D^-1 (x - mean)|^2 - |root^-1 F' D^-1 (x - mean)|^2 + log det + m log(2 pi)) / 2``, by Woodbury
+(5) ``weight = 1 / (n pool share)`` of a point drawn with probability share out of a pool
+
+It departs from the paper, whose q is of the field's values at the points: here it is of the field's numbers.
+"""
 
 import math
 from collections.abc import Callable
@@ -113,6 +124,7 @@ def random_grid(
             ladder = jnp.cumsum(share)
             drawn = jnp.searchsorted(ladder, ladder[-1] * jax.random.uniform(second, (count,), dtype), side="right")
             drawn = jnp.minimum(drawn, pool - 1)
+            # (5)
             return RandomGrid(lower[None] + (upper - lower)[None] * unit[drawn], 1 / (count * pool * share[drawn]))
     return RandomGrid(lower[None] + (upper - lower)[None] * unit, even)
 
@@ -183,7 +195,7 @@ class LowRankGaussian(eqx.Module):
         gap = (x - self.mean) * jnp.exp(-self.log_scale)
         inner = solve_triangular(root, matmul(scaled.T, gap), lower=True)
         square = jnp.sum(gap**2) - jnp.sum(inner**2)
-        return -(square + log_det + x.size * math.log(2 * math.pi)) / 2
+        return -(square + log_det + x.size * math.log(2 * math.pi)) / 2  # (4)
 
     def divergence(self, scale: Scalar, center: Any = 0.0) -> Float[Array, ""]:
         """Return the Kullback-Leibler divergence from ``N(center, scale^2 I)``."""
@@ -191,7 +203,7 @@ class LowRankGaussian(eqx.Module):
         scale = jnp.asarray(scale, self.mean.dtype)
         square = jnp.exp(2 * self.log_scale) + jnp.sum(self.factor**2, 1) + (self.mean - center) ** 2
         spread = 2 * jnp.sum(jnp.broadcast_to(jnp.log(scale), self.mean.shape))
-        return (jnp.sum(square / scale**2) - self.mean.size + spread - log_det) / 2
+        return (jnp.sum(square / scale**2) - self.mean.size + spread - log_det) / 2  # (3)
 
     def precision_times(self, x: Float[Array, " n"]) -> Float[Array, " n"]:
         """Return the inverse covariance times x."""
@@ -246,7 +258,7 @@ def random_grid_elbo(
 
     References
     ----------
-    Vadeboncoeur et al. (ICML 2023), (6)-(9).
+    Vadeboncoeur et al. (ICML 2023).
 
     Examples
     --------
@@ -268,7 +280,7 @@ def random_grid_elbo(
             fail("random_grid_elbo", "residual", f"one number a point, {weights.shape}", r.shape)
         n, scale = weights.size, jnp.asarray(noise, r.dtype)
         square = n * jnp.sum(weights.astype(r.dtype) * r**2) / scale**2
-        return -(square + n * jnp.log(2 * np.pi * scale**2)) / 2
+        return -(square + n * jnp.log(2 * np.pi * scale**2)) / 2  # (2)
 
     likelihood = jnp.mean(jax.vmap(one)(jax.random.split(key, samples)))
-    return likelihood - posterior.divergence(prior_scale)
+    return likelihood - posterior.divergence(prior_scale)  # (1)

@@ -1,4 +1,13 @@
-"""Weak residuals: compactly supported test functions of any smoothness, and quadrature in balls."""
+"""Weak residuals: compactly supported test functions of any smoothness, and quadrature in balls.
+
+Wendland (1995), and Zang and Koutsourelakis, DGenNO, 2025:
+
+(1) ``phi = I^k (1 - r)_+^l,  l = floor(d / 2) + k + 1,  (I f)(r) = int_r^1 t f(t) dt``
+(2) ``(int s . grad w - int f w) / int w`` over a ball, zero where ``-div s = f``
+(3) ``s - a grad u``, the other half of the mixed form
+
+Equation 2 departs from the paper, which does not divide by ``int w``.
+"""
 
 import math
 from collections.abc import Callable
@@ -86,7 +95,7 @@ def wendland(order: int, ndim: int) -> Wendland:
         below = phi
         phi = [Fraction(0)] * (len(phi) + 2)
         for j, c in enumerate(below):  # int_r^1 t (1 - t)^j dt = s^(j+1)/(j+1) - s^(j+2)/(j+2), s = 1 - r
-            phi[j + 1] += c / (j + 1)
+            phi[j + 1] += c / (j + 1)  # (1)
             phi[j + 2] -= c / (j + 2)
     top = sum(phi)
     moment = sum(
@@ -207,7 +216,7 @@ def weak_residual(
     References
     ----------
     Y. Zang, P.-S. Koutsourelakis, DGenNO: a physics-aware neural operator for solving forward and inverse PDE problems
-    based on deep generative modeling, 2025, (12)-(16).
+    based on deep generative modeling, 2025.
 
     Examples
     --------
@@ -236,6 +245,7 @@ def weak_residual(
         if s.shape != x.shape:
             fail(name, "flux", f"a vector of length {ndim} at a point", s.shape[1:])
         f = jax.vmap(lambda y: jnp.asarray(source(y) if callable(source) else source, dtype))(x)
+        # (2)
         return (jnp.sum(weights * jnp.sum(s * slope, -1)) / radius - jnp.sum(weights * f * value)) / mass
 
     return jax.vmap(one)(centers)
@@ -257,4 +267,4 @@ def darcy_residuals(
         s: a vector at one point.
     points : Float[Array, "m d"]
     """
-    return jax.vmap(lambda x: flux(x) - permeability(x) * jax.grad(pressure)(x))(points)
+    return jax.vmap(lambda x: flux(x) - permeability(x) * jax.grad(pressure)(x))(points)  # (3)

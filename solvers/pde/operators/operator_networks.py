@@ -1,4 +1,11 @@
-"""Networks from a function, given by numbers, to a function of points: DeepONet and MultiONet."""
+"""Networks from a function, given by numbers, to a function of points: DeepONet and MultiONet.
+
+With b and t the outputs of the layers of two networks:
+
+(1) ``G(a)(x) = <b(a), t(x)> + bias`` of the last layers: DeepONet, Lu et al. 2021
+(2) ``G(a)(x) = (1 / l) sum_k scales[k] <b_k(a), t_k(x)> + bias`` over the last l: MultiONet, Zang and Koutsourelakis
+    2025
+"""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -83,7 +90,7 @@ class DeepONet(eqx.Module):
         """Return the value at one point."""
         _fits("DeepONet", self, a, x)
         b, t = outputs(self.branch, a, self.activation)[-1], outputs(self.trunk, x, self.activation)[-1]
-        return dot(b, t) + self.bias
+        return dot(b, t) + self.bias  # (1)
 
 
 class MultiONet(eqx.Module):
@@ -148,7 +155,7 @@ class MultiONet(eqx.Module):
             strict=True,
         )
         parts = [scale * dot(b, t) for scale, b, t in pairs]
-        return sum(parts[1:], parts[0]) / last + self.bias
+        return sum(parts[1:], parts[0]) / last + self.bias  # (2)
 
 
 def _fits(name: str, model, a, x):

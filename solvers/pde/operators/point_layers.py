@@ -18,8 +18,10 @@ from .operator_networks import dense_layers, outputs
 class KernelGridEncoder(eqx.Module):
     """Channels on a fixed grid from a function at any points: a network at each point, then kernel interpolation.
 
-    ``y_c(g) = sum_i k_c(g, x_i) h_c(x_i, u_i) / (sum_i k_c(g, x_i) + 1e-6)``, ``k_c = exp(-|g - x|^2 / 2 l_c^2)``. The
-    order of the points does not matter and their number may change; what follows can be any network on grids.
+    (1) ``y_c(g) = sum_i k_c(g, x_i) h_c(x_i, u_i) / (sum_i k_c(g, x_i) + 1e-6)``
+    (2) ``k_c(g, x) = exp(-|g - x|^2 / 2 l_c^2)``
+
+    The order of the points does not matter and their number may change; what follows can be any network on grids.
 
     Parameters
     ----------
@@ -93,13 +95,14 @@ class KernelGridEncoder(eqx.Module):
             fail("KernelGridEncoder", "u", f"(n, {inputs - grid.shape[1]}) at points (n, {grid.shape[1]})", u.shape)
         h = jax.vmap(lambda v: outputs(self.layers, v, jax.nn.swish)[-1])(jnp.concatenate([x, u], 1))
         square = jnp.sum((grid[:, None] - x[None]) ** 2, -1)
+        # (2)
         kernel = jnp.exp(-square[None] / (2 * jnp.exp(2 * self.log_lengths)[:, None, None]))
         total = jnp.einsum("cgn,nc->cg", kernel, h, precision=HIGHEST)
-        return (total / (jnp.sum(kernel, -1) + 1e-6)).reshape(-1, *self.counts)
+        return (total / (jnp.sum(kernel, -1) + 1e-6)).reshape(-1, *self.counts)  # (1)
 
 
 class GraphKernelIntegral(eqx.Module):
-    """``v(y) = mean over |x_j - y| < radius of kernel(x_j - y) u(x_j)``: an integral operator on whatever points.
+    """``v(y) = mean over |x_j - y| < radius of kernel(x_j - y) u(x_j)`` (3): an integral operator on any points.
 
     With more points it converges to ``int kernel(x - y) u(x) p(x) dx`` over the ball, normalised by the points'
     density p there: with weights that undo the density, to a mean over the ball whatever the sampling.
@@ -181,5 +184,5 @@ class GraphKernelIntegral(eqx.Module):
         kernels = jax.vmap(jax.vmap(self.kernel))(difference)
         total = jnp.einsum("mk,mkoi,mki->mo", share, kernels, u[found.index], precision=HIGHEST)
         mass = jnp.sum(share, 1)[:, None]
-        mean = total / jnp.where(mass != 0, mass, 1)
+        mean = total / jnp.where(mass != 0, mass, 1)  # (3)
         return jnp.where(found.overflow, jnp.asarray(jnp.nan, u.dtype), mean)

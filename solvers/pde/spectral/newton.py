@@ -1,4 +1,12 @@
-"""The noise-free solve: spectral trial functions, Newton's method, direct or preconditioned linear algebra."""
+"""The noise-free solve: spectral trial functions, Newton's method, direct or preconditioned linear algebra.
+
+With z the coefficients of the highest derivatives' series, g the values of the conditions and R the residual at the
+nodes:
+
+(1) ``z = lift g + null y``, y free
+(2) ``test' R(z) = 0``, as many test functions as free coefficients
+(3) ``y <- y - t (test' R')^-1 test' R``
+"""
 
 import math
 from collections.abc import Callable
@@ -72,7 +80,7 @@ class Discretisation:
     def coefficients(self, y):
         """Return the coefficients in the bases: ``lift g + null y``."""
         return tuple(
-            z + mode_products([ln.null for ln in field], f)
+            z + mode_products([ln.null for ln in field], f)  # (1)
             for z, field, f in zip(self.offsets, self.lines, y, strict=True)
         )
 
@@ -85,6 +93,7 @@ class Discretisation:
 
     def project(self, residuals):
         """Test each residual with its unknown's test functions."""
+        # (2)
         tested = tuple(
             mode_products([ln.test.T for ln in field], r) for field, r in zip(self.lines, residuals, strict=True)
         )
@@ -318,7 +327,7 @@ def solve_spectral(
     def step(state: State) -> State:
         y, tested = state.y, state.tested
         inverse = once if once is not None else frozen.factorise(y)
-        direction = inverse.solve(tested, 1e-3)
+        direction = inverse.solve(tested, 1e-3)  # (3)
         if linear:
             return state_at(axpy(-1.0, direction, y))
         before = norm(tested)

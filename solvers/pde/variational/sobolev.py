@@ -1,4 +1,14 @@
-"""Descent of a discretised energy in the inner product of H1: as many steps on every grid."""
+"""Descent of a discretised energy in the inner product of H1: as many steps on every grid.
+
+Marwah, Lipton, Lu and Risteski, ICML 2023, with H the second derivative of the energy E:
+
+(1) ``u <- u + t d,  d = -(shift - Laplace)^-1 DE(u)``
+(2) ``H d = -DE(u)``, inexactly, for Newton's direction
+(3) ``t = -DE(u) d / (d, H d)``, halved until ``E(u + t d) <= E(u) + 1e-4 t DE(u) d``
+(4) ``error = |DE(u)| / (|DE(0)| + k |u|),  k = |(d, H d)| / |d|^2``, slopes in the dual norm
+
+It departs from the paper, whose step is a small constant that the proof needs.
+"""
 
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, NamedTuple
@@ -245,6 +255,7 @@ def _descend(functions, args, u0, metric: Inner, limits: Limits, static) -> Sobo
         dual = jnp.sqrt(jnp.maximum(-dot(t.slope, t.representative), 0))
         step, steps = t.representative, jnp.zeros((), jnp.int32)
         if direction == "newton":
+            # (2)
             found = cg(
                 lambda v: frozen.curve(t.u, v),
                 -t.slope,
@@ -260,7 +271,7 @@ def _descend(functions, args, u0, metric: Inner, limits: Limits, static) -> Sobo
         square = metric.square(step)
         quotient = jnp.abs(curved) / jnp.where(square > 0, square, 1)
         size = nothing + quotient * jnp.sqrt(metric.square(t.u))
-        error = jnp.where(dual == 0, dual, dual / jnp.where(size > 0, size, 1))
+        error = jnp.where(dual == 0, dual, dual / jnp.where(size > 0, size, 1))  # (4)
         error = jnp.where(jnp.isfinite(t.energy), error, jnp.nan)
         return _State(
             t.u, t.energy, t.slope, dual, step, dot(t.slope, step), curved, error, refused, evaluations,
@@ -269,14 +280,15 @@ def _descend(functions, args, u0, metric: Inner, limits: Limits, static) -> Sobo
 
     def at(u) -> _Trial:
         value, slope = frozen.pair(u)
-        return _Trial(u, value, slope, -metric.solve(slope))
+        return _Trial(u, value, slope, -metric.solve(slope))  # (1)
 
     def step(s: _State) -> _State:
+        # (3)
         first = jnp.where(s.curvature > 0, -s.falling / jnp.where(s.curvature > 0, s.curvature, 1), 1)
         noise = 10 * eps(s.energy.dtype) * jnp.abs(s.energy)
 
         def accept(t, trial: _Trial):
-            fell = trial.energy <= s.energy + 1e-4 * t * s.falling
+            fell = trial.energy <= s.energy + 1e-4 * t * s.falling  # (3)
             size = jnp.sqrt(jnp.maximum(-dot(trial.slope, trial.representative), 0))
             return fell | ((trial.energy <= s.energy + noise) & (size < s.dual))
 

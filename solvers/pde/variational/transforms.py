@@ -1,4 +1,8 @@
-"""Trigonometric transforms that diagonalise the Laplacian of a grid, and the map from slopes to directions."""
+"""Trigonometric transforms that diagonalise the Laplacian of a grid, and the map from slopes to directions.
+
+(1) ``shift + sum_d (2 / h sin(pi angle_d))^2``, the eigenvalues of ``shift - Laplace`` on a grid of spacing h
+(2) ``sum (1 + |w|)^order |c(w)|``, the Barron norm of Marwah et al., ICML 2023
+"""
 
 import math
 from collections.abc import Sequence
@@ -42,7 +46,7 @@ class Inner(eqx.Module):
         for d, (n, kind, h) in enumerate(zip(self.shape, self.boundary, self.spacing, strict=True)):
             k = jnp.arange(n, dtype=h.dtype)
             angle = {"dirichlet": (k + 1) / (2 * (n + 1)), "neumann": k / (2 * n), "periodic": k / n}[kind]
-            total = total + along((2 / h * jnp.sin(jnp.pi * angle)) ** 2, d, len(self.shape))
+            total = total + along((2 / h * jnp.sin(jnp.pi * angle)) ** 2, d, len(self.shape))  # (1)
         return self.volume * total
 
     def power(self, x: Array, exponent: float) -> Array:
@@ -187,7 +191,7 @@ def barron_norm(
             c = _real(c, d, kind) * along(jnp.where(k > 0, (2 / n) ** 0.5, (1 / n) ** 0.5), d, u.ndim).astype(c.dtype)
         frequency = frequency + along(w**2, d, u.ndim)
     frequency = jnp.sqrt(frequency)
-    return jnp.sum((1 + frequency) ** order * jnp.abs(c))
+    return jnp.sum((1 + frequency) ** order * jnp.abs(c))  # (2)
 
 
 def _real(c, axis: int, kind: str):

@@ -78,8 +78,11 @@ def mean_gradient(gradient: Gradient, x: Array, args: Any) -> Array:
 class Flow(NamedTuple):
     """Constants of DADAO; ``nu = mu / 2`` and L the smoothness.
 
-    Between events a node obeys ``x' = b (xx - x), xx' = b (x - xx), y' = a (yy - y), yy' = -theta (nu xx + y + z),
-    z' = a (zz - z), zz' = b (z - zz)``, where xx, yy, zz are the momenta.
+    Between events a node obeys, xx, yy, zz being the momenta:
+
+    (1) ``x' = b (xx - x), xx' = b (x - xx), y' = a (yy - y), yy' = -theta (nu xx + y + z), z' = a (zz - z),
+        zz' = b (z - zz)``
+    (2) ``a = sqrt(nu / L) / 4``, ``b = sqrt(nu / L) / 8``, ``theta = sqrt(L / nu) / 2``
     """
 
     nu: Array
@@ -96,7 +99,7 @@ class Flow(NamedTuple):
         nu = mu / 2
         root = jnp.sqrt(nu / smoothness)
         return cls(
-            nu, root / 4, root / 8, 1 / (2 * root), 1 / (4 * smoothness), 1 / (4 * jnp.sqrt(smoothness * nu)),
+            nu, root / 4, root / 8, 1 / (2 * root), 1 / (4 * smoothness), 1 / (4 * jnp.sqrt(smoothness * nu)),  # (2)
             2 * slowness / root,
         )  # fmt: skip
 
@@ -134,6 +137,7 @@ class Flow(NamedTuple):
         by_z = -theta * (b * still + a * middle) / slow
         by_zz = -theta * a * (still - middle) / slow
         none = jnp.zeros(2, dt.dtype)
+        # (1)
         y = jnp.stack([by_x, by_xx, spin[:, 0], spin[:, 1], by_z, by_zz], axis=1)
         return jnp.concatenate([
             jnp.stack([jnp.concatenate([x, none, none]), jnp.concatenate([x[::-1], none, none])]),
@@ -185,7 +189,12 @@ def sample(flow: Flow, edges: Array, rates: Array, n: int, key: Array, count: in
 
 
 def happen(problem: Problem, flow: Flow, nodes: Array, event: Events) -> Array:
-    """Return the nodes after one event."""
+    """Return the nodes after one event: of a gradient at node i, or of gossip between i and j.
+
+    (3) ``q = grad f_i(x) - nu x - yy``, ``x -= q / (4 L)``, ``xx -= q / (4 sqrt(L nu))``, ``yy += (1 + a) q``
+    (4) ``p = (y + z)_i - (y + z)_j``, ``z_i -= p / 2``, ``zz_i -= push p``, and j the other way,
+        ``push = 2 chi1 sqrt(L / nu)``
+    """
     i, j = event.i, event.j
     here = matmul(event.flow_i, nodes[i])
 
@@ -193,16 +202,17 @@ def happen(problem: Problem, flow: Flow, nodes: Array, event: Events) -> Array:
         x, _, _, yy, _, _ = here
         local = jax.tree.map(lambda leaf: leaf[i], problem.args)
         q = problem.gradient(x, local) - flow.nu * x - yy
+        # (3)
         change = jnp.stack([-flow.short * q, -flow.long * q, 0 * q, (1 + flow.a) * q, 0 * q, 0 * q])
         return nodes.at[i].set(here + change)
 
     def gossip(nodes):
         there = matmul(event.flow_j, nodes[j])
-        p = here[2] + here[4] - there[2] - there[4]
+        p = here[2] + here[4] - there[2] - there[4]  # (4)
         weights = jnp.stack(
             [0 * flow.push, 0 * flow.push, 0 * flow.push, 0 * flow.push, 0 * flow.push + 0.5, flow.push]
         )
-        change = weights[:, None] * p[None, :]
+        change = weights[:, None] * p[None, :]  # (4)
         return nodes.at[i].set(here - change).at[j].set(there + change)
 
     return lax.cond(i == j, descend, gossip, nodes)

@@ -1,4 +1,16 @@
-"""Gossip on a graph: what its edges' rates are worth, and the least total rate that is enough."""
+"""Gossip on a graph: what its edges' rates are worth, and the least total rate that is enough.
+
+The first three are those of Nabli, Oyallon (DADAO, ICML 2023), numbered as in the comments:
+
+(1) ``L = sum_e rate_e (e_i - e_j) (e_i - e_j)'``
+(2) ``chi1 = 1 / lambda_2(L)``
+(3) ``chi2 = max_e (e_i - e_j)' L^+ (e_i - e_j) / 2 = 1 / (2 min C)``, C the conductances ``C_e = 1 / (q_e' L^-1 q_e)``
+(4) ``min sum_e r_e`` with ``chi1 chi2 <= 1/2``: ``r = total share``, ``total = 1 / sqrt(lambda_2 min C)`` of the shares
+(5) ``max log t + log u`` over shares of sum one, ``t <= lambda_2``, ``u <= C_e``: the best shares
+(6) ``error <= max_e (a_e / lambda_2 + c_e / min C) / 2 - 1``, see `certified_excess`
+
+It departs from the paper in (4) to (6): there a semidefinite program bounds both factors by one number.
+"""
 
 from functools import partial
 from typing import Any, ClassVar, NamedTuple
@@ -50,6 +62,7 @@ def laplacian(edges: Int[ArrayLike, "E 2"], rates: Float[Array, " E"], n: int) -
     """Return ``sum_e rate_e (e_i - e_j) (e_i - e_j)'`` of edges e = (i, j)."""
     i, j = jnp.asarray(edges).T
     zero = jnp.zeros((n, n), rates.dtype)
+    # (1)
     return zero.at[i, i].add(rates).at[j, j].add(rates).at[i, j].add(-rates).at[j, i].add(-rates)
 
 
@@ -65,7 +78,7 @@ def chi1(edges: Int[ArrayLike, "E 2"], rates: Float[ArrayLike, " E"], n: int) ->
         Number of nodes; static.
     """
     edges, rates = as_graph("chi1", edges, rates, n)
-    return 1 / extremes(frame_of(edges, n, rates.dtype), rates)[0]
+    return 1 / extremes(frame_of(edges, n, rates.dtype), rates)[0]  # (2)
 
 
 def chi2(edges: Int[ArrayLike, "E 2"], rates: Float[ArrayLike, " E"], n: int) -> Float[Array, ""]:
@@ -80,7 +93,7 @@ def chi2(edges: Int[ArrayLike, "E 2"], rates: Float[ArrayLike, " E"], n: int) ->
         Number of nodes; static.
     """
     edges, rates = as_graph("chi2", edges, rates, n)
-    return 1 / (2 * extremes(frame_of(edges, n, rates.dtype), rates)[1])
+    return 1 / (2 * extremes(frame_of(edges, n, rates.dtype), rates)[1])  # (3)
 
 
 class Interior(NamedTuple):
@@ -110,6 +123,7 @@ class Frame(NamedTuple):
 
     def conductance(self, share: Array) -> Float[Array, " E"]:
         """Return ``1 / (q_e' L^-1 q_e)``, concave in the shares."""
+        # (3)
         return 1 / jnp.sum(self.q * jax.scipy.linalg.solve(self.system(share), self.q.T, assume_a="pos").T, axis=1)
 
 
@@ -129,7 +143,7 @@ def barrier(frame: Frame, weight: Array, point: Interior) -> Array:
     gap = frame.system(point.share) - point.t * jnp.eye(frame.q.shape[1], dtype=point.t.dtype)
     inside = 2 * jnp.sum(jnp.log(jnp.diagonal(jnp.linalg.cholesky(gap))))
     inside += jnp.sum(jnp.log(frame.conductance(point.share) - point.u)) + jnp.sum(jnp.log(point.share))
-    return -weight * (jnp.log(point.t) + jnp.log(point.u) - 2 * jnp.sum(point.share)) - inside
+    return -weight * (jnp.log(point.t) + jnp.log(point.u) - 2 * jnp.sum(point.share)) - inside  # (5)
 
 
 def curvature(frame: Frame, weight: Array, point: Interior) -> tuple[Array, Array]:
@@ -178,7 +192,7 @@ def certified_excess(frame: Frame, point: Interior) -> Array:
     a = jnp.sum(matmul(frame.q, X / jnp.trace(X)) * frame.q, axis=1)
     drops = matmul(frame.q, jax.scipy.linalg.solve(L, frame.q.T, assume_a="pos")) * C[None, :]
     c = matmul(drops**2, w / jnp.sum(w))
-    return jnp.maximum(jnp.max(a / slowest + c / jnp.min(C)) / 2 - 1, 0)
+    return jnp.maximum(jnp.max(a / slowest + c / jnp.min(C)) / 2 - 1, 0)  # (6)
 
 
 def gossip_rates(
@@ -288,7 +302,7 @@ def _rates(edges: Array, n: int, limits: Limits) -> RatesSolution:
         stall=30,
     )
     slow, worst = extremes(frame, run.value)
-    total = 1 / jnp.sqrt(slow * worst)  # chi1 chi2 = 1 / (2 slow worst total^2) = 1/2
+    total = 1 / jnp.sqrt(slow * worst)  # (4): chi1 chi2 = 1 / (2 slow worst total^2) = 1/2
     total = jnp.where(connected, total, jnp.nan)
     return RatesSolution(
         total * run.value, run.status, run.num_steps, jnp.where(connected, run.error, jnp.inf), limits.tol, run.history,

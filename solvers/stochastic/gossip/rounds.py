@@ -1,4 +1,16 @@
-"""Decentralised minimisation in lockstep: every node takes a gradient, then all gossip for some rounds."""
+"""Decentralised minimisation in lockstep: every node takes a gradient, then all gossip for some rounds.
+
+By Ye, Luo, Zhou, Zhang (JMLR 24, 2023), numbered as in the comments; g has the gradients of all nodes:
+
+(1) ``x <- mix(y + x - y_before - (g(y) - g(y_before)) / L)``
+(2) ``y = x + m (x - x_before)``, ``m = (1 - sqrt(mu / L)) / (1 + sqrt(mu / L))``
+(3) ``x_(k+1) = (1 + omega) W x_k - omega x_(k-1)``: a round of `mix`
+(4) ``omega = (1 - r) / (1 + r)``, ``r = sqrt(1 - (1 - gap)^2)``
+(5) ``W = I - Laplacian / lambda_max``, ``gap = lambda_2 / lambda_max``
+
+It departs from the paper in the number of rounds, ``2 / sqrt(gap)``: its analysis asks for a logarithm of the condition
+number more.
+"""
 
 from functools import partial
 from typing import Any, NamedTuple
@@ -120,29 +132,30 @@ def _mudag(gradient: Gradient, x0: Array, data: Any, rounds: Array | None, limit
     problem = pose(gradient, args, mu, smoothness, x0)
     L = laplacian(edges, jnp.ones(edges.shape[0], dtype), n)
     values = jnp.linalg.eigvalsh(L)
-    gap = values[1] / values[-1]
+    gap = values[1] / values[-1]  # (5)
     connected = gap > 10 * n * eps(dtype)
-    mixing = jnp.eye(n, dtype=dtype) - L / values[-1]
+    mixing = jnp.eye(n, dtype=dtype) - L / values[-1]  # (5)
     if rounds is None:
         rounds = jnp.ceil(2 / jnp.sqrt(jnp.maximum(gap, 1e-8))).astype(jnp.int32)
     root = jnp.sqrt(1 - (1 - gap) ** 2)
-    omega = (1 - root) / (1 + root)
+    omega = (1 - root) / (1 + root)  # (4)
+    # (2)
     momentum = (1 - jnp.sqrt(mu / smoothness)) / (1 + jnp.sqrt(mu / smoothness))
     each = jax.vmap(gradient)
 
     def mix(x):
         def once(_, pair):
             now, before = pair
-            return (1 + omega) * matmul(mixing, now) - omega * before, now
+            return (1 + omega) * matmul(mixing, now) - omega * before, now  # (3)
 
         return lax.fori_loop(0, rounds, once, (x, x))[0]
 
     def step(s: State) -> State:
         down = s.y - each(s.y, args) / smoothness
-        x = mix(down + s.owed)
+        x = mix(down + s.owed)  # (1)
         center = jnp.mean(x, axis=0)
         slope = problem.mean_gradient(center)
-        y = x + momentum * (x - s.x)
+        y = x + momentum * (x - s.x)  # (2)
         return State(x, y, x - down, center, slope, bend(s.center, s.slope, center, slope), s.steps + 1)
 
     x = jnp.broadcast_to(x0[None], (n, x0.shape[0]))

@@ -1,4 +1,14 @@
-"""Learners of many step sizes, weighted: small regret against a target that moves."""
+"""Learners of many step sizes, weighted: small regret against a target that moves.
+
+After Zhao, Zhang, Zhang, Zhou (Sword++, JMLR 25, 2024), whose constants were not at hand, numbered as in the comments;
+learner i answers x_i with step eta_i, h is the last gradient, g this round's, L the smoothness, D the diameter:
+
+(1) ``eta_i = 2^i min(D / (G sqrt(4 T)), 1 / (8 L))``, at most ``1 / (2 L)``
+(2) ``expected_i = losses_i + <h, x_i> + L |x_i - x_i before|^2``
+(3) ``p_i proportional to exp(-rate expected_i)``, ``rate = sqrt((log N + 1) / (D^2 (1 + variation)))``
+(4) ``x = sum_i p_i x_i``
+(5) ``losses_i <- losses_i + <g, x_i> + L |x_i - x_i before|^2``, ``variation <- variation + |g - h|^2``
+"""
 
 import math
 
@@ -71,7 +81,7 @@ class DynamicEnsemble(OnlineMethod):
         )
         count = 2 + math.ceil(math.log2(math.sqrt(1 + 4 * rounds)))
         least = jnp.minimum(D / (G * jnp.sqrt(jnp.asarray(4.0 * rounds, D.dtype))), 1 / (8 * L))
-        steps = jnp.minimum(least * 2.0 ** jnp.arange(count, dtype=D.dtype), 1 / (2 * L))
+        steps = jnp.minimum(least * 2.0 ** jnp.arange(count, dtype=D.dtype), 1 / (2 * L))  # (1)
         return cls(steps, L2Ball(D / 2) if domain is None else domain, D, L)
 
     def _learners(self):
@@ -92,22 +102,22 @@ class DynamicEnsemble(OnlineMethod):
         """Return how much each learner counts this round."""
         answers = self._answers(state)
         moved = self.smoothness.astype(answers.dtype) * jnp.sum((answers - state.answers) ** 2, axis=1)
-        expected = state.losses + matmul(answers, state.hint) + moved
+        expected = state.losses + matmul(answers, state.hint) + moved  # (2)
         D = self.diameter.astype(answers.dtype)
         many = jnp.log(jnp.asarray(float(self.steps.shape[0]), answers.dtype)) + 1
         rate = jnp.sqrt(many / (D**2 * (1 + state.variation)))
-        return jax.nn.softmax(-rate * (expected - jnp.min(expected)))
+        return jax.nn.softmax(-rate * (expected - jnp.min(expected)))  # (3)
 
     def predict(self, state):
         """Return the weighted answer."""
-        return matmul(self.weights(state), self._answers(state))
+        return matmul(self.weights(state), self._answers(state))  # (4)
 
     def update(self, state, gradient):
         """Return the state that has seen the gradient at the weighted answer."""
         answers = self._answers(state)
         moved = self.smoothness.astype(answers.dtype) * jnp.sum((answers - state.answers) ** 2, axis=1)
-        losses = state.losses + matmul(answers, gradient) + moved
-        change = gradient - state.hint
+        losses = state.losses + matmul(answers, gradient) + moved  # (5)
+        change = gradient - state.hint  # (5)
         learners = jax.vmap(lambda m, s: m.update(s, gradient))(self._learners(), state.learners)
         return EnsembleState(
             learners, losses - jnp.min(losses), answers, gradient, state.variation + inner(change, change)

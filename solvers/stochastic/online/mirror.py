@@ -74,26 +74,26 @@ class OptimisticMirrorDescent(OnlineMethod):
 
     def predict(self, state):
         """Return ``argmin step <hint, x> + D(x, anchor)``."""
-        return self._move(state, state.hint, state.metric)
+        return self._move(state, state.hint, state.metric)  # (1)
 
     def update(self, state, gradient):
         """Return the state with ``anchor <- argmin step <g, x> + D(x, anchor)``."""
         change = gradient - state.hint
         metric = state.metric
         if metric is not None:
-            metric = metric + self.rate.astype(metric.dtype) / 2 * gradient[:, None] * gradient[None, :]
-        anchor = self._move(state, gradient, state.metric)
+            metric = metric + self.rate.astype(metric.dtype) / 2 * gradient[:, None] * gradient[None, :]  # (5)
+        anchor = self._move(state, gradient, state.metric)  # (2)
         return OnlineState(anchor, gradient, state.variation + inner(change, change), metric, state.rounds + 1)
 
     def _move(self, state, gradient, metric):
         x = state.anchor
         if self.mirror == "newton":
-            return _project_in(metric, x - jax.scipy.linalg.solve(metric, gradient, assume_a="pos"), self.domain)
+            return _project_in(metric, x - jax.scipy.linalg.solve(metric, gradient, assume_a="pos"), self.domain)  # (8)
         step = self.step(state).astype(x.dtype)
         if self.mirror == "euclidean":
-            return self.domain(x - step * gradient, jnp.ones((), x.dtype))
+            return self.domain(x - step * gradient, jnp.ones((), x.dtype))  # (6)
         logits = jnp.log(jnp.maximum(x, jnp.finfo(x.dtype).tiny)) - step * gradient
-        return jax.nn.softmax(logits)
+        return jax.nn.softmax(logits)  # (7)
 
 
 MIRRORS = ("euclidean", "entropy", "newton")
@@ -110,7 +110,7 @@ class Convex(eqx.Module):
     def __call__(self, state):
         """Return the step of this round."""
         D, G, L = (x.astype(state.anchor.dtype) for x in (self.diameter, self.bound, self.smoothness))
-        return D / jnp.sqrt(10 * (D * L) ** 2 + 4 * G**2 + state.variation)
+        return D / jnp.sqrt(10 * (D * L) ** 2 + 4 * G**2 + state.variation)  # (3)
 
 
 class StronglyConvex(eqx.Module):
@@ -120,7 +120,7 @@ class StronglyConvex(eqx.Module):
 
     def __call__(self, state):
         """Return the step of this round."""
-        return 2 / (self.curvature.astype(state.anchor.dtype) * (state.rounds + 1).astype(state.anchor.dtype))
+        return 2 / (self.curvature.astype(state.anchor.dtype) * (state.rounds + 1).astype(state.anchor.dtype))  # (4)
 
 
 def optimistic_mirror_descent(
@@ -135,9 +135,11 @@ def optimistic_mirror_descent(
 ) -> OptimisticMirrorDescent:
     """Return an online method whose regret adapts to how much the rounds' losses vary.
 
-    ``x_t = argmin step <g_{t-1}, x> + D(x, anchor)``, then ``anchor <- argmin step <g_t, x> + D(x, anchor)``. Over T
-    rounds with losses of mean F_t and deviation sigma, convex: regret ``O(sqrt(sigma^2 T) + sqrt(total change of F))``:
-    constant where nothing varies, ``sqrt(T)`` at worst.
+    (1) ``x_t = argmin step_t <g_(t-1), x> + D(x, anchor_t)``
+    (2) ``anchor_(t+1) = argmin step_t <g_t, x> + D(x, anchor_t)``
+
+    Over T rounds with losses of mean F_t and deviation sigma, convex: regret
+    ``O(sqrt(sigma^2 T) + sqrt(total change of F))``: constant where nothing varies, ``sqrt(T)`` at worst.
 
     Parameters
     ----------
@@ -166,9 +168,20 @@ def optimistic_mirror_descent(
 
     Notes
     -----
-    Steps: ``D / sqrt(10 D^2 L^2 + 4 G^2 + sum |g_s - g_{s-1}|^2)``, ``2 / (curvature t)``, and one with ``H_1 = (1 +
-    rate G^2 / 2) I, rate = min(1 / (4 G D), curvature) / 2``. They were read in a summary, not in the paper. A round
-    costs O(d), for Newton O(d^3).
+    Steps, with G the bound, L the smoothness and D the diameter:
+
+    (3) ``step_t = D / sqrt(10 D^2 L^2 + 4 G^2 + sum_(s < t) |g_s - g_(s-1)|^2)``: convex
+    (4) ``step_t = 2 / (curvature t)``: strongly convex
+    (5) ``H_1 = (1 + rate G^2 / 2) I``, ``H_(t+1) = H_t + rate / 2 g_t g_t'``,
+        ``rate = min(1 / (4 G D), curvature) / 2``
+
+    They were read in a summary, not in the paper. Of (1) and (2) in closed form, P being the projection:
+
+    (6) ``P(anchor - step g)``: euclidean
+    (7) ``x proportional to anchor exp(-step g)``: entropy
+    (8) ``P_H(anchor - H^-1 g)``, ``P_H(x) = (H + nu)^-1 H x`` with nu as long as needed: newton
+
+    A round costs O(d), for Newton O(d^3).
 
     References
     ----------
@@ -203,7 +216,7 @@ def optimistic_mirror_descent(
         )
     )  # fmt: skip
     domain = L2Ball(D / 2) if domain is None else domain
-    rate = jnp.minimum(1 / (4 * G * D), c) / 2
+    rate = jnp.minimum(1 / (4 * G * D), c) / 2  # (5)
     step = StronglyConvex(c) if loss == "strongly_convex" else Convex(D, G, L)
     return OptimisticMirrorDescent(mirror, domain, step, rate, 1 + rate * G**2 / 2)
 
@@ -228,7 +241,7 @@ def _project_in(metric: Array, x: Array, domain: ProximalFunction) -> Array:
     zero = jnp.zeros((), x.dtype)
     top = jnp.sqrt(jnp.sum(weights**2)) / radius
     _, nu = jax.lax.fori_loop(0, 60 if eps(x.dtype) < 1e-10 else 30, halve, (zero, top))
-    shortened = matmul(vectors, weights / (values + nu))
+    shortened = matmul(vectors, weights / (values + nu))  # (8)
     return jnp.where(jnp.sum(x * x) > radius**2, shortened, x)
 
 
@@ -347,7 +360,7 @@ def optimistic_descent(
 
         def length(variation):
             D, G, L = (jnp.asarray(x).astype(variation.dtype) for x in (diameter, bound, smoothness))
-            return D / jnp.sqrt(10 * (D * L) ** 2 + 4 * G**2 + variation)
+            return D / jnp.sqrt(10 * (D * L) ** 2 + 4 * G**2 + variation)  # (3)
 
         def move(x, g, step):
             return jax.tree.map(
@@ -357,8 +370,8 @@ def optimistic_descent(
         squares = [jnp.sum((g - h) ** 2).astype(state.variation.dtype)
                    for g, h in zip(jax.tree.leaves(updates), jax.tree.leaves(state.hint), strict=True)]  # fmt: skip
         variation = state.variation + sum(squares)
-        anchor = move(state.anchor, updates, length(state.variation))
-        following = move(anchor, updates, length(variation))
+        anchor = move(state.anchor, updates, length(state.variation))  # (2)
+        following = move(anchor, updates, length(variation))  # (1)
         return jax.tree.map(jnp.subtract, following, params), OptimisticState(anchor, updates, variation)
 
     return optax.GradientTransformation(init, update)

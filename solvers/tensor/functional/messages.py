@@ -1,4 +1,16 @@
-"""What the entries of a functional tensor say of a factor, of the core and of the noise, given the others."""
+"""What the entries of a functional tensor say of a factor, of the core and of the noise, given the others.
+
+Of Fang and others (ICLR 2024) and of Wang, Zhe (*Conditional expectation propagation*, UAI 2019), numbered as in the
+comments; u_k are the factors in an entry, W the core, tau the noise's expected inverse variance, and all expectations
+are over the other beliefs:
+
+(1) ``a_k = W x_(j != k) u_j``, so that ``y = a_k' u_k + noise``; for CP the product of the other factors, entry by
+    entry
+(2) ``E a_k = E[W] x_(j != k) E[u_j]``, ``E a_k a_k' = E[W (x) W] x_(j != k) E[u_j u_j']``
+(3) ``sum E[phi phi']``, ``sum y E[phi]`` with ``phi = u_1 (x) ... (x) u_K``, so that ``y = w' phi + noise``
+(4) ``(I / v + tau sum E[phi phi']) w = tau sum y E[phi]``
+(5) ``E f = E[a_1]' E[u_1]``, ``E f^2 = Tr(E[a_1 a_1'] E[u_1 u_1'])``
+"""
 
 from typing import NamedTuple
 
@@ -98,15 +110,18 @@ def to_mode(k, entries: Entries, core: Core | None, full: Array | None) -> tuple
     K, N, R = entries.mean.shape
     if core is None:
         own = (jnp.arange(K, dtype=k.dtype) == k)[:, None, None]
+        # (1), (2)
         a = jnp.prod(jnp.where(own, 1, entries.mean), axis=0)
         return a, jnp.prod(jnp.where(own[..., None], 1, entries.second), axis=0)
     turn = (k + 1 + jnp.arange(K - 1, dtype=k.dtype)) % K
-    a = contract(core.mean, entries.mean[turn], room(N, K, R, R ** (K - 1)))
+    a = contract(core.mean, entries.mean[turn], room(N, K, R, R ** (K - 1)))  # (2)
     second = entries.second[turn]
     if full is not None:
         rows = second.reshape(K - 1, N, R * R)
+        # (2)
         return a, contract(full, rows, room(N, K, R, R ** (2 * K - 2))).reshape(N, R, R)
     moved = along_modes(core.mean, second, first=1).reshape(N, R, -1)
+    # (2): without the covariance of the core
     return a, matmul(moved, jnp.broadcast_to(core.mean.reshape(R, -1).T, (N, moved.shape[2], R)))
 
 
@@ -125,8 +140,10 @@ def along_modes(core: Array, second: Float[Array, "J N R R"], first: int) -> Arr
 def fitted(entries: Entries, core: Core | None, full: Array | None) -> tuple[Array, Array]:
     """Return mean and second moment of the tensor's values in the entries."""
     if core is None:
+        # (5)
         return jnp.sum(jnp.prod(entries.mean, 0), -1), jnp.sum(jnp.prod(entries.second, 0), (-2, -1))
     a, aa = to_mode(jnp.zeros((), jnp.int32), entries, core, full)
+    # (5)
     return jnp.sum(a * entries.mean[0], -1), jnp.sum(aa * entries.second[0], (-2, -1))
 
 
@@ -134,8 +151,9 @@ def core_terms(entries: Entries, y: Array, weight: Array) -> tuple[Array, Array]
     """Return ``sum E[phi phi']`` as a matrix and ``sum y E[phi]``, phi being what multiplies the core in an entry."""
     K, N, R = entries.mean.shape
     rows = entries.second.reshape(K, N, R * R)
+    # (3)
     precision = unpaired(accumulate(rows, weight, room(N, K, R, R ** max(2 * K - 2, 1))), K, R)
-    shift = accumulate(entries.mean, weight * y, room(N, K, R, R ** max(K - 1, 1)))
+    shift = accumulate(entries.mean, weight * y, room(N, K, R, R ** max(K - 1, 1)))  # (3)
     return precision, shift.reshape(-1)
 
 
@@ -149,6 +167,7 @@ def core_by_cg(entries: Entries, y: Array, weight: Array, scale: tuple[Array, Ar
 
     def matvec(w):
         moved = along_modes(w, entries.second, first=0)
+        # (4)
         return w / variance + tau * jnp.tensordot(weight, moved, axes=1, precision=lax.Precision.HIGHEST)
 
     right = tau * accumulate(entries.mean, weight * y, room(N, K, R, R ** max(K - 1, 1)))

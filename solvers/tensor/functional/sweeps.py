@@ -1,4 +1,18 @@
-"""One sweep of conditional expectation propagation over the factors, the core and the noise."""
+"""One sweep of conditional expectation propagation over the factors, the core and the noise.
+
+Of Fang and others (ICLR 2024), numbered as in the comments; `messages` has the moments of a and phi. Entries are
+indexed by n, nodes of mode k by t, tau is E of the noise's inverse variance, and observed entries only are summed:
+
+(1) ``precision_t = tau sum_(n at t) E[a_n a_n']``, ``shift_t = tau sum_(n at t) y_n E[a_n]``: messages to a factor
+(2) ``natural <- rho natural_old + (1 - rho) natural_new``: damped messages
+(3) ``q(u_k) ~ GP prior x prod_t exp(-u_t' precision_t u_t / 2 + shift_t' u_t)``, its marginals by a Kalman smoother
+(4) ``q(w) = N(cov (tau sum y E[phi] + shift_0), cov)``, ``cov = (tau sum E[phi phi'] + precision_0)^-1``: the core
+(5) ``tau ~ Gamma(shape_0 + N / 2, rate_0 + sum (y_n - E f_n)^2 / 2 + sum Var f_n / 2)``, ``E tau = shape / rate``
+
+It departs from the authors' code in (1), where the core's variance belongs to ``E[a a']``; in (3), where the process is
+the only prior of a factor, without a unit normal at each node besides; and in (2), where rho is zero unless asked for.
+With `published` the first two are as there.
+"""
 
 from typing import Any, NamedTuple
 
@@ -95,7 +109,7 @@ def messages(model: Model, index, a, aa, precision: Array, nodes: int) -> Sites:
     """Return what all entries say of one mode's factor at its nodes."""
     weight = precision * model.weight
     gather = lambda x: jax.ops.segment_sum(x, index, num_segments=nodes)  # noqa: E731
-    return Sites(gather(weight[:, None, None] * aa), gather((weight * model.y)[:, None] * a))
+    return Sites(gather(weight[:, None, None] * aa), gather((weight * model.y)[:, None] * a))  # (1)
 
 
 def whole(model: Model, said: Sites, index, before: Sites | None, published: bool) -> Sites:
@@ -122,7 +136,8 @@ def sweep(model: Model, method: Method, last: Swept, damping: tuple[Array, Array
         k, chain, index, old, before = given
         a, aa = to_mode(k, entries, core, full)
         fit = jnp.sum(a * entries.mean[k], -1), jnp.sum(aa * entries.second[k], (-2, -1))
-        said = damped(old, messages(model, index, a, aa, precision, T), damping[0])
+        said = damped(old, messages(model, index, a, aa, precision, T), damping[0])  # (1), (2)
+        # (3)
         new, kept = marginals(chain, whole(model, said, index, before, method.published), method.block)
         mean, cov = new.mean[index], new.cov[index]
         entries = type(entries)(
@@ -146,7 +161,7 @@ def sweep(model: Model, method: Method, last: Swept, damping: tuple[Array, Array
 
 def damped(old, new, amount: Array):
     """Return natural parameters between the old ones and the new."""
-    return jax.tree.map(lambda x, y: amount * x + (1 - amount) * y, old, new)
+    return jax.tree.map(lambda x, y: amount * x + (1 - amount) * y, old, new)  # (2)
 
 
 def core_step(model: Model, method: Method, entries, core: Core, precision: Array, old) -> tuple[Core, Any]:
@@ -157,11 +172,12 @@ def core_step(model: Model, method: Method, entries, core: Core, precision: Arra
         mean = core_by_cg(entries, model.y, model.weight, (precision, model.core))
         return Core(amount * core.mean + (1 - amount) * mean, None), natural
     P, h = core_terms(entries, model.y, model.weight)
-    natural = damped(natural, CorePrior(precision * P, precision * h), amount)
+    natural = damped(natural, CorePrior(precision * P, precision * h), amount)  # (2), (4)
     both = natural.precision + model.core.precision
     eye = jnp.eye(both.shape[0], dtype=both.dtype)
     root = jax.scipy.linalg.solve_triangular(jnp.linalg.cholesky(both), eye, lower=True)
     cov = jnp.matmul(root.T, root, precision=jax.lax.Precision.HIGHEST)
+    # (4)
     mean = jnp.matmul(cov, natural.shift + model.core.shift, precision=jax.lax.Precision.HIGHEST)
     return Core(mean.reshape(shape), cov), natural
 
@@ -171,6 +187,7 @@ def noise_step(model: Model, fit: tuple[Array, Array], precision: Array, amount:
     if len(model.noise) == 1:
         return 1 / model.noise[0]
     shape, rate = gamma_of(model, fit)
+    # (5), (2): in the inverse of tau
     return shape / (amount * shape / precision + (1 - amount) * rate)
 
 
@@ -179,7 +196,7 @@ def gamma_of(model: Model, fit: tuple[Array, Array]) -> tuple[Array, Array]:
     mean, second = fit
     squares = (model.y - mean) ** 2 + jnp.maximum(second - mean**2, 0)
     shape, rate = model.noise
-    return shape + jnp.sum(model.weight) / 2, rate + jnp.sum(model.weight * squares) / 2
+    return shape + jnp.sum(model.weight) / 2, rate + jnp.sum(model.weight * squares) / 2  # (5)
 
 
 def all_sites(model: Model, method: Method, beliefs: Beliefs) -> Sites:

@@ -15,8 +15,7 @@ from ..costs.cost import Cost
 from ..costs.pointcloud import stored_if_small
 from ..problem import Problem, check, check_potentials, default_tol, prepare
 from ..solution import TransportSolution
-from .derivatives import finish
-from .gibbs_kernel import (
+from ..systems.gibbs_kernel import (
     Kernel,
     absorb,
     empty,
@@ -25,6 +24,7 @@ from .gibbs_kernel import (
     row_error,
     sweep,
 )
+from .derivatives import finish
 
 SWEEPS = 200
 """Sweeps without a smaller error before the solve counts as stagnated."""
@@ -39,11 +39,11 @@ class State(eqx.Module):
 
 def sinkhorn_step(problem: Problem, state: State, tol) -> State:
     """One sweep by products with the kernel; the kernel is formed anew when scalings leave its range or at the end."""
-    kernel = sweep(problem, state.kernel)
+    kernel = sweep(problem, state.kernel)  # (1)
     error = row_error(problem, kernel)
 
     def renew(state: State) -> State:
-        kernel = absorb(problem, state.kernel, *state.kernel.potentials, problem.epsilon)
+        kernel = absorb(problem, state.kernel, *state.kernel.potentials, problem.epsilon)  # (2)
         return State(kernel, row_error(problem, kernel))
 
     return when((error <= tol) | needs_absorbing(kernel), renew, State(kernel, error))
@@ -112,6 +112,11 @@ def sinkhorn(
     reported by status, without a step. Memory: two arrays of the cost's shape. The plan is kept as
     ``diag(alpha) exp((f + g - C) / epsilon) diag(beta)`` with alpha and beta absorbed into f and g whenever they leave
     the range in which underflow is harmless [2]_, so it is the log-domain iteration at the price of the plain one.
+
+    A sweep, with ``K = exp((f + g - C) / epsilon)``:
+
+    (1) ``alpha <- a / (K beta)``, then ``beta <- b / (K' alpha)`` [1]_
+    (2) ``f <- f + epsilon log alpha,  g <- g + epsilon log beta``, alpha and beta back to one: absorption [2]_
 
     Potentials, plan and costs are differentiable to second order with respect to `cost`, `a`, `b` and `epsilon`, by
     the implicit function theorem at the solution; the derivative's error is the solution's times the condition.

@@ -1,4 +1,16 @@
-"""One outer step of the safeguarded Newton method on the semi-dual, and the annealing it takes part in."""
+"""One outer step of the safeguarded Newton method on the semi-dual, and the annealing it takes part in.
+
+With d the direction of `newton_systems` and h what `epsilon` was at the end of the stage before, a step is
+
+(1) ``(S + lam D_r) d = a - r``
+(2) ``alpha <- alpha exp(t d),  beta <- b / (K' alpha)``
+(3) ``<a, log(alpha_t / alpha)> + <b, log(beta_t / beta)> >= 1e-4 t <a - r, d>``, the gain of the dual over epsilon
+(4) ``alpha <- alpha a / r,  beta <- b / (K' alpha)``, a sweep of Sinkhorn
+(5) ``epsilon <- max(epsilon / 4, target)``, ``f <- f + (f - f_h) (new epsilon - epsilon) / (epsilon - h)``, g likewise
+
+Equations 1 and 2 are stage 2 of algorithm 1 of Tang et al. (ICLR 2024), which leaves the search for t open. The sweep
+after each step and the annealing are not in the paper.
+"""
 
 from typing import Any, NamedTuple
 
@@ -11,9 +23,9 @@ from ...core.loop import Limits, Run, iterate, when
 from ...core.precision import eps as machine_eps
 from ...core.typing import Array, Bool, Float, Int, Scalar
 from ..problem import Problem
-from .gibbs_kernel import Kernel, absorb, needs_absorbing, rescale, row_error, sweep
-from .newton_systems import System
-from .system_choice import Backend
+from ..systems.gibbs_kernel import Kernel, absorb, needs_absorbing, rescale, row_error, sweep
+from ..systems.newton_systems import System
+from ..systems.system_choice import Backend
 
 DECAY = 0.25
 """Each stage divides epsilon by four ..."""
@@ -50,6 +62,8 @@ class State(eqx.Module):
         Whether conjugate gradients have had trouble at this epsilon.
     cg_steps : Int[Array, ""]
         Conjugate-gradient steps so far.
+    modes : SlowModes or None
+        What the backend keeps from step to step.
     """
 
     kernel: Kernel
@@ -60,6 +74,7 @@ class State(eqx.Module):
     prepared: Any
     hard: Bool[Array, ""]
     cg_steps: Int[Array, ""]
+    modes: Any = None
 
 
 class Trial(NamedTuple):
@@ -80,7 +95,9 @@ def search(problem: Problem, kernel: Kernel, d) -> Kernel:
     error = row_error(problem, kernel)
 
     def tried(t):
+        # (2)
         trial = rescale(problem, kernel, kernel.alpha * jnp.exp(t * d))
+        # (3)
         gain = jnp.sum(a * jnp.log(trial.alpha / kernel.alpha)) + jnp.sum(b * jnp.log(trial.beta / kernel.beta))
         after = row_error(problem, trial)
         good = jnp.where(error**2 > machine_eps(d.dtype), gain >= 1e-4 * t * slope, after < error)
@@ -101,11 +118,13 @@ def newton_step(problem: Problem, state: State, tol, max_steps, hessian: Backend
     Stage 2 of algorithm 1 of Tang et al. (2024), on the semi-dual of the rows, followed by a sweep of its stage 1.
     """
     system = System.at(problem, state.kernel, state.error, tol, DAMPING)
-    direction = hessian.direction(state.prepared, problem, state.kernel, system, state.hard)
-    kernel = sweep(problem, search(problem, state.kernel, direction.d))
+    # (1)
+    kept = () if state.modes is None else (state.modes,)
+    direction = hessian.direction(state.prepared, problem, state.kernel, system, state.hard, *kept)
+    kernel = sweep(problem, search(problem, state.kernel, direction.d))  # (2), (3), (4)
     moved = State(
         kernel, row_error(problem, kernel), state.steps + 1, state.stage_steps + 1,
-        state.before, state.prepared, direction.hard, state.cg_steps + direction.cg_steps,
+        state.before, state.prepared, direction.hard, state.cg_steps + direction.cg_steps, direction.modes,
     )  # fmt: skip
     return settle(problem, moved, tol, max_steps, hessian)
 
@@ -118,14 +137,14 @@ def settle(problem: Problem, state: State, tol, max_steps, hessian: Backend) -> 
     advance = (epsilon > problem.epsilon) & done
 
     def renew(state: State) -> State:
-        lower = jnp.where(advance, jnp.maximum(jnp.where(last, 0, epsilon * DECAY), problem.epsilon), epsilon)
+        lower = jnp.where(advance, jnp.maximum(jnp.where(last, 0, epsilon * DECAY), problem.epsilon), epsilon)  # (5)
         (f, g), passed = extrapolate(state, lower)
         before = jax.tree.map(lambda new, old: jnp.where(advance, new, old), passed, state.before)
         stage_steps = jnp.where(advance, 0, state.stage_steps)
         kernel = absorb(problem, state.kernel, f, g, lower)
         hard = state.hard & ~advance
         counts = Counts(state.steps, stage_steps, state.cg_steps)
-        return state_at(problem, kernel, hessian, before, counts, hard)
+        return state_at(problem, kernel, hessian, before, counts, hard, state.modes)
 
     return when(advance | (state.error <= tol) | needs_absorbing(state.kernel), renew, state)
 
@@ -138,7 +157,7 @@ def extrapolate(state: State, lower):
     potentials, epsilon = state.kernel.potentials, state.kernel.epsilon
     known = state.before[2] > 1.01 * epsilon
     ratio = jnp.where(known, (lower - epsilon) / jnp.where(known, epsilon - state.before[2], 1), 0)
-    ahead = tuple(p + ratio * (p - q) for p, q in zip(potentials, state.before[:2], strict=True))
+    ahead = tuple(p + ratio * (p - q) for p, q in zip(potentials, state.before[:2], strict=True))  # (5)
     return ahead, (*potentials, epsilon)
 
 
@@ -150,13 +169,16 @@ class Counts(NamedTuple):
     cg_steps: Scalar = 0
 
 
-def state_at(problem, kernel, hessian, before=None, counts: Counts = Counts(), hard: Any = False) -> State:  # noqa: B008
+def state_at(problem, kernel, hessian, before=None, counts: Counts | None = None, hard=False, modes=None) -> State:
     """Return the state at a kernel that has just been formed."""
+    if modes is None and hasattr(hessian, "modes"):
+        modes = hessian.modes(problem)
     if before is None:
         before = (kernel.f, kernel.g, jnp.zeros_like(kernel.epsilon))
-    steps, stage_steps, cg_steps = (jnp.asarray(x, jnp.int32) for x in counts)
+    steps, stage_steps, cg_steps = (jnp.asarray(x, jnp.int32) for x in counts or Counts())
     prepared = hessian.prepare(problem, kernel)
-    return State(kernel, row_error(problem, kernel), steps, stage_steps, before, prepared, jnp.asarray(hard), cg_steps)
+    error = row_error(problem, kernel)
+    return State(kernel, error, steps, stage_steps, before, prepared, jnp.asarray(hard), cg_steps, modes)
 
 
 def ascend(problem: Problem, state: State, hessian: Backend, limits: Limits, *, after: Run | None = None) -> Run:

@@ -134,8 +134,15 @@ def barycenter(
 
     Notes
     -----
-    Sweeps of iterative Bregman projections [1]_ in the log domain, debiased as in [2]_, algorithm 1:
-    ``b = d prod_k (K' u_k)^shares_k``, ``d <- sqrt(d b / (K_bb d))``. The error falls by a constant factor a sweep that
+    Sweeps of iterative Bregman projections [1]_ in the log domain, debiased as in [2]_, algorithm 1, with
+    ``K = exp(-C / epsilon), u_k = exp(f_k / epsilon), v_k = exp(g_k / epsilon)``; d is one if not `debiased`:
+
+    (1) ``u_k = a_k / (K v_k)``
+    (2) ``b = d prod_k (K' u_k)^shares_k``
+    (3) ``v_k = b / (K' u_k)``
+    (4) ``d <- sqrt(d b / (K_bb d))``
+
+    The error falls by a constant factor a sweep that
     tends to one with epsilon. A debiased barycenter may have no mass at some points, as at the edge of a support that
     cuts it off; the error then falls like one over the sweeps in the end, hence the looser default of `tol`. Stops when
     ``error <= tol``; `Status.STAGNATED` after 200 sweeps without a smaller one.
@@ -205,16 +212,16 @@ def sweep(g: Array, own: Array, data: Data) -> Swept:
         sums = cost.logsumexp(g, columns, epsilon, zero)
         return jnp.where(rows, epsilon * (jnp.log(jnp.where(rows, a, 1)) - sums), 0)
 
-    f = jax.vmap(to_measure)(g, a, rows)
+    f = jax.vmap(to_measure)(g, a, rows)  # (1)
     back = epsilon * jax.vmap(lambda f, rows: cost.column_logsumexp(f, rows, epsilon, zero))(f, rows)
-    log_b = (own + matmul(share, back)) / epsilon
-    new = epsilon * log_b[None, :] - back
+    log_b = (own + matmul(share, back)) / epsilon  # (2)
+    new = epsilon * log_b[None, :] - back  # (3)
     if within is None:
         return Swept(f, new, own, log_b, zero)
     half = epsilon * within.logsumexp(own, columns, epsilon, zero)
     sums = jnp.exp(jnp.minimum((own + half) / epsilon, LARGEST))
     error = jnp.sum(jnp.abs(sums - jnp.exp(jnp.minimum(log_b, LARGEST))))
-    return Swept(f, new, (own + epsilon * log_b - half) / 2, log_b, error)
+    return Swept(f, new, (own + epsilon * log_b - half) / 2, log_b, error)  # (4)
 
 
 @partial(jax.jit, static_argnums=2)

@@ -113,9 +113,14 @@ def sinkhorn_divergence(
 
     Notes
     -----
-    The problem between the measures is solved by `sns_sinkhorn`. A problem of a measure with itself has one potential,
-    found by ``f <- (f + T f) / 2`` with T Sinkhorn's half step: for a positive semidefinite kernel the error at least
-    halves in each step near the solution, whatever epsilon, so some thirty passes do. Stops when ``error <= tol``.
+    (1) ``S(a, b) = OT(a, b) - OT(a, a) / 2 - OT(b, b) / 2``
+    (2) ``f <- (f + T f) / 2`` for the one potential of a measure with itself
+    (3) ``T f = epsilon (log a - logsumexp_j((f_j - C_ij) / epsilon))``, Sinkhorn's half step
+    (4) ``P 1 = a exp((f - T f) / epsilon)``, so that the error comes with the step
+
+    The problem between the measures is solved by `sns_sinkhorn`. For a positive semidefinite kernel (2) at least halves
+    the error in each step near the solution, whatever epsilon, so some thirty passes do. Stops when ``error <= tol``.
+    The paper's entropy is relative to ``a b'``; what that adds to the three terms cancels in (1).
 
     First derivatives come from the envelope theorem without a linear solve, in points, weights, costs and `epsilon`;
     second ones by the implicit function theorem. The value's error is of the order of the square of `error`.
@@ -146,7 +151,7 @@ def sinkhorn_divergence(
         history=history, progress=progress,
     )  # fmt: skip
     first, second = (solve_symmetric(d, Limits(tol, max_steps), unconverged) for d in data[1:])
-    value = between.regularized_cost - (first.regularized_cost + second.regularized_cost) / 2
+    value = between.regularized_cost - (first.regularized_cost + second.regularized_cost) / 2  # (1)
     status = jnp.where(first.converged, second.status, first.status)
     status = jnp.where(between.converged, status, between.status)
     error = jnp.maximum(between.error, jnp.maximum(first.error, second.error))
@@ -166,23 +171,23 @@ def _three(name: str, cost) -> tuple[Any, Any, Any]:
 def solve_symmetric(data, limits: Limits, unconverged: str) -> TransportSolution:
     """Solve the problem of a measure with itself: one potential, averaged with its transform.
 
-    With ``T f = epsilon (log a - logsumexp_j((f - C) / epsilon))`` the row sums are ``a exp((f - T f) / epsilon)``, so
-    the error comes with the step.
+    Equations 2 to 4 of `sinkhorn_divergence`.
     """
     data = (stored_if_small(data[0]), *data[1:])
     problem = prepare(*lax.stop_gradient(data), tol=limits.tol)
     epsilon, a = problem.epsilon, problem.a
 
     def transform(f):
+        # (3)
         sums = problem.cost.logsumexp(f, problem.rows, epsilon, problem.shift)
         return jnp.where(problem.rows, epsilon * (jnp.log(jnp.where(problem.rows, a, 1)) - sums), 0)
 
     def error(state: Swept):
         f, moved = state
-        return 2 * jnp.sum(a * jnp.abs(jnp.expm1((f - moved) / epsilon)))
+        return 2 * jnp.sum(a * jnp.abs(jnp.expm1((f - moved) / epsilon)))  # (4)
 
     def step(state: Swept) -> Swept:
-        f = (state.f + state.moved) / 2
+        f = (state.f + state.moved) / 2  # (2)
         return Swept(f, transform(f))
 
     start = jnp.zeros_like(a)

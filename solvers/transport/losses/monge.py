@@ -1,4 +1,12 @@
-"""Maps between clouds: how far one is from optimal, and how to learn one that is."""
+"""Maps between clouds: how far one is from optimal, and how to learn one that is.
+
+After T. Uscidda, M. Cuturi, "The Monge gap", ICML 2023, definition 1 and section 4, with S the Sinkhorn divergence:
+
+(1) ``gap(T) = sum_i a_i c(x_i, T x_i) / sum(a) - S(x, T x)``
+(2) ``loss(T) = S(T x, y) + strength gap(T)``
+
+It departs from the paper, whose gap subtracts the regularised cost of transport where (1) has S.
+"""
 
 from itertools import pairwise
 from typing import Any, ClassVar
@@ -102,7 +110,7 @@ def monge_gap(
         history=history, progress=progress,
     )  # fmt: skip
     paid = jnp.sum(a * _pairwise(metric, cloud.x, cloud.y))
-    gap = (paid - solution.value) / jnp.sum(a)
+    gap = (paid - solution.value) / jnp.sum(a)  # (1)
     return MongeGapSolution(
         gap, solution.status, solution.num_steps, solution.error, solution.tol, solution.history, solution, paid
     )
@@ -284,8 +292,9 @@ def _fit(start, x, y, epsilon, strength, rate, limits: Limits) -> MapSolution:
         along = sns_sinkhorn(PointCloud(x, moved), init=state.back, **settings)
         of_moved = within(moved, uniform_x)
         divergence = towards.regularized_cost - (of_moved + of_y) / 2
+        # (1)
         gap = jnp.mean(jnp.sum((x - moved) ** 2, 1)) - (along.regularized_cost - (of_moved + of_x) / 2)
-        return divergence + strength * gap, (towards.value, along.value, (divergence, gap))
+        return divergence + strength * gap, (towards.value, along.value, (divergence, gap))  # (2)
 
     def step(state: Training) -> Training:
         gradient, (towards, along, parts) = jax.grad(loss, has_aux=True)(state.map, state)

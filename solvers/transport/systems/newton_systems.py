@@ -1,7 +1,16 @@
 """Newton directions of the semi-dual: solve ``(S + lam D_r) d = a - r`` with ``S = D_r - P D_b^-1 P'``.
 
 S is the graph Laplacian of the plan seen from its rows: positive semidefinite, with the constants in its null space.
-Each backend is a class with ``prepare`` (once a kernel) and ``direction`` (once a step).
+Each backend is a class with ``prepare`` (once a kernel) and ``direction`` (once a step); one that keeps `SlowModes` has
+``modes`` too, and is given them from step to step.
+
+The Newton step of Tang et al., "Accelerating Sinkhorn algorithm with sparse Newton iterations", ICLR 2024, eliminated:
+
+(1) ``S = D_r - P D_b^-1 P' = D_r - diag(alpha) K diag(w) K' diag(alpha),  w = beta^2 / b``
+(2) ``(S + lam D_r) d = a - r``
+(3) ``lam = damping min(1, error)``, the shift; (2) is solved to ``0.1 min(1/2, sqrt(error))`` of its right-hand side
+
+It departs from the paper, whose matrix ``[[D_r, P], [P', D_c]]`` acts on both potentials, unshifted and singular.
 """
 
 from typing import Any
@@ -16,10 +25,16 @@ from ...core.krylov.result import KrylovResult
 from ...core.loop import when
 from ...core.precision import eps as machine_eps
 from ...core.precision import matmul
+from ...core.precision import tiny as smallest
 from ...core.typing import Array, Bool, Float, Int, Scalar
 from ..problem import Problem
 from .gibbs_kernel import Kernel
+from .slow_modes import SlowModes, coarse
 
+LEAST = 1e-10
+"""Diagonal entries of S count as at least this part of D_r: a row with one partner has one that is small."""
+PATIENCE = 200
+"""Conjugate-gradient steps without a smaller residual before they end: where masses hang together weakly, it rests."""
 USEFUL = 0.02
 """A direction with this relative residual still gains a digit or more: conjugate gradients had no trouble."""
 
@@ -30,13 +45,16 @@ class Direction(eqx.Module):
     d: Float[Array, " n"]
     cg_steps: Int[Array, ""]
     hard: Bool[Array, ""]
+    modes: Any = None
 
     @classmethod
-    def of(cls, result: KrylovResult, system: "System") -> "Direction":
+    def of(cls, result: KrylovResult, system: "System", modes=None) -> "Direction":
         """Scale the solution of a `System` back."""
         d = result.x.astype(system.r.dtype) * system.scale
         useful = jnp.maximum(system.tol, USEFUL).astype(result.residual.dtype)
-        return cls(d, result.num_steps, ~(result.residual <= useful))
+        if modes is not None:
+            modes = eqx.tree_at(lambda m: m.wanted, modes, jnp.maximum(modes.wanted, result.num_steps))
+        return cls(d, result.num_steps, ~(result.residual <= useful), modes)
 
 
 class System(eqx.Module):
@@ -56,10 +74,10 @@ class System(eqx.Module):
         It is solved to ``0.1 min(1/2, sqrt(error))`` relative, but no further than an error of `goal` asks for; the
         relative shift is ``damping * min(1, error)``.
         """
-        w = jnp.where(problem.columns, kernel.beta**2 / jnp.where(problem.columns, problem.b, 1), 0)
+        w = jnp.where(problem.columns, kernel.beta**2 / jnp.where(problem.columns, problem.b, 1), 0)  # (1)
         safe = jnp.where(error > 0, error, 1)
-        lam = damping * jnp.minimum(error, 1) + 10 * machine_eps(kernel.r.dtype)
-        tol = jnp.maximum(0.1 * jnp.minimum(0.5, jnp.sqrt(error)), jnp.minimum(0.2 * goal / safe, 0.1))
+        lam = damping * jnp.minimum(error, 1) + 10 * machine_eps(kernel.r.dtype)  # (3)
+        tol = jnp.maximum(0.1 * jnp.minimum(0.5, jnp.sqrt(error)), jnp.minimum(0.2 * goal / safe, 0.1))  # (3)
         return cls(kernel.r, w, (problem.a - kernel.r) / safe, safe, lam, tol)
 
     def astype(self, dtype) -> "System":
@@ -75,6 +93,13 @@ class DenseCG(eqx.Module):
 
     max_steps: int = eqx.field(static=True, default=2000)
     single: bool = eqx.field(static=True, default=True)
+    coarse: bool = eqx.field(static=True, default=False)
+
+    def modes(self, problem: Problem) -> SlowModes | None:
+        """Return what the coarse space of `slow_modes` starts from, None where it is not used."""
+        if not (self.coarse and problem.cost.stored):
+            return None
+        return SlowModes.random(problem.a.shape[0], self.dtype_for(problem.a.dtype))
 
     def prepare(self, problem: Problem, kernel: Kernel) -> Any:
         """Nothing to prepare."""
@@ -84,7 +109,7 @@ class DenseCG(eqx.Module):
         """Return the precision in which directions are found for data of `dtype`."""
         return jnp.dtype(jnp.float32) if self.single else dtype
 
-    def direction(self, prepared, problem: Problem, kernel: Kernel, system: System, hard) -> Direction:
+    def direction(self, prepared, problem: Problem, kernel: Kernel, system: System, hard, modes=None) -> Direction:
         """Solve in float32 where allowed."""
         dtype = self.dtype_for(system.r.dtype)
         K, alpha, s = kernel.K.astype(dtype), kernel.alpha.astype(dtype), system.astype(dtype)
@@ -92,7 +117,19 @@ class DenseCG(eqx.Module):
             s = consistent(K, alpha, kernel.beta.astype(dtype), s)
         diagonal = s.r - alpha**2 * K.squares_times(s.w)
         product = lambda x: alpha * K.times(s.w * K.transposed_times(alpha * x))  # noqa: E731
-        return Direction.of(pcg(product, diagonal, s, problem.rows, self), system)
+        modes, correct = improve(modes, K, alpha, s, problem.rows)
+        return Direction.of(pcg(product, diagonal, s, problem.rows, self, correct), system, modes)
+
+
+def improve(modes: SlowModes | None, K, alpha, system: System, live):
+    """Return better modes, and their correction; None where there are none."""
+    if modes is None:
+        return None, None
+
+    def products(X):
+        return alpha[:, None] * matmul(K.dense(), system.w[:, None] * matmul(K.dense().T, alpha[:, None] * X))
+
+    return coarse(modes, products, system.r, live, system.lam)
 
 
 def consistent(K, alpha, beta, system: System) -> System:
@@ -120,11 +157,11 @@ class Cholesky(eqx.Module):
         live = problem.rows
         diagonal = jnp.where(live, system.r * (1 + system.lam), 1)
         scale = jnp.where(live, lax.rsqrt(jnp.where(live, system.r, 1)), 1)
-        S = jnp.diag(diagonal) - matmul(A, A.T) + system.r[:, None] * system.r[None, :]
+        S = jnp.diag(diagonal) - matmul(A, A.T) + system.r[:, None] * system.r[None, :]  # (1)
         S = S * scale[:, None] * scale[None, :]
         rhs = jnp.where(live, system.rhs, 0)
         factor = jnp.linalg.cholesky(S, symmetrize_input=False)
-        d = scale * jax.scipy.linalg.cho_solve((factor, True), scale * rhs)
+        d = scale * jax.scipy.linalg.cho_solve((factor, True), scale * rhs)  # (2)
         return Direction(d * system.scale, jnp.zeros((), jnp.int32), jnp.ones((), bool))
 
 
@@ -138,36 +175,42 @@ class Escalating(eqx.Module):
     second: Any
     patience: float = eqx.field(static=True, default=0.3)
 
+    def modes(self, problem: Problem) -> SlowModes | None:
+        """Return those of the first backend."""
+        return self.first.modes(problem)
+
     def prepare(self, problem: Problem, kernel: Kernel) -> Any:
         """Prepare the first backend."""
         return self.first.prepare(problem, kernel)
 
-    def direction(self, prepared, problem: Problem, kernel: Kernel, system: System, hard) -> Direction:
+    def direction(self, prepared, problem: Problem, kernel: Kernel, system: System, hard, modes=None) -> Direction:
         """Solve by the first backend unless it is known to fail, then by the second if it did."""
         skipped = eqx.tree_at(lambda s: s.tol, system, jnp.where(hard, jnp.inf, system.tol))
-        quick = self.first.direction(prepared, problem, kernel, skipped, hard)
+        quick = self.first.direction(prepared, problem, kernel, skipped, hard, modes)
         hard = hard | quick.hard | (quick.cg_steps > int(self.patience * problem.a.shape[0]))
 
         def sturdy(direction: Direction) -> Direction:
             other = self.second.direction(None, problem, kernel, system, hard)
-            return Direction(other.d, direction.cg_steps + other.cg_steps, direction.hard)
+            return Direction(other.d, direction.cg_steps + other.cg_steps, direction.hard, direction.modes)
 
-        return when(hard, sturdy, Direction(quick.d, quick.cg_steps, hard))
+        return when(hard, sturdy, Direction(quick.d, quick.cg_steps, hard, quick.modes))
 
 
-def pcg(product, diagonal, system: System, live, settings: DenseCG) -> KrylovResult:
+def pcg(product, diagonal, system: System, live, settings: DenseCG, correct=None) -> KrylovResult:
     """Solve ``((1 + lam) D_r - product) x = rhs`` by conjugate gradients from zero.
 
-    `diagonal` is that of the matrix without the shift: the preconditioner.
+    `diagonal` is that of the matrix without the shift: the preconditioner, to which `correct` adds a coarse space's.
     """
     r, lam = system.r, system.lam
-    inverse = jnp.where(live, 1 / jnp.where(live, jnp.maximum(diagonal, 1e-3 * r) + lam * r, 1), 0)
+    shifted = jnp.maximum(jnp.maximum(diagonal, LEAST * r) + lam * r, smallest(r.dtype))
+    inverse = jnp.where(live, 1 / shifted, 0)
     return cg(
-        lambda x: (1 + lam) * r * x - product(x),
+        lambda x: (1 + lam) * r * x - product(x),  # (2)
         jnp.where(live, system.rhs, 0),
         tol=system.tol,
         max_steps=settings.max_steps,
-        precondition=lambda x: inverse * x,
+        precondition=lambda x: inverse * x if correct is None else inverse * x + correct(x),
         norm=lambda x: jnp.sum(jnp.abs(x)),
+        stall=PATIENCE,
         unroll=1 if jax.default_backend() == "cpu" else 4,
     )

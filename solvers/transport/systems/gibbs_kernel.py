@@ -3,6 +3,16 @@
 A plan is held as ``diag(alpha) K diag(beta)`` with ``K = exp((f + g - C) / epsilon)``: exponentials are taken once,
 after which Sinkhorn sweeps, trial points and marginals are products with K. When alpha or beta leave the range where
 entries of K that underflowed could matter, they are absorbed into f and g and K is formed anew.
+
+Sinkhorn's iteration (M. Cuturi, NeurIPS 2013) as B. Schmitzer stabilises it (SIAM J. Sci. Comput. 41, 2019, section 3):
+
+(1) ``P = diag(alpha) K diag(beta),  K = exp((f + g - C) / epsilon),  r = P 1``
+(2) ``alpha <- alpha a / r``
+(3) ``beta <- b / (K' alpha)``
+(4) ``f <- f + epsilon log alpha,  g <- g + epsilon log beta``, the scalings absorbed
+(5) ``g = epsilon (log b - log sum_i exp((f_i - C_ij) / epsilon))``, and f likewise: (2) and (3) in the log domain
+
+The columns are always normalised after the rows, so that the error of the rows is the whole error.
 """
 
 from typing import Any
@@ -44,7 +54,7 @@ class Kernel(eqx.Module):
     @property
     def potentials(self) -> tuple[Float[Array, " n"], Float[Array, " m"]]:
         """The potentials f, g with everything absorbed."""
-        return self.f + self.epsilon * jnp.log(self.alpha), self.g + self.epsilon * jnp.log(self.beta)
+        return self.f + self.epsilon * jnp.log(self.alpha), self.g + self.epsilon * jnp.log(self.beta)  # (4)
 
 
 def empty(problem: Problem) -> Kernel:
@@ -56,14 +66,14 @@ def empty(problem: Problem) -> Kernel:
 
 def rescale(problem: Problem, kernel: Kernel, alpha) -> Kernel:
     """Return the kernel with row scaling `alpha` and its columns normalised for it: two products."""
-    beta = _ratio(problem.b, kernel.K.transposed_times(alpha))
-    r = alpha * kernel.K.times(beta)
+    beta = _ratio(problem.b, kernel.K.transposed_times(alpha))  # (3)
+    r = alpha * kernel.K.times(beta)  # (1)
     return Kernel(kernel.K, kernel.f, kernel.g, alpha, beta, r, kernel.epsilon)
 
 
 def sweep(problem: Problem, kernel: Kernel) -> Kernel:
     """One Sinkhorn sweep: rows, then columns."""
-    return rescale(problem, kernel, kernel.alpha * _ratio(problem.a, kernel.r))
+    return rescale(problem, kernel, kernel.alpha * _ratio(problem.a, kernel.r))  # (2), (3)
 
 
 def _ratio(weights, sums):
@@ -90,7 +100,7 @@ def absorb(problem: Problem, kernel: Kernel, f, g, epsilon) -> Kernel:
             return row_update(problem, columns, epsilon), columns
 
         f_now, g_now = lax.cond(trips > 0, log_domain, lambda: (f, g))
-        K = problem.cost.kernel(f_now, g_now, problem.rows, problem.columns, epsilon, problem.shift)
+        K = problem.cost.kernel(f_now, g_now, problem.rows, problem.columns, epsilon, problem.shift)  # (1)
         ones = jnp.ones_like(f), jnp.ones_like(g)
         new = Kernel(K, f_now, g_now, *ones, ones[0], epsilon)
         new = rescale(problem, new, new.alpha)
@@ -131,6 +141,7 @@ def row_update(problem: Problem, g, epsilon) -> Float[Array, " n"]:
 
 
 def _against(weights, logsumexp, epsilon):
+    # (5)
     live = weights > 0
     return jnp.where(live, epsilon * (jnp.log(jnp.where(live, weights, 1)) - jnp.where(live, logsumexp, 0)), 0)
 
