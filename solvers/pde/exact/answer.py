@@ -35,7 +35,7 @@ RANK = 600
 """Most weights of the open face values."""
 HOLDS, LOOSE = 0.03, 0.3
 """Relative residual between the nodes up to which an equation holds; and where what it does to u is below its std."""
-TAIL = 2
+LAST = 2
 """Degrees a dimension whose coefficients say how large those beyond them are."""
 SPARE = 0.5
 """How much of its std that may be, root mean square over the domain."""
@@ -271,7 +271,7 @@ def _tail(found: Discretisation, z, field: int):
     last = jnp.zeros(z.shape, bool)
     for d, n in enumerate(z.shape):
         if not isinstance(found.lines[field][d].basis, Fourier):
-            last = last | (jnp.arange(n, dtype=jnp.int32) >= n - TAIL).reshape(
+            last = last | (jnp.arange(n, dtype=jnp.int32) >= n - LAST).reshape(
                 [-1 if e == d else 1 for e in range(z.ndim)]
             )
     return jnp.sqrt(jnp.mean(_at_nodes(found, jnp.where(last, z, 0), field) ** 2))

@@ -16,7 +16,7 @@ from .reduced import Reduced
 
 FINER = 0.5
 """How many more nodes the finer grid has, as a share."""
-LEAST = 4
+AT_LEAST = 4
 
 
 class Slip(NamedTuple):
@@ -46,7 +46,7 @@ def slip(model: Reduced, equation: Equation, y, p, lines: Callable[[tuple[int, .
     here = model.at(p)
     z = here.coefficients(y)
     grid = tuple(ln.basis.size for ln in found.lines[0])
-    finer = lines(tuple(n + max(LEAST, int(FINER * n)) for n in grid))
+    finer = lines(tuple(n + max(AT_LEAST, int(FINER * n)) for n in grid))
     arrays, rest = eqx.partition((finer, z, here.args), eqx.is_array)
     finer, z, args = eqx.combine(lax.stop_gradient(arrays), rest)
     other = Equation(equation.orders, equation.linear, equation.coordinates, equation.elsewhere, equation.elsewhere)
