@@ -86,8 +86,47 @@ def gossip_lane(solve, data):
     return solution, (jnp.linalg.norm(slope) / 2 + apart) / jnp.where(size > 0, size, 1)
 
 
+def descent_lane(solve, data):
+    """Judge by the equation ``-a Laplace u + c u^3 = f`` at the nodes, against its terms."""
+    solution = solve(data)
+    u, f = solution.value, data["f"]
+    padded = jnp.pad(u, 1)
+    bend = sum(
+        (padded[s] - 2 * u + padded[t]) * (n + 1) ** 2
+        for n, s, t in zip(
+            u.shape, (np.s_[:-2, 1:-1], np.s_[1:-1, :-2]), (np.s_[2:, 1:-1], np.s_[1:-1, 2:]), strict=True
+        )
+    )
+    terms = jnp.stack([-data["a"] * bend, data["c"] * u**3, -f])
+    size = jnp.max(jnp.abs(terms))
+    return solution, jnp.max(jnp.abs(jnp.sum(terms, axis=0))) / jnp.where(size > 0, size, 1)
+
+
+def field_lane(solve, data):
+    """Judge a sum of Gaussians by nested differentiation of its values, between the points."""
+    solution = solve(data)
+    value = lambda x: solution.mean(x[None])  # noqa: E731
+    x = jnp.linspace(0, 1, 5, dtype=data["c"].dtype)
+    u = jax.vmap(value)(x)
+    terms = jnp.stack([jax.vmap(jax.grad(jax.grad(value)))(x), -data["c"] * u, -data["f"] * jnp.sin(3 * x)])
+    right = u[-1] + 0.5 * jax.grad(value)(x[-1]) - data["right"]
+    size = jnp.max(jnp.abs(terms)) + jnp.abs(data["left"]) + jnp.abs(data["right"])
+    equation = jnp.max(jnp.abs(jnp.sum(terms, axis=0)))
+    faces = jnp.abs(u[0] - data["left"]) + jnp.abs(right)
+    return solution, (equation + faces) / jnp.where(size > 0, size, 1)
+
+
+def surrogate_lane(solve, data):
+    solution = solve(data)
+    misses = data["X"] @ solution.value - data["y"]
+    return solution, jnp.linalg.norm(data["X"].T @ (jnp.tanh(misses) + 0.1 * misses))
+
+
 FAMILIES = {
     "mudag": gossip_lane,
+    "target_surrogate": surrogate_lane,
+    "sobolev_descent": descent_lane,
+    "collocate": field_lane,
     "sns_sinkhorn": sinkhorn_lane,
     "sketched_newton": newton_lane,
     "multigrid_cg": linear_lane,

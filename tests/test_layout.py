@@ -42,7 +42,7 @@ HEAVY = (
 LONGEST = 450
 SUBFOLDERS = {  # from the ground up: a subfolder may import from those before it
     "inverse": ("forward", "variational", "learned", "diffusion"),
-    "transport": ("costs", "entropic", "losses"),
+    "transport": ("costs", "systems", "entropic", "losses"),
     "linear": ("systems", "cycles", "learned"),
     "stochastic": ("gossip", "online"),
     "tensor": ("functional",),

@@ -132,8 +132,11 @@ def device_clouds(
 ) -> TransportProblem:
     """Make an instance of any size with random masses on the default device, as JAX arrays of ``dtype``.
 
-    ``kind`` is "clouds" (points of the unit square to one Gaussian heap, squared distance over its mean) or "random"
-    (uniform costs, of mean about one half). The random numbers, hence the instance, depend on the dtype.
+    ``kind`` is "clouds" (points of the unit square to one Gaussian heap, squared distance over its mean), "random"
+    (uniform costs, of mean about one half), or one of the hard ones, squared distances over their mean too: "rings" (a
+    noisy circle to a larger one), "clusters" (twenty tight heaps to twenty others), "sixteen dimensions" (a Gaussian to
+    another one; at ``relative=1e-3`` most points have one partner), "heavy tails" (Student's t with two degrees of
+    freedom). The random numbers, hence the instance, depend on the dtype.
     """
     make = partial(_device_clouds, n=n, m=m or n, kind=kind, dtype=dtype or jnp.result_type(float))
     cost, a, b = jax.jit(make)(jax.random.key(seed))
@@ -149,18 +152,58 @@ def device_batch(count: int, n: int, *, relative: float = 1e-3, seed: int = 0, d
 
 def _device_clouds(key, *, n: int, m: int, kind: str, dtype):
     x_key, y_key, a_key, b_key = jax.random.split(key, 4)
-    if kind == "clouds":
-        x = jax.random.uniform(x_key, (n, 2), dtype)
-        y = jax.random.normal(y_key, (m, 2), dtype) * 0.15 + 0.5
-        cost = ((x[:, None] - y[None]) ** 2).sum(-1)
-        cost = cost / cost.mean()
-    elif kind == "random":
+    if kind == "random":
         cost = jax.random.uniform(x_key, (n, m), dtype)
+    elif kind in _POINTS:
+        x, y = (points(k, size, dtype) for points, k, size in zip(_POINTS[kind], (x_key, y_key), (n, m), strict=True))
+        squares = jnp.zeros((n, m), dtype)
+        for d in range(x.shape[1]):
+            squares = squares + (x[:, None, d] - y[None, :, d]) ** 2
+        cost = squares / squares.mean()
     else:
-        raise ValueError(f"device_clouds: `kind` must be one of 'clouds', 'random', got {kind!r}")
+        raise ValueError(f"device_clouds: `kind` must be one of {[*_POINTS, 'random']}, got {kind!r}")
     a = jax.random.uniform(a_key, (n,), dtype) + 0.1
     b = jax.random.uniform(b_key, (m,), dtype) + 0.1
     return cost, a / a.sum(), b / b.sum()
+
+
+def _gaussian(key, n, dtype, *, dimension, centre, width):
+    return centre + width * jax.random.normal(key, (n, dimension), dtype)
+
+
+def _circle(key, n, dtype, *, radius):
+    angle_key, noise_key = jax.random.split(key)
+    angle = 2 * jnp.pi * jax.random.uniform(angle_key, (n,), dtype)
+    out = radius * (1 + 0.02 * jax.random.normal(noise_key, (n,), dtype))
+    return out[:, None] * jnp.stack([jnp.cos(angle), jnp.sin(angle)], 1)
+
+
+def _heaps(key, n, dtype, *, heaps=20, width=0.01):
+    centre_key, which_key, noise_key = jax.random.split(key, 3)
+    centres = jax.random.uniform(centre_key, (heaps, 2), dtype)
+    which = jax.random.randint(which_key, (n,), 0, heaps)
+    return centres[which] + width * jax.random.normal(noise_key, (n, 2), dtype)
+
+
+def _tails(key, n, dtype, *, centre):
+    return centre + jax.random.t(key, 2.0, (n, 2), dtype)
+
+
+_POINTS: dict[str, tuple[Callable[..., Any], Callable[..., Any]]] = {
+    "clouds": (
+        lambda key, n, dtype: jax.random.uniform(key, (n, 2), dtype),
+        lambda key, n, dtype: jax.random.normal(key, (n, 2), dtype) * 0.15 + 0.5,
+    ),
+    "rings": (partial(_circle, radius=1.0), partial(_circle, radius=1.5)),
+    "clusters": (_heaps, _heaps),
+    "sixteen dimensions": (
+        partial(_gaussian, dimension=16, centre=0.0, width=1.0),
+        partial(_gaussian, dimension=16, centre=0.5, width=1.2),
+    ),
+    "heavy tails": (partial(_tails, centre=0.0), partial(_tails, centre=1.0)),
+}
+HARD = ("rings", "clusters", "sixteen dimensions", "heavy tails")
+"""Kinds of `device_clouds` at which methods that are fast on clouds were found to be slow."""
 
 
 class ColourTransfer(eqx.Module):

@@ -4,10 +4,7 @@ from .costs.grid import Grid as Grid
 from .costs.pointcloud import PointCloud as PointCloud
 from .entropic.alternate_scaling import sinkhorn as sinkhorn
 from .entropic.newton import sns_sinkhorn as sns_sinkhorn
-from .entropic.newton_systems import Cholesky as Cholesky
-from .entropic.newton_systems import DenseCG as DenseCG
 from .entropic.published import PublishedSNS as PublishedSNS
-from .entropic.sparse_systems import SparseCG as SparseCG
 from .exact import ExactSolution as ExactSolution
 from .exact import transport_exactly as transport_exactly
 from .losses.barycenters import BarycenterSolution as BarycenterSolution
@@ -23,5 +20,8 @@ from .problem import TransportStatus as TransportStatus
 from .ragged import stack_ragged as stack_ragged
 from .solution import Potentials as Potentials
 from .solution import TransportSolution as TransportSolution
+from .systems.newton_systems import Cholesky as Cholesky
+from .systems.newton_systems import DenseCG as DenseCG
+from .systems.sparse_systems import SparseCG as SparseCG
 from .unbalanced import UnbalancedSolution as UnbalancedSolution
 from .unbalanced import unbalanced_sinkhorn as unbalanced_sinkhorn

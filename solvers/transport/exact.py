@@ -25,13 +25,13 @@ from ..core.solution import Status
 from ..core.typing import Array, Float, Int, Progress, Scalar
 from .costs.cost import as_cost
 from .costs.pointcloud import stored_if_small
-from .entropic.gibbs_kernel import absorb, reduced_potentials
 from .entropic.newton import START, begin
 from .entropic.newton_step import DECAY, State, ascend, extrapolate, state_at
-from .entropic.system_choice import choose_backend
 from .plan import Rounding, round_to_marginals
 from .problem import Problem, check, prepare
 from .solution import Potentials
+from .systems.gibbs_kernel import absorb, reduced_potentials
+from .systems.system_choice import choose_backend
 
 INNER_ERROR = 1e-3
 """Marginal error of the inner solves; rounding repairs what is left."""

@@ -9,10 +9,10 @@ from jax.scipy.special import xlogy
 from solvers import PublishedSNS, Status
 from solvers.core.loop import Limits
 from solvers.transport.entropic import newton_step as ascent
-from solvers.transport.entropic.gibbs_kernel import absorb, empty, row_error, sweep
 from solvers.transport.entropic.newton import begin
-from solvers.transport.entropic.newton_systems import Direction
 from solvers.transport.problem import prepare
+from solvers.transport.systems.gibbs_kernel import absorb, empty, row_error, sweep
+from solvers.transport.systems.newton_systems import Direction
 
 from ..compiled import sinkhorn, sns_sinkhorn
 from ..conftest import FLOAT, X64, needs_x64

@@ -5,10 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from solvers.transport.entropic.gibbs_kernel import absorb, empty
-from solvers.transport.entropic.newton_systems import DenseCG, System
-from solvers.transport.entropic.sparse_systems import DROPPED, SparseCG, default_width
 from solvers.transport.problem import prepare
+from solvers.transport.systems.gibbs_kernel import absorb, empty
+from solvers.transport.systems.newton_systems import DenseCG, System
+from solvers.transport.systems.sparse_systems import DROPPED, SparseCG, default_width
 
 from ..compiled import sns_sinkhorn
 from ..conftest import FLOAT, needs_x64

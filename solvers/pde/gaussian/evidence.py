@@ -222,7 +222,11 @@ class Descent(NamedTuple):
 
 
 def bfgs(objective: Callable, x):
-    """Minimise a function of a few dozen numbers by BFGS with backtracking, at most STEPS steps, each at most one."""
+    """Minimise a function of a few dozen numbers by BFGS with backtracking, at most STEPS steps, each at most one.
+
+    The bound on the step is why it is here: `jax.scipy.optimize.minimize` tries steps at which the covariance cannot be
+    factorised, and ends there.
+    """
     slope = jax.value_and_grad(objective)
 
     def step(state: Descent) -> Descent:

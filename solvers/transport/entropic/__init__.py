@@ -1,1 +1,1 @@
-"""Entropic transport: Sinkhorn, Sinkhorn-Newton-Sparse and the Newton systems it solves."""
+"""Entropic transport: Sinkhorn and Sinkhorn-Newton-Sparse."""

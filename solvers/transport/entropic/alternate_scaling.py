@@ -15,8 +15,7 @@ from ..costs.cost import Cost
 from ..costs.pointcloud import stored_if_small
 from ..problem import Problem, check, check_potentials, default_tol, prepare
 from ..solution import TransportSolution
-from .derivatives import finish
-from .gibbs_kernel import (
+from ..systems.gibbs_kernel import (
     Kernel,
     absorb,
     empty,
@@ -25,6 +24,7 @@ from .gibbs_kernel import (
     row_error,
     sweep,
 )
+from .derivatives import finish
 
 SWEEPS = 200
 """Sweeps without a smaller error before the solve counts as stagnated."""

@@ -16,11 +16,11 @@ from ..costs.cost import Cost
 from ..costs.pointcloud import stored_if_small
 from ..problem import Problem, check, check_potentials, default_tol, prepare
 from ..solution import TransportSolution
+from ..systems.gibbs_kernel import absorb, empty, reduced_potentials, row_error, sweep
+from ..systems.system_choice import Backend, anneals_in_single, check_hessian, choose_backend
 from .derivatives import finish
-from .gibbs_kernel import absorb, empty, reduced_potentials, row_error, sweep
 from .newton_step import DECAY, STAGE_ERROR, Counts, ascend, extrapolate, state_at
 from .published import PublishedSNS, solve_published
-from .system_choice import Backend, anneals_in_single, check_hessian, choose_backend
 
 START = 80
 """Annealing begins at the cost's spread divided by this."""
@@ -197,7 +197,8 @@ def begin(problem: Problem, potentials, cold: bool, anneal: bool, hessian: Backe
     lower = jnp.where(run.num_steps >= limits.max_steps, problem.epsilon, lower)
     ahead, before = jax.tree.map(lambda x: x.astype(top.dtype), extrapolate(run.state, lower.astype(jnp.float32)))
     kernel = when(hard, lambda k: absorb(problem, k, *ahead, epsilon=lower), kernel)
-    return state_at(problem, kernel, hessian, before, Counts(run.num_steps, 0, run.state.cg_steps)), run
+    counts = Counts(run.num_steps, 0, run.state.cg_steps)
+    return state_at(problem, kernel, hessian, before, counts, modes=run.state.modes), run
 
 
 def anneal_in_single(problem: Problem, hard, top, hessian: Backend, limits: Limits) -> Run:

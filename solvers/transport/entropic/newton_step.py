@@ -23,9 +23,9 @@ from ...core.loop import Limits, Run, iterate, when
 from ...core.precision import eps as machine_eps
 from ...core.typing import Array, Bool, Float, Int, Scalar
 from ..problem import Problem
-from .gibbs_kernel import Kernel, absorb, needs_absorbing, rescale, row_error, sweep
-from .newton_systems import System
-from .system_choice import Backend
+from ..systems.gibbs_kernel import Kernel, absorb, needs_absorbing, rescale, row_error, sweep
+from ..systems.newton_systems import System
+from ..systems.system_choice import Backend
 
 DECAY = 0.25
 """Each stage divides epsilon by four ..."""
@@ -62,6 +62,8 @@ class State(eqx.Module):
         Whether conjugate gradients have had trouble at this epsilon.
     cg_steps : Int[Array, ""]
         Conjugate-gradient steps so far.
+    modes : SlowModes or None
+        What the backend keeps from step to step.
     """
 
     kernel: Kernel
@@ -72,6 +74,7 @@ class State(eqx.Module):
     prepared: Any
     hard: Bool[Array, ""]
     cg_steps: Int[Array, ""]
+    modes: Any = None
 
 
 class Trial(NamedTuple):
@@ -116,11 +119,12 @@ def newton_step(problem: Problem, state: State, tol, max_steps, hessian: Backend
     """
     system = System.at(problem, state.kernel, state.error, tol, DAMPING)
     # (1)
-    direction = hessian.direction(state.prepared, problem, state.kernel, system, state.hard)
+    kept = () if state.modes is None else (state.modes,)
+    direction = hessian.direction(state.prepared, problem, state.kernel, system, state.hard, *kept)
     kernel = sweep(problem, search(problem, state.kernel, direction.d))  # (2), (3), (4)
     moved = State(
         kernel, row_error(problem, kernel), state.steps + 1, state.stage_steps + 1,
-        state.before, state.prepared, direction.hard, state.cg_steps + direction.cg_steps,
+        state.before, state.prepared, direction.hard, state.cg_steps + direction.cg_steps, direction.modes,
     )  # fmt: skip
     return settle(problem, moved, tol, max_steps, hessian)
 
@@ -140,7 +144,7 @@ def settle(problem: Problem, state: State, tol, max_steps, hessian: Backend) -> 
         kernel = absorb(problem, state.kernel, f, g, lower)
         hard = state.hard & ~advance
         counts = Counts(state.steps, stage_steps, state.cg_steps)
-        return state_at(problem, kernel, hessian, before, counts, hard)
+        return state_at(problem, kernel, hessian, before, counts, hard, state.modes)
 
     return when(advance | (state.error <= tol) | needs_absorbing(state.kernel), renew, state)
 
@@ -165,13 +169,16 @@ class Counts(NamedTuple):
     cg_steps: Scalar = 0
 
 
-def state_at(problem, kernel, hessian, before=None, counts: Counts = Counts(), hard: Any = False) -> State:  # noqa: B008
+def state_at(problem, kernel, hessian, before=None, counts: Counts | None = None, hard=False, modes=None) -> State:
     """Return the state at a kernel that has just been formed."""
+    if modes is None and hasattr(hessian, "modes"):
+        modes = hessian.modes(problem)
     if before is None:
         before = (kernel.f, kernel.g, jnp.zeros_like(kernel.epsilon))
-    steps, stage_steps, cg_steps = (jnp.asarray(x, jnp.int32) for x in counts)
+    steps, stage_steps, cg_steps = (jnp.asarray(x, jnp.int32) for x in counts or Counts())
     prepared = hessian.prepare(problem, kernel)
-    return State(kernel, row_error(problem, kernel), steps, stage_steps, before, prepared, jnp.asarray(hard), cg_steps)
+    error = row_error(problem, kernel)
+    return State(kernel, error, steps, stage_steps, before, prepared, jnp.asarray(hard), cg_steps, modes)
 
 
 def ascend(problem: Problem, state: State, hessian: Backend, limits: Limits, *, after: Run | None = None) -> Run:

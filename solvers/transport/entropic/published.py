@@ -28,7 +28,7 @@ from ...core.search import backtrack
 from ...core.typing import Array, Float, Int
 from ..costs.cost import log_plan
 from ..problem import Problem
-from .gibbs_kernel import column_update, row_update
+from ..systems.gibbs_kernel import column_update, row_update
 
 
 class PublishedSNS(eqx.Module):

@@ -37,13 +37,14 @@ def choose_backend(hessian: Any, problem: Problem) -> Any:
     if not isinstance(hessian, str):
         return hessian
     n, m = problem.cost.shape
-    sparse = SparseCG(default_width(m))
+    accelerated = n >= SPARSE_FROM and jax.default_backend() != "cpu"
+    dense = DenseCG(coarse=accelerated)
+    sparse = SparseCG(default_width(m), dense)
     if not problem.cost.stored and hessian in ("auto", "sparse"):
         return Escalating(sparse if problem.cost.tiled else DenseCG(), DenseCG(single=False))
     if hessian == "direct" or (hessian == "auto" and n <= SMALL):
         return Cholesky()
-    large = n >= SPARSE_FROM and jax.default_backend() != "cpu"
-    first = sparse if hessian == "sparse" or (hessian == "auto" and large) else DenseCG()
+    first = sparse if hessian == "sparse" or (hessian == "auto" and accelerated) else dense
     return Escalating(first, Cholesky() if hessian == "auto" and n <= LARGE else DenseCG(single=False))
 
 

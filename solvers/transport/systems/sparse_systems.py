@@ -15,7 +15,8 @@ from jax import lax
 from ...core.typing import Array, Bool, Float, Int
 from ..problem import Problem
 from .gibbs_kernel import Kernel
-from .newton_systems import DenseCG, Direction, System, pcg
+from .newton_systems import DenseCG, Direction, System, improve, pcg
+from .slow_modes import SlowModes
 
 DROPPED = 1e-5
 """Bound on the fraction of any row's or column's mass that is left out."""
@@ -105,7 +106,11 @@ class SparseCG(eqx.Module):
         fits = longest <= self.width
         return lax.cond(fits, lambda: SparseKernel(*both(True), jnp.ones((), bool)), lambda: self.nothing(n, m, dtype))
 
-    def direction(self, prepared, problem: Problem, kernel: Kernel, system: System, hard) -> Direction:
+    def modes(self, problem: Problem) -> SlowModes | None:
+        """Return those of the dense backend."""
+        return self.dense.modes(problem)
+
+    def direction(self, prepared, problem: Problem, kernel: Kernel, system: System, hard, modes=None) -> Direction:
         """Solve on the kept entries where they fitted, else on all."""
 
         def sparse():
@@ -114,9 +119,10 @@ class SparseCG(eqx.Module):
             squares = PaddedRows(prepared.rows.index, prepared.rows.values**2)
             diagonal = s.r - alpha**2 * (squares @ s.w)
             product = lambda x: alpha * (prepared.rows @ (s.w * (prepared.columns @ (alpha * x))))  # noqa: E731
-            return Direction.of(pcg(product, diagonal, s, problem.rows, self.dense), system)
+            better, correct = improve(modes, kernel.K.astype(dtype), alpha, s, problem.rows)
+            return Direction.of(pcg(product, diagonal, s, problem.rows, self.dense, correct), system, better)
 
-        return lax.cond(prepared.fits, sparse, lambda: self.dense.direction(None, problem, kernel, system, hard))
+        return lax.cond(prepared.fits, sparse, lambda: self.dense.direction(None, problem, kernel, system, hard, modes))
 
 
 def default_width(m: int) -> int:

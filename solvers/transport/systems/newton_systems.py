@@ -1,7 +1,8 @@
 """Newton directions of the semi-dual: solve ``(S + lam D_r) d = a - r`` with ``S = D_r - P D_b^-1 P'``.
 
 S is the graph Laplacian of the plan seen from its rows: positive semidefinite, with the constants in its null space.
-Each backend is a class with ``prepare`` (once a kernel) and ``direction`` (once a step).
+Each backend is a class with ``prepare`` (once a kernel) and ``direction`` (once a step); one that keeps `SlowModes` has
+``modes`` too, and is given them from step to step.
 
 The Newton step of Tang et al., "Accelerating Sinkhorn algorithm with sparse Newton iterations", ICLR 2024, eliminated:
 
@@ -24,10 +25,16 @@ from ...core.krylov.result import KrylovResult
 from ...core.loop import when
 from ...core.precision import eps as machine_eps
 from ...core.precision import matmul
+from ...core.precision import tiny as smallest
 from ...core.typing import Array, Bool, Float, Int, Scalar
 from ..problem import Problem
 from .gibbs_kernel import Kernel
+from .slow_modes import SlowModes, coarse
 
+LEAST = 1e-10
+"""Diagonal entries of S count as at least this part of D_r: a row with one partner has one that is small."""
+PATIENCE = 200
+"""Conjugate-gradient steps without a smaller residual before they end: where masses hang together weakly, it rests."""
 USEFUL = 0.02
 """A direction with this relative residual still gains a digit or more: conjugate gradients had no trouble."""
 
@@ -38,13 +45,16 @@ class Direction(eqx.Module):
     d: Float[Array, " n"]
     cg_steps: Int[Array, ""]
     hard: Bool[Array, ""]
+    modes: Any = None
 
     @classmethod
-    def of(cls, result: KrylovResult, system: "System") -> "Direction":
+    def of(cls, result: KrylovResult, system: "System", modes=None) -> "Direction":
         """Scale the solution of a `System` back."""
         d = result.x.astype(system.r.dtype) * system.scale
         useful = jnp.maximum(system.tol, USEFUL).astype(result.residual.dtype)
-        return cls(d, result.num_steps, ~(result.residual <= useful))
+        if modes is not None:
+            modes = eqx.tree_at(lambda m: m.wanted, modes, jnp.maximum(modes.wanted, result.num_steps))
+        return cls(d, result.num_steps, ~(result.residual <= useful), modes)
 
 
 class System(eqx.Module):
@@ -83,6 +93,13 @@ class DenseCG(eqx.Module):
 
     max_steps: int = eqx.field(static=True, default=2000)
     single: bool = eqx.field(static=True, default=True)
+    coarse: bool = eqx.field(static=True, default=False)
+
+    def modes(self, problem: Problem) -> SlowModes | None:
+        """Return what the coarse space of `slow_modes` starts from, None where it is not used."""
+        if not (self.coarse and problem.cost.stored):
+            return None
+        return SlowModes.random(problem.a.shape[0], self.dtype_for(problem.a.dtype))
 
     def prepare(self, problem: Problem, kernel: Kernel) -> Any:
         """Nothing to prepare."""
@@ -92,16 +109,27 @@ class DenseCG(eqx.Module):
         """Return the precision in which directions are found for data of `dtype`."""
         return jnp.dtype(jnp.float32) if self.single else dtype
 
-    def direction(self, prepared, problem: Problem, kernel: Kernel, system: System, hard) -> Direction:
+    def direction(self, prepared, problem: Problem, kernel: Kernel, system: System, hard, modes=None) -> Direction:
         """Solve in float32 where allowed."""
         dtype = self.dtype_for(system.r.dtype)
         K, alpha, s = kernel.K.astype(dtype), kernel.alpha.astype(dtype), system.astype(dtype)
         if not K.stored and dtype != system.r.dtype:
             s = consistent(K, alpha, kernel.beta.astype(dtype), s)
         diagonal = s.r - alpha**2 * K.squares_times(s.w)
-        # (1): the second term
         product = lambda x: alpha * K.times(s.w * K.transposed_times(alpha * x))  # noqa: E731
-        return Direction.of(pcg(product, diagonal, s, problem.rows, self), system)
+        modes, correct = improve(modes, K, alpha, s, problem.rows)
+        return Direction.of(pcg(product, diagonal, s, problem.rows, self, correct), system, modes)
+
+
+def improve(modes: SlowModes | None, K, alpha, system: System, live):
+    """Return better modes, and their correction; None where there are none."""
+    if modes is None:
+        return None, None
+
+    def products(X):
+        return alpha[:, None] * matmul(K.dense(), system.w[:, None] * matmul(K.dense().T, alpha[:, None] * X))
+
+    return coarse(modes, products, system.r, live, system.lam)
 
 
 def consistent(K, alpha, beta, system: System) -> System:
@@ -147,36 +175,42 @@ class Escalating(eqx.Module):
     second: Any
     patience: float = eqx.field(static=True, default=0.3)
 
+    def modes(self, problem: Problem) -> SlowModes | None:
+        """Return those of the first backend."""
+        return self.first.modes(problem)
+
     def prepare(self, problem: Problem, kernel: Kernel) -> Any:
         """Prepare the first backend."""
         return self.first.prepare(problem, kernel)
 
-    def direction(self, prepared, problem: Problem, kernel: Kernel, system: System, hard) -> Direction:
+    def direction(self, prepared, problem: Problem, kernel: Kernel, system: System, hard, modes=None) -> Direction:
         """Solve by the first backend unless it is known to fail, then by the second if it did."""
         skipped = eqx.tree_at(lambda s: s.tol, system, jnp.where(hard, jnp.inf, system.tol))
-        quick = self.first.direction(prepared, problem, kernel, skipped, hard)
+        quick = self.first.direction(prepared, problem, kernel, skipped, hard, modes)
         hard = hard | quick.hard | (quick.cg_steps > int(self.patience * problem.a.shape[0]))
 
         def sturdy(direction: Direction) -> Direction:
             other = self.second.direction(None, problem, kernel, system, hard)
-            return Direction(other.d, direction.cg_steps + other.cg_steps, direction.hard)
+            return Direction(other.d, direction.cg_steps + other.cg_steps, direction.hard, direction.modes)
 
-        return when(hard, sturdy, Direction(quick.d, quick.cg_steps, hard))
+        return when(hard, sturdy, Direction(quick.d, quick.cg_steps, hard, quick.modes))
 
 
-def pcg(product, diagonal, system: System, live, settings: DenseCG) -> KrylovResult:
+def pcg(product, diagonal, system: System, live, settings: DenseCG, correct=None) -> KrylovResult:
     """Solve ``((1 + lam) D_r - product) x = rhs`` by conjugate gradients from zero.
 
-    `diagonal` is that of the matrix without the shift: the preconditioner.
+    `diagonal` is that of the matrix without the shift: the preconditioner, to which `correct` adds a coarse space's.
     """
     r, lam = system.r, system.lam
-    inverse = jnp.where(live, 1 / jnp.where(live, jnp.maximum(diagonal, 1e-3 * r) + lam * r, 1), 0)
+    shifted = jnp.maximum(jnp.maximum(diagonal, LEAST * r) + lam * r, smallest(r.dtype))
+    inverse = jnp.where(live, 1 / shifted, 0)
     return cg(
         lambda x: (1 + lam) * r * x - product(x),  # (2)
         jnp.where(live, system.rhs, 0),
         tol=system.tol,
         max_steps=settings.max_steps,
-        precondition=lambda x: inverse * x,
+        precondition=lambda x: inverse * x if correct is None else inverse * x + correct(x),
         norm=lambda x: jnp.sum(jnp.abs(x)),
+        stall=PATIENCE,
         unroll=1 if jax.default_backend() == "cpu" else 4,
     )

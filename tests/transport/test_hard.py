@@ -1,0 +1,87 @@
+"""Plans whose points have one partner each, and plans of groups that exchange little mass: how many steps they take."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from solvers.problems.transport import HARD, device_clouds
+from solvers.transport import DenseCG, SparseCG
+from solvers.transport.problem import prepare
+from solvers.transport.systems.gibbs_kernel import absorb, empty
+from solvers.transport.systems.slow_modes import SlowModes, coarse, orthonormal
+
+from ..compiled import sns_sinkhorn
+from ..conftest import FLOAT, X64
+
+N = 300
+MOST = {"rings": (12, 700), "clusters": (20, 450), "sixteen dimensions": (30, 700), "heavy tails": (32, 1500)}
+"""Outer steps and products that the default takes at most; before, sixteen dimensions took 140 and 8,700."""
+
+
+def solve(problem, **settings):
+    return sns_sinkhorn(problem.cost, problem.a, problem.b, epsilon=problem.epsilon, **settings)
+
+
+@pytest.mark.parametrize("kind", HARD)
+def test_hard_clouds_take_few_steps_and_meet_their_marginals(kind):
+    problem = device_clouds(N, relative=1e-3, kind=kind, seed=3, dtype=FLOAT)
+    sol = solve(problem, hessian="dense")
+    assert sol.converged
+    if X64:
+        steps, products = MOST[kind]
+        assert int(sol.num_steps) <= steps
+        assert int(sol.linear_steps) <= products
+        assert problem.marginal_error(problem.plan(sol.f, sol.g)) < 3e-9
+
+
+@pytest.mark.parametrize("kind", ["rings", "clusters"])
+@pytest.mark.parametrize("backend", [DenseCG(coarse=True), SparseCG(N, DenseCG(coarse=True))], ids=["dense", "sparse"])
+def test_a_coarse_space_saves_most_products_and_changes_no_answer(kind, backend):
+    problem = device_clouds(N, relative=1e-3, kind=kind, seed=3, dtype=FLOAT)
+    plain, sol = solve(problem, hessian=DenseCG()), solve(problem, hessian=backend)
+    assert sol.converged
+    assert int(sol.linear_steps) < 0.6 * int(plain.linear_steps)
+    f, g = (np.asarray(p - jnp.mean(p), float) for p in (sol.f - plain.f, sol.g - plain.g))
+    scale = float(jnp.max(problem.cost))
+    assert max(abs(f).max(), abs(g).max()) < (1e-6 if X64 else 1e-3) * scale
+
+
+def test_modes_are_the_leading_ones_and_their_correction_is_definite():
+    """Against a dense eigendecomposition in NumPy; twenty clusters have twenty slow modes, the constants among them."""
+    given = device_clouds(N, relative=1e-3, kind="clusters", seed=3, dtype=FLOAT)
+    sol = solve(given, hessian="dense")
+    problem = prepare(given.cost, given.a, given.b, jnp.asarray(given.epsilon, FLOAT), jnp.asarray(1e-6, FLOAT))
+    kernel = absorb(problem, empty(problem), *sol.reduced, problem.epsilon)
+    K, r, w = (np.asarray(x, float) for x in (kernel.K.dense(), kernel.r, kernel.beta**2 / problem.b))
+    T = (K * w) @ K.T / np.sqrt(r[:, None] * r[None])
+    values, vectors = np.linalg.eigh(T)
+
+    def products(X):
+        return kernel.K.dense() @ (jnp.asarray(w, FLOAT)[:, None] * (kernel.K.dense().T @ X))
+
+    modes = SlowModes.random(N, FLOAT)
+    modes = SlowModes(modes.basis, jnp.asarray(99), modes.age)
+    lam = jnp.asarray(1e-6, FLOAT)
+    for _ in range(4):
+        modes, correction = coarse(modes, products, kernel.r, problem.rows, lam)
+    V = np.asarray(modes.basis, float)
+    np.testing.assert_allclose(V.T @ V, np.eye(V.shape[1]), atol=1e-4)
+    slow = vectors[:, values > 0.9]
+    assert 10 <= slow.shape[1] <= 20
+    np.testing.assert_allclose(np.linalg.norm(V.T @ slow, axis=0), 1, atol=1e-3)  # they lie in the span
+    M = np.asarray(correction.basis, float) @ np.asarray(correction.weighted, float).T
+    np.testing.assert_allclose(M, M.T, atol=1e-3 * abs(M).max())
+    assert np.linalg.eigvalsh((M + M.T) / 2).min() > -1e-4 * abs(M).max()
+
+
+def test_a_basis_of_columns_that_depend_on_each_other_is_finite():
+    column = jnp.arange(1, 21, dtype=FLOAT)[:, None]
+    assert np.all(np.isfinite(orthonormal(jnp.concatenate([column, column, 0 * column], 1))))
+
+
+def test_modes_stay_as_they_are_while_steps_are_quick():
+    start = SlowModes.random(7, FLOAT)
+    ones = jnp.ones(7, FLOAT)
+    modes, correction = coarse(start, lambda X: X, ones, ones > 0, jnp.asarray(0.1, FLOAT))
+    np.testing.assert_array_equal(modes.basis, start.basis)
+    np.testing.assert_array_equal(correction(ones), 0)
