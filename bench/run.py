@@ -21,6 +21,8 @@ FAMILIES = (
     "lowrank",
     "statespace",
     "tensor",
+    "inverse",
+    "inverse_images",
     "convexnets",
     "curvature",
     "stochastic",
