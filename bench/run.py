@@ -22,6 +22,8 @@ FAMILIES = (
     "lowrank_data",
     "statespace",
     "tensor",
+    "inverse",
+    "inverse_images",
     "convexnets",
     "curvature",
     "curvature_network",
