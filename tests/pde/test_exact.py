@@ -133,6 +133,28 @@ def test_intervals_cover_what_they_say(ndim, lengths, rng):
 
 
 @needs_x64
+def test_std_holds_what_the_grid_leaves_where_that_is_more_than_the_noise(rng):
+    """Waves of up to some forty radians on 16 nodes, ends known to 1e-6: std is the grid's error, not the noise's."""
+
+    def u(a, x):
+        return jnp.sin(a["wave"] * x + a["phase"])
+
+    def solve(a):
+        ends = [Dirichlet(f, u(a, e) + 1e-6 * n, noise=1e-6) for f, e, n in zip(("x-", "x+"), (0.0, 1.0), a["draw"])]
+        problem = PDEProblem(lambda x, v, a: v.dxx + a["wave"] ** 2 * u(a, x[0]), Box((0.0, 1.0)), ends)
+        solution = gp_solve(problem, grid=16, args={k: a[k] for k in ("wave", "phase")})
+        return jnp.max(jnp.abs(solution.mean(S) - u(a, S)) / solution.std(S)), jnp.max(solution.std(S)), solution.status
+
+    lanes = {"wave": 40 * rng.random(96), "phase": 6.3 * rng.random(96), "draw": rng.standard_normal((96, 2))}
+    off, spread, status = jax.jit(lambda a: jax.lax.map(solve, a))(jax.tree.map(jnp.asarray, lanes))
+    good = status == 0
+    assert 0.3 < float(jnp.mean(good)) < 1  # the fastest are not resolved
+    assert float(jnp.max(jnp.where(good, off, 0))) < 4
+    assert float(jnp.max(jnp.where(good, spread, 0))) > 3e-6
+    assert bool(jnp.all(jnp.isnan(spread) == ~good))
+
+
+@needs_x64
 def test_derivatives_of_an_answer_conditioned_on_data():
     """The answer is linear in the observations: one difference is exact; in the coefficient a central one."""
     seen = np.array([0.2, 0.5, 0.9])
