@@ -186,7 +186,7 @@ def quadratic_rows(label: str, options) -> list[dict]:
     timing = harness.clock(lambda: program(lower, upper, x0), repeat=3, budget=5, warm=True)
     gaps = np.array([gap(x) for x in timing.output])
     found["hypergradient, cg"] = (timing.seconds / 80 * (1 + np.arange(80)), gaps, "80 steps")
-    count = 50 if options.quick else 300 if n < 10_000 else 30
+    count = 50 if options.quick else 300 if n < 10_000 else 40
     once = harness.compiled(
         lambda lo, up, x, rates: plain_descent(lo, up, x, rates, count), lower, upper, x0, (0.1, 1.0)
     )
@@ -198,9 +198,12 @@ def quadratic_rows(label: str, options) -> list[dict]:
             found["gradient descent"] = (times, gaps, f"y step {rates[1]}, x step {rates[0]}, {count} steps")
     # One upper example a lower one: the smaller set is repeated.
     data = {"low": lower, "up": jax.tree.map(lambda a: jnp.tile(a, (n // m, 1)), upper)}
-    steps, key = 2_000 if options.quick else 10_000, jax.random.key(SEED)
+    key = jax.random.key(SEED)
     for method in ("soba", "saba", "f2sa"):
         best = once = None
+        steps = 2_000 if options.quick else 10_000
+        if method == "saba" and n > 10_000:
+            steps = 300  # each copies the table of past directions
         for y_step, ratio in itertools.product((0.003, 0.01, 0.03, 0.1, 0.3), (0.1, 1.0, 10.0)):
             made = single_loop(
                 lambda x, y, d: quadratic(x, y, d["up"]), lambda x, y, d: quadratic(x, y, d["low"]), data,
@@ -209,7 +212,7 @@ def quadratic_rows(label: str, options) -> list[dict]:
             numbers = (made.data, made.x_step, made.y_step, made.penalty)
             if once is None:
 
-                def run(numbers, key, made=made):
+                def run(numbers, key, made=made, steps=steps):
                     own = eqx.tree_at(lambda m: (m.data, m.x_step, m.y_step, m.penalty), made, numbers)
                     return looped(own, own.init(x0, jnp.zeros(inner)), key, steps // 20)
 

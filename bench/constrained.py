@@ -10,11 +10,13 @@ import harness
 import jax
 import jax.numpy as jnp
 import numpy as np
+import parts
 
 jax.config.update("jax_enable_x64", True)
 
-from constrained_peers import available, functions  # noqa: E402
+from constrained_peers import available  # noqa: E402
 from cutest import HARDER, PAPER, problem  # noqa: E402
+from inequalities import Bounded, derivatives  # noqa: E402
 
 from solvers import sketched_newton  # noqa: E402
 from solvers.problems.constrained import HAND_WRITTEN, logistic  # noqa: E402
@@ -22,10 +24,34 @@ from solvers.problems.constrained import HAND_WRITTEN, logistic  # noqa: E402
 SOLVED = 1e-6
 
 
-def judge(fs, x):
+JITTED = ["HS7", "HS40", "HS78", "BT11", "HS47", "HS100LNP", "HS77", "HS79", "HS56", "BT5", "HS28", "ORTHREGB"]
+"""The problems for slsqp-jax, whose compilation takes ten seconds each."""
+LARGE = ("MSS1", "MANCINONE")
+"""Problems that some peers take minutes for."""
+
+
+def posed(p) -> Bounded:
+    """Return a problem with equations alone as the peers take it."""
+    m = jax.eval_shape(p.equality, p.x0, p.args).shape[0]
+    none = np.full(p.x0.size, np.inf)
+    return Bounded(
+        p.name, lambda x: p.objective(x, p.args), lambda x: (p.equality(x, p.args), jnp.zeros(0)), np.asarray(p.x0),
+        -none, none, m, 0,
+    )  # fmt: skip
+
+
+def peers_for(name):
+    """Return the peers that are installed and bearable on the problem `name`."""
+    slow = ("pounce", "ipax", "scipy SLSQP") if name in LARGE else ()
+    slow += () if name in JITTED else ("slsqp-jax",)
+    return {title: peer for title, peer in available().items() if title not in (*slow, "IPOPT exact bounds")}
+
+
+def judge(problem, calls, x):
     """Return the KKT residual with least-squares multipliers, in float64, the same for everybody."""
     x = np.asarray(x, np.float64)
-    g, c, G = np.asarray(fs.g(x)), np.asarray(fs.c(x)), np.asarray(fs.G(x))
+    g, G, *_ = (np.asarray(v) for v in calls.model(x, np.zeros(problem.p), np.zeros(0), 1.0))
+    c = np.asarray(calls.values(x)[1])
     if not all(np.all(np.isfinite(a)) for a in (g, c, G)):
         return np.inf
     lam = np.linalg.lstsq(G.T, -g, rcond=None)[0]
@@ -38,26 +64,28 @@ def race(p, group, *, repeat, peers=True):
         lambda x, args: sketched_newton(p.objective, x, equality=p.equality, args=args), p.x0, p.args
     )
     timing = harness.clock(lambda: solve(p.x0, p.args), repeat=repeat, warm=True)
-    fs, s = functions(p), timing.output
-    base = {"set": group, "problem": p.name, "n": p.x0.size, "m": fs.m}
+    problem, s = posed(p), timing.output
+    calls = derivatives(problem)
+    base = {"set": group, "problem": p.name, "n": p.x0.size, "m": problem.p}
     yield base | {
         "solver": "sketched_newton",
         "steps": int(s.num_steps),
         "ms": 1e3 * timing.seconds,
-        "kkt": judge(fs, s.value),
+        "kkt": judge(problem, calls, s.value),
         "own kkt": float(s.error),
         "status": int(s.status),
         "f": float(s.objective),
         "first call s": solve.first_call_seconds,
     }
-    x0 = np.asarray(p.x0)
-    for name, peer in available(p.name).items() if peers else ():
+    for name, peer in peers_for(p.name).items() if peers else ():
         try:
             timing = harness.clock(
-                lambda peer=peer: peer(fs, x0), repeat=3 if p.x0.size < 50 else 1, budget=2, warm=p.x0.size < 50
-            )
-            x, steps = timing.output
-            row = {"steps": int(steps), "ms": 1e3 * timing.seconds, "kkt": judge(fs, x), "f": float(fs.f(x))}
+                lambda peer=peer: peer(problem, calls), repeat=3 if p.x0.size < 50 else 1, budget=2,
+                warm=p.x0.size < 50,
+            )  # fmt: skip
+            x, _, steps, _ = timing.output
+            row = {"steps": int(steps), "ms": 1e3 * timing.seconds, "kkt": judge(problem, calls, x)}
+            row["f"] = float(calls.values(x)[0])
         except Exception as error:
             row = {"kkt": np.inf, "ms": np.inf, "status": type(error).__name__}
         yield base | {"solver": name} | row
@@ -86,27 +114,11 @@ def summary(rows):
 
 
 def profile(rows, record, path):
-    """Draw the Dolan-More performance profile: the share of problems solved within a factor of the fastest."""
-    rows = [r | {"kkt": np.inf if r["kkt"] is None else r["kkt"]} for r in rows if r["set"] != "logistic"]
-    fig, axes = harness.figure(1, 1, width=6.4, height=3.6)
-    names = sorted(dict.fromkeys(r["solver"] for r in rows), key=lambda name: name != "sketched_newton")
-    problems = list(dict.fromkeys(r["problem"] for r in rows))
-    time = {(r["problem"], r["solver"]): r["ms"] if r["kkt"] <= SOLVED else np.inf for r in rows}
-    best = {p: min(time.get((p, s), np.inf) for s in names) for p in problems}
-    factors = np.logspace(0, 4, 400)
-    for name, colour in zip(names, harness.PALETTE, strict=False):
-        ratio = np.array([time.get((p, name), np.inf) / best[p] if np.isfinite(best[p]) else np.inf for p in problems])
-        width = 2.4 if name == "sketched_newton" else 1.3
-        axes[0].step(
-            factors, [np.mean(ratio <= t) for t in factors], where="post", label=name, color=colour, linewidth=width
-        )
-    axes[0].set(
-        xscale="log", ylim=(0, 1.03), xlabel="time over that of the fastest solver", ylabel="share of problems solved"
-    )
-    axes[0].set_title(f"{len(problems)} problems, KKT residual at most {SOLVED:g}")
-    axes[0].legend(frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))
-    fig.tight_layout()
-    harness.save_figure(fig, path, record)
+    """Draw the performance profile of the CUTEst sets."""
+    rows = [r for r in rows if r["set"] != "logistic"]
+    good = {(r["problem"], r["solver"]): r["ms"] for r in rows if r["kkt"] is not None and r["kkt"] <= SOLVED}
+    title = f"{len({r['problem'] for r in rows})} problems, KKT residual at most {SOLVED:g}"
+    parts.profile(rows, good, title, record, path)
 
 
 def classification():

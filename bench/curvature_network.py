@@ -113,18 +113,21 @@ def density(options) -> list[dict]:
     together = jax.jit(lambda p, k: spectral_density(hessian(loss, p), k, num_steps=steps, num_probes=several))
     single = jax.jit(lambda p, k: spectral_density(hessian(loss, p), k, num_steps=steps, num_probes=1))
     product = jax.jit(lambda p, v: jax.jvp(jax.grad(lambda q: loss(unravel(q))), (p,), (v,))[1])
-    keys = jax.random.split(key, several)
-    starts = probes("sphere", key, several, jax.ShapeDtypeStruct(flat.shape, flat.dtype))
     theirs = peers.pyhessian_network(params, x, y, options.gpu)
     calls = {
         "ours": lambda: together(params, key),
-        "ours, a probe at a time": lambda: [single(params, k) for k in keys],
-        "Python loop, compiled products": lambda: [python_loop(lambda v: product(flat, v), s, steps) for s in starts],
     }
+    if not options.gpu:  # where each of the small programs takes long to compile
+        keys = jax.random.split(key, several)
+        starts = probes("sphere", key, several, jax.ShapeDtypeStruct(flat.shape, flat.dtype))
+        calls |= {
+            "ours, a probe at a time": lambda: [single(params, k) for k in keys],
+            "Python loop, compiled products": lambda: [
+                python_loop(lambda v: product(flat, v), s, steps) for s in starts
+            ],
+        }
     if theirs is not None:
         calls["PyHessian density"] = lambda: peers.pyhessian_density(theirs, steps, several)
-    if options.gpu:  # compiling takes long there
-        calls = {name: call for name, call in calls.items() if name in ("ours", "PyHessian density")}
     for call in calls.values():
         jax.block_until_ready(call())
     timed = harness.alternate(calls, repeat=repeat)

@@ -1,12 +1,11 @@
 """Equations: every CUTEst problem of sif2jax with nothing but equations and n <= 30, against IPOPT and least squares.
 
-``python bench/equations.py [--quick] [--ours] [--resume] [--only HS6,BT1] [--seconds 3600]``. Systems of equations
-(square and over-determined) and problems with an objective. Solved means that the largest violation is at most 1e-8
-and so is stationarity, scaled as IPOPT scales it, with multipliers by least squares for everybody. SciPy's
+``python bench/equations.py [--quick] [--only HS6,BT1] [--slice k/n] [--resume]``, in parts (see ``parts.py``). Systems
+of equations (square and over-determined) and problems with an objective. Solved means that the largest violation is at
+most 1e-8 and so is stationarity, scaled as IPOPT scales it, with multipliers by least squares for everybody. SciPy's
 `least_squares` runs on the systems, where it minimises the same violation.
 """
 
-import functools
 import json
 import pathlib
 from typing import Any
@@ -20,8 +19,8 @@ import scipy.optimize
 
 jax.config.update("jax_enable_x64", True)
 
+from constrained_peers import ipopt  # noqa: E402
 from inequalities import derivatives, load  # noqa: E402
-from interior_peers import ipopt  # noqa: E402
 
 from solvers import Status, sketched_newton  # noqa: E402
 
@@ -30,13 +29,18 @@ PROBLEMS = json.loads((pathlib.Path(__file__).parent / "equality_problems.json")
 """Module, n and the number of equations."""
 
 
-def names_by_size():
-    """Return the names, the smallest first."""
-    return sorted(PROBLEMS, key=lambda name: (PROBLEMS[name][1] * (3 + PROBLEMS[name][2]), name))
+def slope(c, C):
+    """Return the largest cosine between c and a column of C."""
+    size = np.linalg.norm(c) * np.maximum(np.linalg.norm(C, axis=0), 1e-16 * np.linalg.norm(C))
+    return float(np.max(np.abs(c @ C) / np.maximum(size, 1e-300)))
 
 
 def judge(problem, calls, x):
-    """Return objective, largest violation and scaled stationarity with least-squares multipliers."""
+    """Return objective, largest violation and scaled stationarity with least-squares multipliers.
+
+    The slope of ``|c|``, the largest cosine between c and a column of C, tells a local minimum of the violation: the
+    smaller one of the violation as posed and with each equation scaled down by its gradient at the start, as ours does.
+    """
     x = np.asarray(x, float)
     f, c, _ = (np.asarray(v) for v in calls.values(x))
     df, C, _, _ = (np.asarray(v) for v in calls.model(x, np.zeros(problem.p), np.zeros(0), 1.0))
@@ -44,12 +48,15 @@ def judge(problem, calls, x):
         return {"f": None, "violation": None, "kkt": None}
     y = np.linalg.lstsq(C.T, -df, rcond=None)[0]
     scale = max(100.0, float(np.mean(np.abs(y)))) / 100
+    start = np.asarray(calls.model(problem.x0, np.zeros(problem.p), np.zeros(0), 1.0)[1])
+    rows = np.linalg.norm(start, axis=1)
+    weights = 1 / np.maximum(1, rows / 10 / min(1, max(np.max(rows, initial=0), 1e-8)))
     return {
         "f": float(f),
         "violation": float(np.max(np.abs(c))),
         "kkt": float(np.max(np.abs(df + y @ C)) / scale),
         "norm of c": float(np.linalg.norm(c)),
-        "slope of |c|": float(np.linalg.norm(c @ C) / max(np.linalg.norm(c) * np.linalg.norm(C), 1e-300)),
+        "slope of |c|": min(slope(c, C), slope(weights * c, weights[:, None] * C)),
     }
 
 
@@ -89,15 +96,18 @@ def by_least_squares(problem, calls):
     return end.x, "solved" if end.status > 0 else "not solved", end.nfev
 
 
-def race(name, *, repeat, peers):
-    """Solve one problem with everybody."""
+def race(name, *, repeat, wanted):
+    """Solve one problem with everybody wanted."""
     problem = load(name, PROBLEMS[name][0])
     calls = derivatives(problem)
     system = "_nonlinear_equations" in PROBLEMS[name][0]
     base = {"problem": name, "n": problem.x0.size, "m": problem.p, "system": system}
-    yield base | ours(problem, calls, repeat)
-    others = {"ipopt": by_ipopt} | ({"scipy least_squares": by_least_squares} if system else {})
-    for title, solve in others.items() if peers else ():
+    if wanted("sketched_newton"):
+        yield base | ours(problem, calls, repeat)
+    others = {"IPOPT": by_ipopt} | ({"scipy least_squares": by_least_squares} if system else {})
+    for title, solve in others.items():
+        if not wanted(title):
+            continue
         row = {"solver": title, "says": "", "f": None, "violation": None, "kkt": None, "ms": None}
         try:
             timing = harness.clock(lambda solve=solve: solve(problem, calls), repeat=repeat, budget=1)
@@ -131,9 +141,8 @@ def summary(rows):
     return lines
 
 
-def report(path):
-    """Print what the file says: sums, what ours missed, and where it calls infeasible what another solved."""
-    rows = json.loads(path.read_text())["rows"]
+def report(rows):
+    """Print what the rows say: sums, what ours missed, and where it calls infeasible what another solved."""
     for title, chosen in (("systems", True), ("with an objective", False)):
         part = [r for r in rows if r["system"] is chosen]
         for shape, keep in (("m <= n", lambda r: r["m"] <= r["n"]), ("m > n", lambda r: r["m"] > r["n"])):
@@ -152,12 +161,9 @@ def report(path):
 def main():
     """Run what was asked for."""
     options = harness.finished(parts.add_options(harness.parser(__doc__ or "")).parse_args())
-    if options.part:
-        solve = functools.partial(race, repeat=3 if options.quick else 7, peers=not options.ours)
-        return parts.race_part(options, FILE, solve, ("cyipopt-wheels", "sif2jax"))
-    if not options.report:
-        parts.race_all(options, __file__, FILE, names_by_size(), "sketched_newton")
-    return report(options.out / FILE)
+    sizes = {name: n * (3 + m) for name, (_, n, m) in PROBLEMS.items()}
+    rows = parts.run(options, __file__, FILE, sizes, race, ("cyipopt-wheels", "sif2jax"))
+    return None if options.part else report(rows)
 
 
 if __name__ == "__main__":

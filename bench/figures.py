@@ -12,6 +12,7 @@ import harness
 
 FIGURES = {
     "constrained": "constrained.profile",
+    "interior": "interior.profile",
     "curvature_training": "curvature_training.draw",
     "linear_single": "linear.draw",
     "pde": "pde.picture",

@@ -232,7 +232,9 @@ def save(path: Path, rows: Sequence[dict[str, Any]], *, key: Sequence[str], reco
             new = {tuple(row.get(k) for k in key) for row in rows}
             kept = [row for row in old["rows"] if tuple(row.get(k) for k in key) not in new]
     result = {"machine": record, "rows": kept + rows}
-    path.write_text(json.dumps(_plain(result), indent=1) + "\n")
+    whole = path.with_suffix(".part")
+    whole.write_text(json.dumps(_plain(result), indent=1) + "\n")
+    whole.replace(path)  # at once, so that a run that is stopped leaves a whole file
     return result
 
 

@@ -38,11 +38,6 @@ class Bounded(NamedTuple):
     q: int
 
 
-def in_order_of_size():
-    """Return the names, the smallest first."""
-    return sorted(PROBLEMS, key=lambda n: (PROBLEMS[n][1] * (3 + sum(PROBLEMS[n][2:4])), n))
-
-
 @functools.cache
 def installed() -> pathlib.Path:
     """Return where sif2jax is, found before stubs of its packages stand in for them."""

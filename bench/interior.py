@@ -1,7 +1,7 @@
 """Inequalities and bounds: the CUTEst problems of sif2jax against others, and batches on an accelerator.
 
-``python bench/interior.py [--quick] [--ours] [--resume] [--only HS71,HS100] [--seconds 3600]`` for one processor, in
-order of size and as far as the seconds go, some problems a process so that nothing is lost; ``--gpu`` for batches on a
+``python bench/interior.py [--quick] [--only HS71,HS100] [--slice k/n] [--solvers interior_point,ipopt] [--resume]``
+for one processor, in parts (see ``parts.py``; the whole takes some hours of one core); ``--gpu`` for batches on a
 device. Solved means that violation, stationarity and complementarity, scaled as IPOPT scales them and computed here
 from the answer's own multipliers (or the best fitting ones, for solvers that give none), are at most 1e-8 (or 1e-6).
 """
@@ -17,16 +17,13 @@ import parts
 
 jax.config.update("jax_enable_x64", True)
 
-from inequalities import Bounded, derivatives, in_order_of_size, judge, load  # noqa: E402
-from interior_peers import Ended, available, convex_quadratic, for_quadratics  # noqa: E402
+from constrained_peers import Ended, available, convex_quadratic, for_quadratics  # noqa: E402
+from inequalities import PROBLEMS, Bounded, derivatives, judge, load  # noqa: E402
 
 from solvers import Status, interior_point  # noqa: E402
 
 PACKAGES = ("cyipopt-wheels", "sif2jax", "ipax", "pounce-solver", "slsqp-jax", "qpax", "clarabel")
 FILE = "interior.json"
-OTHERS, JITTED = 4, 32
-"""Solvers other than IPOPT run on every fourth problem in order of size; slsqp-jax, which compiles each for ten s,
-on every thirty-second."""
 
 
 def program(problem: Bounded):
@@ -64,7 +61,7 @@ def ours(problem: Bounded, calls, repeat):
 
 def theirs(problem: Bounded, calls, name, solve, repeat):
     """Return a peer's row; whatever it raises stands in it."""
-    row = {"solver": name, "says solved": False, "f": None, "violation": None, "kkt": None, "ms": None}
+    row = {"solver": name, "says solved": False, "says": "", "f": None, "violation": None, "kkt": None, "ms": None}
     try:
         timing = harness.clock(
             lambda: solve(problem, calls), repeat=repeat, budget=1, warm=name in ("slsqp-jax", "qpax")
@@ -78,22 +75,21 @@ def theirs(problem: Bounded, calls, name, solve, repeat):
     return row
 
 
-def race(name, *, repeat, peers):
-    """Solve one problem with everybody."""
+def race(name, *, repeat, wanted):
+    """Solve one problem with everybody wanted."""
     problem = load(name)
     calls = derivatives(problem)
     base = {"problem": problem.name, "n": problem.x0.size, "p": problem.p, "q": problem.q}
     quadratic = convex_quadratic(problem, calls)
     base["convex quadratic"] = quadratic is not None
-    yield base | ours(problem, calls, repeat)
-    if not peers:
-        return
-    index = in_order_of_size().index(problem.name)
-    others, jitted = index % OTHERS == 0, index % JITTED == 0
-    for title, solve in available(others=others, jitted=jitted).items():
-        yield base | theirs(problem, calls, title, solve, repeat)
-    for title, solve in for_quadratics().items() if quadratic else ():
-        yield base | theirs(problem, calls, title, lambda p, c, solve=solve: solve(p, c, quadratic), repeat)
+    if wanted("interior_point"):
+        yield base | ours(problem, calls, repeat)
+    contestants = {
+        title: functools.partial(solve, program=quadratic) for title, solve in for_quadratics().items() if quadratic
+    }
+    for title, solve in (contestants | available()).items():
+        if wanted(title):
+            yield base | theirs(problem, calls, title, solve, repeat)
 
 
 def within(row, tol):
@@ -127,9 +123,8 @@ def false_verdicts(rows):
     return refuted + [r for r in rows if r.get("says") == "converged" and not within(r, 1e-6)]
 
 
-def report(path):
-    """Print what the file says."""
-    rows = json.loads(path.read_text())["rows"]
+def report(rows):
+    """Print what the rows say."""
     columns = ["problem", "n", "p", "q", "solver", "says", "steps", "ms", "violation", "kkt", "f"]
     harness.table([r for r in rows if r["solver"] == "interior_point" and not within(r, 1e-8)], columns)
     harness.table(summary(rows), title="all problems")
@@ -138,6 +133,16 @@ def report(path):
     first = [r["first call s"] for r in rows if r["solver"] == "interior_point"]
     print(f"first call, median: {np.median(first):.2f} s\n")
     harness.table(false_verdicts(rows), columns, title="claims of ours that do not hold")
+
+
+def profile(rows, record, path):
+    """Draw the performance profile of the solvers that ran on nearly all problems."""
+    rows = sorted(rows, key=lambda r: r["solver"] != "interior_point")
+    counts = {r["solver"]: sum(q["solver"] == r["solver"] for q in rows) for r in rows}
+    rows = [r for r in rows if counts[r["solver"]] > 0.9 * max(counts.values())]
+    good = {(r["problem"], r["solver"]): r["ms"] for r in rows if within(r, 1e-6)}
+    title = f"{len({r['problem'] for r in rows})} problems with inequalities or bounds, to 1e-6"
+    parts.profile(rows, good, title, record, path)
 
 
 def hs71(dtype):
@@ -231,9 +236,12 @@ def on_device(options):
     for dtype in ("float64", "float32"):
         for name in ("HS71", "HS100"):
             if harness.chosen(f"{name}/{dtype}", options.only):
-                rows += batched(name, dtype, batch, noise)
+                for row in batched(name, dtype, batch, noise):
+                    rows.append(row)
+                    harness.save(
+                        options.out / "interior_gpu.json", rows, key=("problem", "dtype", "what"), record=record
+                    )
     harness.table(rows)
-    harness.save(options.out / "interior_gpu.json", rows, key=("problem", "dtype", "what"), record=record)
 
 
 def main():
@@ -241,12 +249,11 @@ def main():
     options = harness.finished(parts.add_options(harness.parser(__doc__ or "")).parse_args())
     if options.gpu:
         return on_device(options)
-    if options.part:
-        solve = functools.partial(race, repeat=3 if options.quick else 7, peers=not options.ours)
-        return parts.race_part(options, FILE, solve, PACKAGES)
-    if not options.report:
-        parts.race_all(options, __file__, FILE, in_order_of_size(), "interior_point")
-    return report(options.out / FILE)
+    sizes = {name: n * (3 + p + q) for name, (_, n, p, q, *_) in PROBLEMS.items()}
+    rows = parts.run(options, __file__, FILE, sizes, race, PACKAGES)
+    if not options.part:
+        report(rows)
+        profile(rows, json.loads((options.out / FILE).read_text())["machine"], options.out / "interior.png")
 
 
 if __name__ == "__main__":

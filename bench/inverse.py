@@ -174,8 +174,10 @@ def smoothed_mode(gamma: float, y: np.ndarray) -> np.ndarray:
 
 TRIALS = {
     "published": ((0.5, 0.4, 0.3, 0.2, 0.1), 2000, 10.0, 600, 1e-3),
-    "to 0.02": ((0.5, 0.3, 0.2, 0.1, 0.05, 0.03, 0.02), 4000, 40.0, 300, 2e-3),
-    "to 0.02, longer": ((0.5, 0.3, 0.2, 0.1, 0.05, 0.03, 0.02), 8000, 40.0, 1000, 2e-3),
+    "to 0.02, rate 2e-3": ((0.5, 0.3, 0.2, 0.1, 0.05, 0.03, 0.02), 4000, 40.0, 300, 2e-3),
+    "to 0.02, rate 3e-4": ((0.5, 0.3, 0.2, 0.1, 0.05, 0.03, 0.02), 4000, 40.0, 400, 3e-4),
+    "to 0.05, rate 3e-4": ((0.5, 0.3, 0.2, 0.1, 0.05), 4000, 40.0, 500, 3e-4),
+    "to 0.03, rate 1e-3, large batch": ((0.4, 0.2, 0.1, 0.05, 0.03), 16_000, 30.0, 300, 1e-3),
 }
 """Gammas, batch, steepness, steps a stage, rate."""
 
@@ -187,7 +189,7 @@ def prox(options, name: str) -> list[dict]:
     gammas, batch, beta, steps, rate = TRIALS[name]
     steps = 30 if options.quick else steps
     network = inverse.convex_network(jax.random.key(3), 1, width=32, depth=2, beta=beta, dtype=jnp.float32)
-    stages = [Stage(inverse.absolute_loss, steps, 1e-2)]
+    stages = [Stage(inverse.absolute_loss, 2 * steps, 1e-2)]
     stages += [Stage(inverse.proximal_matching_loss(g), steps, rate) for g in gammas]
     begin = time.perf_counter()
     fitted = inverse.fit_prox(
@@ -200,7 +202,7 @@ def prox(options, name: str) -> list[dict]:
     limit = smoothed_mode(gammas[-1], y)
     return [{
         "part": "prox", "instance": f"gamma {gammas[-1]}, batch {batch}", "contestant": name, "seconds": seconds,
-        "steps": steps * (1 + len(gammas)), "error": float(np.max(np.abs(found - soft))),
+        "steps": steps * (2 + len(gammas)), "error": float(np.max(np.abs(found - soft))),
         "at": float(y[np.argmax(np.abs(found - soft))]), "mean_error": float(np.mean(np.abs(found - soft))),
         "limit_of_the_loss": float(np.max(np.abs(limit - soft))),
         "from_the_limit": float(np.max(np.abs(found - limit))),
@@ -253,7 +255,7 @@ def draw(result: dict, path) -> None:
     for ax, part, ylabel in ((axes[1], "order", "error"), (axes[2], "round trip", "round trip misses")):
         rows = [r for r in result["rows"] if r["part"] == part]
         for k, name in enumerate(dict.fromkeys(r["contestant"] for r in rows)):
-            own = [(int(r["instance"].split()[0]), max(r["error"] or 1e30, 1e-17)) for r in rows
+            own = [(int(r["instance"].split()[0]), 1e30 if r["error"] is None else max(r["error"], 1e-17)) for r in rows
                    if r["contestant"] == name]  # fmt: skip
             ax.loglog(*zip(*own, strict=True), "o-", color=harness.PALETTE[k], label=name, markersize=4)
         ax.set(xlabel="steps", ylabel=ylabel)

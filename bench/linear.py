@@ -3,7 +3,8 @@
     python bench/linear.py                 everything that runs on two cores
     python bench/linear.py --only single   single solves against peers; also: heat, overhead, systems
     python bench/linear.py --only systems,elasticity     one system of these; other rows are kept
-    python bench/linear.py --gpu           the instances for one accelerator; --only large leaves out all but the large
+    python bench/linear.py --gpu           the instances for one accelerator; --only takes large, elements, alone,
+                                           together, sweep and heat
 
 Times are medians, steps exact counts; what they say about learning is in linear_tables.py and linear_fidelity.py.
 """
@@ -13,13 +14,13 @@ import os
 os.environ.setdefault("JAX_ENABLE_X64", "1")
 
 import itertools
-import json
 
 import harness
 import jax
 import jax.numpy as jnp
 import linear_systems
 import numpy as np
+from jax.experimental.sparse import BCOO
 
 from solvers import (
     Arms,
@@ -233,10 +234,7 @@ def overhead(options):
 
 
 def large(options):
-    """Measure Poisson's equation on 512^3 points, with its memory, and finite elements of a million rows, on one GPU.
-
-    The finite elements are set up on the host; a row for them is left out where PyAMG or scikit-fem is not installed.
-    """
+    """Measure Poisson's equation on 512^3 points, with its memory, on one GPU."""
     n, rows = 31 if options.quick else 512, []
     A, b = Stencil.laplacian(3), jax.random.normal(jax.random.key(83), (n, n, n), jnp.float64)
     program = harness.compiled(lambda b: multigrid_cg(A, b, tol=1e-8), b)
@@ -249,29 +247,36 @@ def large(options):
     })  # fmt: skip
     harness.table(rows)
     del timing, program, b
-    try:
-        system = linear_systems.linear_triangles(40 if options.quick else 1002)
-        b = np.random.default_rng(79).standard_normal(system.matrix.shape[0])
-        row = linear_systems.ours(system, b, 3)
-        x = row.pop("x")
-        error = float(np.linalg.norm(b - system.matrix @ x) / np.linalg.norm(b))
-        rows.append({
-            "what": "P1 triangles, a million rows", "solver": row["solver"], "rows": b.size, "ms": 1e3 * row["solve"],
-            "set-up": row["set-up"], "steps": row["steps"], "error": error, "compile": row["compile"],
-        })  # fmt: skip
-    except ImportError as cause:
-        print("finite elements left out:", cause)
     return rows
+
+
+def elements(options):
+    """Yield rows on finite elements of a million rows on one GPU; the set-up is on the host and a column of its own."""
+    system = linear_systems.linear_triangles(40 if options.quick else 1002)
+    b = np.random.default_rng(79).standard_normal(system.matrix.shape[0])
+
+    def row(label, x, **more):
+        error = float(np.linalg.norm(b - system.matrix @ np.asarray(x)) / np.linalg.norm(b))
+        return {"what": "a million P1 rows", "solver": label, "rows": b.size, **more, "error": error}
+
+    for own in reversed(system.own):
+        r = linear_systems.ours(system, b, 3, own)
+        times = {"ms": 1e3 * r["solve"], "set-up": r["set-up"], "compile": r["compile"], "steps": r["steps"]}
+        yield row(r["solver"], r["x"], **times)
+    A, rhs = BCOO.from_scipy_sparse(system.matrix), jnp.asarray(b)
+    program = harness.compiled(lambda b: jax.scipy.sparse.linalg.cg(A.__matmul__, b, tol=1e-8, maxiter=10000)[0], rhs)
+    timing = harness.clock(lambda: program(rhs), repeat=3, budget=4, warm=True)
+    yield row("jax.scipy cg", timing.output, ms=1e3 * timing.seconds, compile=program.first_call_seconds)
 
 
 def norm(x):
     return jnp.sqrt(jnp.sum(x * x))
 
 
-def accelerator(options):
-    """Measure the targets for one GPU: single systems, a batch, a sweep against the copy rate, the heat run."""
-    rows, quick = [], options.quick
-    for n in (64,) if quick else (256, 1024):
+def alone(options):
+    """Measure single systems on one GPU."""
+    rows = []
+    for n in (64,) if options.quick else (256, 1024):
         A, b = instance(n)
         omega = float(young_omega(radius(A, b.shape, False)))
         few = ("multigrid_cg", "chebyshev_cg degree 8", "sor at Young's omega")
@@ -284,9 +289,14 @@ def accelerator(options):
             steps = None if label.startswith("jax") else int(timing.output.num_steps)
             rows.append({
                 "what": f"{n} x {n}", "solver": label, "ms": 1e3 * timing.seconds, "steps": steps,
-                "error": judge(A, b, x),
+                "error": judge(A, b, x), "compile": program.first_call_seconds,
             })  # fmt: skip
-    lanes, n = (8, 32) if quick else (1024, 64)
+    return rows
+
+
+def together(options):
+    """Measure a batch of systems on one GPU."""
+    rows, (lanes, n) = [], (8, 32) if options.quick else (1024, 64)
     kappa = jnp.linspace(0.1, 10, lanes)
     s = 0.5 * kappa * 1e-3 * (n + 1) ** 2
     omegas = young_omega(4 * s / (1 + 4 * s) * np.cos(np.pi / (n + 1)))
@@ -307,7 +317,12 @@ def accelerator(options):
             "what": f"{lanes} of {n} x {n}", "solver": label, "us a system": 1e6 * timing.seconds / lanes,
             "steps": int(timing.output.num_steps.max()), "error": float(timing.output.error.max()),
         })  # fmt: skip
-    n, sweeps = (256, 4) if quick else (4096, 64)
+    return rows
+
+
+def sweep(options):
+    """Measure a sweep against the rate of copying on one GPU."""
+    rows, (n, sweeps) = [], (256, 4) if options.quick else (4096, 64)
     A, b = instance(n, dtype=jnp.float32)
     layout = A.layout(b.shape, sweeps=True)
     phases = layout.pack(b)
@@ -326,8 +341,15 @@ def accelerator(options):
         rows.append(
             {"what": f"{n} x {n} float32", "solver": label, "us": 1e6 * per, "GB/s": words * 4 * n * n / per / 1e9}
         )
-    harness.table(rows)
-    return rows + [{"what": "heat run", "solver": r["run"], **r} for r in heat(options, few=True)]
+    return rows
+
+
+def heated(options):
+    """Measure the heat run with a learned omega on one GPU."""
+    return [{"what": "heat run", "solver": r["run"], **r} for r in heat(options, few=True)]
+
+
+ON_GPU = {"large": large, "elements": elements, "alone": alone, "together": together, "sweep": sweep, "heat": heated}
 
 
 def draw(rows, record, path):
@@ -352,11 +374,12 @@ def main():
     options = harness.arguments(__doc__.splitlines()[0])
     record = harness.machine("pyamg", "sparsax", "scikit-fem")
     if options.gpu:
-        for kind, job, name in (("large", large, "linear_gpu_large.json"), ("small", accelerator, "linear_gpu.json")):
+        for kind, job in ON_GPU.items():
             if harness.chosen(kind, options.only):
-                rows = job(options)
-                print(json.dumps(rows, default=float))
-                harness.save(options.out / name, rows, key=("what", "solver"), record=record)
+                name = "linear_gpu_large.json" if kind in ("large", "elements") else "linear_gpu.json"
+                for row in job(options):
+                    harness.table([row], title=kind)
+                    harness.save(options.out / name, [row], key=("what", "solver"), record=record)
         return
     jobs = {
         "single": (single, ("system", "solver")), "heat": (heat, ("run",)), "overhead": (overhead, ("learner",)),
@@ -364,9 +387,11 @@ def main():
     }  # fmt: skip
     for kind, (job, key) in jobs.items():
         if harness.chosen(kind, options.only):
-            rows = job(options)
+            rows, path = [], options.out / f"linear_{kind}.json"
+            for row in job(options):
+                rows.append(row)
+                saved = harness.save(path, [row], key=key, record=record)
             harness.table(rows, title=kind)
-            saved = harness.save(options.out / f"linear_{kind}.json", rows, key=key, record=record)
             if kind == "single":
                 draw(saved["rows"], record, options.out / "linear_single.png")
 

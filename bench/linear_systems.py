@@ -5,8 +5,9 @@ again in NumPy. Set-up, solve and their sum are apart; ours compiles once for a 
 Columns of CPU seconds count the work of all threads: they hold on a busy machine, where those of the wall do not.
 """
 
+import itertools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import harness
@@ -19,18 +20,30 @@ import scipy.sparse.linalg
 from solvers import AMG, Stencil, multigrid_cg
 
 TOL = 1e-8
+LARGE = 500_000
+"""Rows from which on set-ups take seconds and are not repeated."""
 
 
-class System(NamedTuple):
-    """A matrix, its near-null vectors or None, a stencil if it is one, and what ours is asked to do."""
+class Own(NamedTuple):
+    """Settings of ours."""
 
-    matrix: Any
-    motions: Any = None
-    grid: tuple[Stencil, tuple[int, ...]] | None = None
     kind: str = "ruge_stuben"
     improve: int = 3
     degree: int = 2
     ratio: float = 4.0
+
+
+PLAIN, QUICK, FEW, FEWEST = Own(improve=0, degree=3, ratio=8.0), Own(improve=1), Own(), Own(improve=5)
+AGGREGATES = Own("smoothed_aggregation", 0, 3, 8.0)
+
+
+class System(NamedTuple):
+    """A matrix, its near-null vectors or None, a stencil if it is one, and the settings of ours, a row each."""
+
+    matrix: Any
+    motions: Any = None
+    grid: tuple[Stencil, tuple[int, ...]] | None = None
+    own: tuple[Own, ...] = (QUICK, FEW)
 
 
 class Spent(NamedTuple):
@@ -85,13 +98,13 @@ def elements(mesh: Any, element: Any):
 def linear_triangles(n: int) -> System:
     import skfem
 
-    return System(elements(mesh(n), skfem.ElementTriP1()))
+    return System(elements(mesh(n), skfem.ElementTriP1()), own=(AGGREGATES, QUICK, FEW))
 
 
 def quadratic_triangles(n: int) -> System:
     import skfem
 
-    return System(elements(mesh(n // 2), skfem.ElementTriP2()))
+    return System(elements(mesh(n // 2), skfem.ElementTriP2()), own=(AGGREGATES, QUICK, FEW))
 
 
 def tetrahedra(n: int) -> System:
@@ -99,13 +112,14 @@ def tetrahedra(n: int) -> System:
 
     side = np.linspace(0, 1, round(n ** (2 / 3)))
     box = skfem.MeshTet.init_tensor(side, side, side)
-    return System(elements(box, skfem.ElementTetP1()), kind="smoothed_aggregation", improve=0, degree=3, ratio=8.0)
+    return System(elements(box, skfem.ElementTetP1()), own=(AGGREGATES, QUICK))
 
 
 def rotated(n: int) -> System:
     from pyamg.gallery import diffusion_stencil_2d, stencil_grid
 
-    return System(stencil_grid(diffusion_stencil_2d(epsilon=1e-3, theta=np.pi / 6, type="FE"), (n, n)).tocsr())
+    stencil = diffusion_stencil_2d(epsilon=1e-3, theta=np.pi / 6, type="FE")
+    return System(stencil_grid(stencil, (n, n)).tocsr(), own=(PLAIN, QUICK, FEW))
 
 
 def of_stencil(stencil: Stencil, shape: tuple[int, ...], **more: Any) -> System:
@@ -116,21 +130,21 @@ def of_stencil(stencil: Stencil, shape: tuple[int, ...], **more: Any) -> System:
 
 def islands(n: int) -> System:
     k = 10 ** np.random.default_rng(61).uniform(-3, 3, (n, n))
-    return of_stencil(Stencil.diffusion(jnp.asarray(k), shift=0), (n, n))
+    return of_stencil(Stencil.diffusion(jnp.asarray(k), shift=0), (n, n), own=(FEW, FEWEST))
 
 
 def elasticity(n: int) -> System:
     from pyamg.gallery import linear_elasticity
 
     matrix, motions = linear_elasticity((n // 2, n // 2), format="bsr")
-    return System(matrix, motions, kind="smoothed_aggregation", improve=0, degree=3, ratio=8.0)
+    return System(matrix, motions, own=(AGGREGATES,))
 
 
 def three_scales(n: int) -> System:
     unit, side = np.eye(3, dtype=int), min(32, round(n ** (2 / 3)))
     offsets = [(0, 0, 0), *map(tuple, unit), *map(tuple, -unit)]
     stencil, shape = Stencil(jnp.asarray([222.0, -1, -10, -100, -1, -10, -100]), offsets), (side,) * 3
-    return of_stencil(stencil, shape, grid=(stencil, shape))
+    return of_stencil(stencil, shape, grid=(stencil, shape), own=(FEW,))
 
 
 SYSTEMS: dict[str, tuple[Callable[[int], System], int]] = {
@@ -141,12 +155,12 @@ SYSTEMS: dict[str, tuple[Callable[[int], System], int]] = {
     "P1 triangles": (linear_triangles, 320),
     "P2 triangles": (quadratic_triangles, 320),
     "P1 tetrahedra": (tetrahedra, 256),
-    "P1 triangles (a million rows)": (linear_triangles, 1002),
+    "a million P1 rows": (linear_triangles, 1002),
 }
 """What makes each system, and the size it is made at: about the root of the rows. Meshes are unstructured."""
 
 
-def own(system: System) -> Callable[[], Any]:
+def built(system: System, own: Own) -> Callable[[], Any]:
     """Return the set-up of ours, which returns the system to solve."""
     if system.grid is not None:
         return lambda: system.grid[0]
@@ -156,22 +170,23 @@ def own(system: System) -> Callable[[], Any]:
         return lambda: AMG.from_pyamg(
             pyamg.smoothed_aggregation_solver(system.matrix, B=system.motions, max_coarse=200)
         )
-    more = {"improve": system.improve} if system.improve else {}
-    return lambda: AMG(system.matrix, kind=system.kind, **more)
+    more = {"improve": own.improve} if own.improve else {}
+    return lambda: AMG(system.matrix, kind=own.kind, **more)
 
 
-def ours(system: System, b: np.ndarray, repeat: int) -> dict[str, Any]:
-    """Return the row of ours."""
-    build = own(system)
-    build()
-    setup = spent(build, repeat, 4)
-    A, degree, ratio = setup.output, system.degree, system.ratio
+def ours(system: System, b: np.ndarray, repeat: int, own: Own) -> dict[str, Any]:
+    """Return the row of ours with these settings."""
+    build = built(system, own)
+    if b.size < LARGE:
+        build()
+    setup = spent(build, repeat if b.size < LARGE else 1, 4)
+    A, degree, ratio = setup.output, own.degree, own.ratio
     rhs = jnp.asarray(b if system.grid is None else b.reshape(system.grid[1]))
     kind = {} if system.grid is None else {"coarsening": plan(system)}
     program = harness.compiled(lambda A, rhs: multigrid_cg(A, rhs, tol=TOL, degree=degree, ratio=ratio, **kind), A, rhs)
     jax.block_until_ready(program(A, rhs))
     solve = spent(lambda: program(A, rhs), 2 * repeat + 1, 4)
-    name = "multigrid_cg" if system.grid is not None else f"AMG {system.kind}, improve {system.improve}"
+    name = "multigrid_cg" if system.grid is not None else f"AMG {own.kind}, improve {own.improve}"
     weight = None
     if system.grid is None:
         weight = sum(d.size for d in A.data) / A.data[0].size
@@ -188,8 +203,8 @@ def plan(system: System):
     return coarsening_plan(*system.grid)
 
 
-def algebraic_peers(system: System, b: np.ndarray, repeat: int) -> list[dict[str, Any]]:
-    """Return PyAMG's rows: every construction with conjugate gradients, rotated anisotropy with evolution as well."""
+def algebraic_peers(system: System, b: np.ndarray, repeat: int) -> Iterator[dict[str, Any]]:
+    """Yield PyAMG's rows: every construction with conjugate gradients, rotated anisotropy with evolution as well."""
     import pyamg
 
     A, near = system.matrix, {"B": system.motions} if system.motions is not None else {}
@@ -201,23 +216,21 @@ def algebraic_peers(system: System, b: np.ndarray, repeat: int) -> list[dict[str
     }
     if system.motions is None:
         calls["PyAMG Ruge-Stuben"] = lambda: pyamg.ruge_stuben_solver(A)
-    rows = []
     for name, build in calls.items():
         setup = spent(build, repeat, 2)
         residuals: list[float] = []
         options = {"tol": TOL, "accel": "cg", "maxiter": 100}
         setup.output.solve(b, residuals=residuals, **options)
         solve = spent(lambda s=setup.output, o=options: s.solve(b, **o), repeat, 2)
-        rows.append({
+        yield {
             "solver": name, **columns(setup, solve), "steps": len(residuals) - 1,
             "complexity": setup.output.operator_complexity(), "x": solve.output,
-        })  # fmt: skip
-    return rows
+        }  # fmt: skip
 
 
-def direct_peers(system: System, b: np.ndarray) -> list[dict[str, Any]]:
-    """Return CHOLMOD's row by sparsax, factorisation and solve in one, and SuperLU's by SciPy."""
-    rows, matrix = [], system.matrix.tocsr()
+def direct_peers(system: System, b: np.ndarray) -> Iterator[dict[str, Any]]:
+    """Yield CHOLMOD's row by sparsax, factorisation and solve in one, and SuperLU's by SciPy."""
+    matrix = system.matrix.tocsr()
     try:
         import sparsax
 
@@ -227,30 +240,27 @@ def direct_peers(system: System, b: np.ndarray) -> list[dict[str, Any]]:
         for k, matter in enumerate(("matrix", "values")):  # the first call orders the rows as well
             values = jnp.asarray(upper.data * (1 + 1e-13 * k))  # a factor is remembered by its values
             solve = spent(lambda v=values: program(v, jnp.asarray(b)), 1, 0)
-            rows.append({"solver": f"CHOLMOD, new {matter}", **columns(NOTHING, solve), "x": np.asarray(solve.output)})
+            yield {"solver": f"CHOLMOD, new {matter}", **columns(NOTHING, solve), "x": np.asarray(solve.output)}
     except Exception as cause:
         print("sparsax left out:", cause)
-    if matrix.shape[0] <= 110_000 and system.kind != "smoothed_aggregation" and system.grid is None:
+    if matrix.shape[0] <= 110_000 and QUICK in system.own:
         order = {"permc_spec": "MMD_AT_PLUS_A", "options": {"SymmetricMode": True}}
         setup = spent(lambda: scipy.sparse.linalg.splu(matrix.tocsc(), **order), 1, 0)
         solve = spent(lambda: setup.output.solve(b), 3, 1)
-        rows.append({"solver": "SciPy SuperLU", **columns(setup, solve), "x": solve.output})
-    return rows
+        yield {"solver": "SciPy SuperLU", **columns(setup, solve), "x": solve.output}
 
 
-def systems(options: Any) -> list[dict[str, Any]]:
-    """Measure all chosen systems; `--only` takes parts of their names beside ``systems``."""
-    rows, repeat = [], 1 if options.quick else 3
+def systems(options: Any) -> Iterator[dict[str, Any]]:
+    """Yield the rows of all chosen systems; `--only` takes parts of their names beside ``systems``."""
+    repeat = 1 if options.quick else 3
     parts = [part for part in options.only if part not in "systems"]
     for name, (make, size) in SYSTEMS.items():
         if not harness.chosen(name, parts) or (options.quick and size > 1000):
             continue
         system = make(64 if options.quick else size)
         b = np.random.default_rng(79).standard_normal(system.matrix.shape[0])
-        found = [ours(system, b, repeat), *algebraic_peers(system, b, repeat), *direct_peers(system, b)]
-        for row in found:
+        mine = (ours(system, b, repeat, own) for own in system.own)
+        for row in itertools.chain(mine, algebraic_peers(system, b, repeat), direct_peers(system, b)):
             x = row.pop("x")
             error = float(np.linalg.norm(b - system.matrix @ x) / np.linalg.norm(b))
-            rows.append({"system": name, "rows": int(b.size), **row, "error": error})
-        harness.table([r for r in rows if r["system"] == name])
-    return rows
+            yield {"system": name, "rows": int(b.size), **row, "error": error}

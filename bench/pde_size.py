@@ -87,48 +87,56 @@ def diffusivity(n, count, rank, target=None):
             "met": None if target is None else bool(timing.seconds <= target and solution.status == 0)}  # fmt: skip
 
 
-def coverage(ndim, draws=500):
-    """How often 95 % intervals hold: harmonic functions of random shape, noisy faces, each with noise of its own."""
-    n, sigma = {1: 12, 2: 12, 3: 7}[ndim], 0.05
+TRUTHS = {"smooth": (0.3, 0.6), "mixed": (0.5, 1.0, 2.0, 3.0), "rough": (2.0, 4.0, 6.0), "very rough": (6.0, 8.0, 10.0)}
+"""Scales of the wave numbers that random solutions are made of."""
+
+
+def coverage(ndim, kind, sigma=0.05, draws=500):
+    """How often 95 % intervals hold: sums of random waves, noisy faces, each draw with a noise of its own."""
+    n, scales = {1: 16, 2: 16, 3: 8}[ndim], np.asarray(TRUTHS[kind])
     rng = np.random.default_rng(20)
     x = np.polynomial.legendre.leggauss(n)[0] / 2 + 0.5
-    at = jnp.asarray(0.5 + 0.3 * (rng.random((5, ndim)) - 0.5))
+    at = jnp.asarray(0.5 + 0.8 * (rng.random((12, ndim)) - 0.5))
     box = Box(*[(0.0, 1.0)] * ndim)
+
+    def waves(a, *c):
+        return a["height"] * jnp.sin(sum(w * v[..., None] for w, v in zip(a["wave"], c, strict=True)) + a["phase"])
+
+    def u(a, *c):
+        return jnp.sum(waves(a, *jnp.broadcast_arrays(*c)), -1) + a["level"]
 
     def load(x, v, a):
         second = [v.dxx, *([v.dyy] if ndim > 1 else []), *([v.dzz] if ndim > 2 else [])]
-        return sum(second) - (a["bend"] @ jnp.ones(ndim))
-
-    def u(a, *c):
-        square = sum(b * v**2 / 2 for b, v in zip(a["bend"], c, strict=True))
-        return square + sum(s * v for s, v in zip(a["slope"], c, strict=True)) + a["level"]
+        return sum(second) + waves(a, *jnp.broadcast_arrays(*x)) @ jnp.sum(a["wave"] ** 2, 0)
 
     def one(a):
         conditions = []
         for d, name in enumerate("xyz"[:ndim]):
             for side, end in (("-", 0.0), ("+", 1.0)):
-                others = jnp.meshgrid(*[jnp.asarray([end]) if e == d else jnp.asarray(x) for e in range(ndim)],
-                                      indexing="ij")  # fmt: skip
-                values = u(a, *others)
+                values = u(a, *jnp.meshgrid(*[jnp.asarray([end]) if e == d else jnp.asarray(x) for e in range(ndim)],
+                                            indexing="ij"))  # fmt: skip
                 noise = jax.random.normal(jax.random.fold_in(a["key"], 2 * d + (side == "+")), values.shape)
                 conditions.append(Dirichlet(name + side, values + sigma * noise, noise=sigma))
-        numbers = {k: a[k] for k in ("bend", "slope", "level")}
+        numbers = {k: a[k] for k in ("wave", "phase", "height", "level")}
         solution = gp_solve(PDEProblem(load, box, conditions), grid=(n,) * ndim, args=numbers)
         where = at[:, 0] if ndim == 1 else at
-        z = (solution.mean(where) - u(a, *at.T)) / solution.std(where)
-        return z, solution.status
+        return (solution.mean(where) - u(a, *at.T)) / solution.std(where), solution.status
 
-    lanes = {"bend": jnp.asarray(rng.standard_normal((draws, ndim))), "slope": jnp.asarray(
-        rng.standard_normal((draws, ndim))), "level": jnp.asarray(rng.standard_normal(draws)),
-        "key": jax.random.split(jax.random.key(5), draws)}  # fmt: skip
+    lanes = {
+        "wave": rng.standard_normal((draws, ndim, len(scales))) * scales,
+        "phase": 2 * np.pi * rng.random((draws, len(scales))),
+        "height": 0.5 * rng.standard_normal((draws, len(scales))), "level": rng.standard_normal(draws),
+    }  # fmt: skip
+    lanes = {**jax.tree.map(jnp.asarray, lanes), "key": jax.random.split(jax.random.key(5), draws)}
     program = compiled(lambda lanes: jax.lax.map(one, lanes), lanes)
     timing = clock(lambda: program(lanes), repeat=1)
     z, status = (np.asarray(v) for v in timing.output)
     good = status == 0
     inside = float(np.mean(np.abs(z[good]) <= 1.96))
-    name = f"coverage of intervals, {ndim}-D, {draws} draws"
+    name = f"coverage of intervals, {ndim}-D, {kind} waves, noise {sigma:g}, {draws} draws"
     return {"problem": name, "method": "gp_solve", "grid": size((n,) * ndim), "coverage_95": inside,
-            "spread_of_z": float(z[good].std()), "converged": float(good.mean()),
+            "spread_of_z": float(z[good].std()), "largest_z": float(np.abs(z[good]).max()),
+            "converged": float(good.mean()),
             "seconds": timing.seconds, "compile_seconds": program.first_call_seconds,
             "met": bool(0.93 <= inside <= 0.97)}  # fmt: skip
 
@@ -139,10 +147,12 @@ def size_jobs(quick):
         return [("size 2d", lambda: conditioned(20, 2, 500)),
                 ("size 2d equation", lambda: conditioned(26, 2, 500, 1.0)),
                 ("size 3d", lambda: conditioned(8, 3, 500)), ("size field", lambda: diffusivity(14, 100, 6)),
-                ("size coverage 1", lambda: coverage(1, 100))]  # fmt: skip
+                ("size coverage 1", lambda: coverage(1, "mixed", 0.05, 100))]  # fmt: skip
     return [("size 2d", lambda: conditioned(64, 2, 10_000, target=10.0)),
             ("size 2d equation", lambda: conditioned(64, 2, 10_000, 1.0, target=30.0)),
             ("size 3d", lambda: conditioned(24, 3, 10_000, target=30.0)),
             ("size 3d exact faces", lambda: conditioned(24, 3, 10_000, None, None, target=10.0)),
             ("size field", lambda: diffusivity(30, 400, 10, target=10.0)),
-            *((f"size coverage {d}", lambda d=d: coverage(d)) for d in (1, 2, 3))]  # fmt: skip
+            *((f"size coverage {d} {kind}", lambda d=d, kind=kind, sigma=sigma: coverage(d, kind, sigma))
+              for d, kinds in ((1, TRUTHS), (2, TRUTHS), (3, ("smooth", "mixed", "rough")))
+              for kind in kinds for sigma in (0.05, 1e-3))]  # fmt: skip

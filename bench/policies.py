@@ -34,6 +34,7 @@ METHODS = {
     "reinforce without a baseline": (FACTORS, "sgd", 0),
     "normalised reinforce": (LENGTHS, "unit", 0),
     "igt_momentum": (LENGTHS, "igt", 0),
+    "igt_momentum of unit gradients": (LENGTHS, "unit igt", 0),
     "hessian_aided_momentum": (FACTORS, "harpg", 4),
     "hessian_aided_momentum, normalised": (LENGTHS, "nharpg", 4),
     "hessian_aided_momentum, normalised, 2 for the product": (LENGTHS, "nharpg", 2),
@@ -54,6 +55,7 @@ def optimiser(kind, setting):
 
     made = {
         "sgd": lambda: optax.sgd(fall), "unit": lambda: unit_steps(fall), "igt": lambda: igt_momentum(fall),
+        "unit igt": lambda: optax.chain(optax.normalize_by_update_norm(), igt_momentum(fall)),
         "harpg": lambda: hessian_aided_momentum(fall),
         "nharpg": lambda: hessian_aided_momentum(fall, normalise=True),
     }[kind]()  # fmt: skip
@@ -82,7 +84,7 @@ def policy_run(kind, products, baseline, lqr, start, steps, setting, key):
 
     def step(carry, key):
         K, state = carry
-        point = transported_point(state, K) if kind == "igt" else K
+        point = transported_point(state, K) if "igt" in kind else K
         one, two = jax.random.split(key)
         g = gradient_at(lqr, point, one, BATCH, baseline)
 

@@ -5,7 +5,7 @@ python bench/stochastic.py [--quick] [--gpu] [--only events,messages,private,sur
 events     dadao on a ring of 32 nodes with 100 unknowns each: events a second, and time to a tolerance
 messages   dadao (equal and designed rates) and mudag: messages and gradients to 1e-8, on several graphs
 private    DIFF2 against noisy gradient descent over (n, d, budget): the best of a grid of settings for either;
-           ``--gpu``: 32,000 to 512,000 examples
+           ``--gpu``: 128,000 and 512,000 examples
 surrogate  target_surrogate against the exact surrogate minimiser at equal oracle calls; monotone problems of 100
 regret     optimistic mirror descent against rounds, at three noises; ``--gpu``: 10,000 adversaries in one vmap
 policy     trajectories to 1e-2 of the optimum of linear-quadratic control (policies.py)
@@ -324,7 +324,7 @@ PARTS = {"events": event_rows, "messages": message_rows, "surrogate": surrogate_
 def main() -> int:
     """Run, print, save, draw."""
     options = harness.arguments(__doc__)
-    large = [f"private-{n}" for n in SIZES[-3:]]
+    large = [f"private-{n}" for n in SIZES[-2:]]
     parts = {k: v for k, v in PARTS.items() if (k in ("regret", *large) if options.gpu else k not in large)}
     stem = None if options.quick else "stochastic_gpu" if options.gpu else "stochastic"
     key, record = ("part", "instance", "contestant", "dtype"), harness.machine("equinox", "optax")

@@ -68,6 +68,12 @@ class DenseKKT(KKT):
         """Return the exact norms."""
         return jnp.sqrt(jnp.sum(model.G**2, axis=1))
 
+    def cosine(self, model, c):
+        """Return the largest cosine between c and a column of G, columns that are nothing but rounding left out."""
+        columns = jnp.sqrt(jnp.sum(model.G**2, axis=0))
+        size = jnp.maximum(columns, eps(c.dtype) * jnp.max(columns, initial=0)) * norm(c)
+        return jnp.max(jnp.abs(model.adjoint(c)) / jnp.where(size > 0, size, 1), initial=0)
+
     def multipliers(self, model, g):
         """Solve the regularised normal equations ``(GG' + d I) u = -G g``, refined once."""
         G, m = model.G, model.G.shape[0]

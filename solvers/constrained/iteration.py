@@ -31,7 +31,7 @@ from ..core.precision import dot, eps
 from ..core.solution import Status
 from ..core.typing import Array, Bool, Float, Int
 from . import merit
-from .kkt import KKT, Answer, Question, norm, unit
+from .kkt import KKT, Answer, Question, norm
 from .problem import Point, Problem
 
 NEWTON, RESTORE, REFRESH = 0, 1, 2
@@ -40,7 +40,7 @@ NEWTON, RESTORE, REFRESH = 0, 1, 2
 IDLE = 6
 """Steps without progress before the run counts as stagnated."""
 FLATNESS = 0.6
-"""``|G'c| <= eps^FLATNESS |G| |c|`` is evidence that the violation has a minimum here: 4e-10 in float64."""
+"""Cosines up to ``eps^FLATNESS``, 4e-10 in float64, between c and the columns of G are evidence of a minimum here."""
 SHORT = 12
 """So many shortened steps in a row mean that penalties, which only grow, hold the path too tightly: they start anew."""
 LEVEL = 0.999
@@ -214,18 +214,18 @@ def search(s: State, way: Direction, problem: Problem, width: int) -> Move:
     return Move(x, lam, found.point, found.alpha, found.accepted, found.trials, before, after, noise)
 
 
-def stands_still(s: State, model, kkt: KKT, after: Point, tol):
+def stands_still(s: State, model, kkt: KKT, way: Direction, after: Point, tol):
     """Whether nothing nearby violates the constraints less.
 
     On the way to a singular root G fades with c, so a gradient that is merely small proves nothing. Evidence is c
-    orthogonal to the range of G, or a G that vanishes beside a c that no longer falls: a singular root is approached by
-    a constant factor a step.
+    orthogonal to the range of G, or a G that vanishes beside a c that no longer falls, where the step promises nothing
+    but rounding: a singular root is approached by a constant factor a step, and a plateau by steps that promise more.
     """
     c, dtype = s.point.c, s.x.dtype
     violation, pull = norm(c), model.adjoint(c)
-    size = jnp.maximum(norm(kkt.row_norms(model, c.shape[0], dtype)), norm(model.jacobian(unit(pull))))
-    orthogonal = norm(pull) <= eps(dtype) ** FLATNESS * size * violation
-    level = (norm(pull) <= tol * violation) & (norm(after.c) >= LEVEL * violation)
+    orthogonal = kkt.cosine(model, c) <= eps(dtype) ** FLATNESS
+    promises = jnp.abs(dot(pull, way.dx)) > 10 * eps(dtype) * violation**2
+    level = (norm(pull) <= tol * violation) & (norm(after.c) >= LEVEL * violation) & ~promises & way.answer.valid
     return orthogonal | level
 
 
@@ -254,7 +254,7 @@ def following(s: State, model, way: Direction, move: Move, problem: Problem, kkt
     verdict = jnp.where(idle >= IDLE, Status.STAGNATED, Status.RUNNING)
     far = 1e20 if dtype == jnp.float64 else 1e12
     verdict = jnp.where((norm(move.x) > far) | (point.f < -far), Status.UNBOUNDED, verdict)
-    settled = stands_still(s, model, kkt, point, tol) & infeasible & explored & ~way.escape & ~restored
+    settled = stands_still(s, model, kkt, way, point, tol) & infeasible & explored & ~way.escape & ~restored
     verdict = jnp.where(restore & settled, Status.INFEASIBLE, verdict)
     return State(
         x=move.x,

@@ -65,6 +65,12 @@ class KKT(eqx.Module):
         """Return the norms of the rows of G, for scaling."""
         raise NotImplementedError
 
+    def cosine(self, model, c) -> Float[Array, ""]:
+        """Return how far c is from orthogonal to the range of G: the cosine between it and a vector of the range."""
+        pull = model.adjoint(c)
+        size = norm(model.jacobian(unit(pull))) * norm(c)
+        return norm(pull) / jnp.where(size > 0, size, 1)
+
     def multipliers(self, model, g) -> Float[Array, " m"]:
         """Return ``argmin_u |g + G'u|``, the least-squares multipliers for the gradient `g` of the objective."""
         raise NotImplementedError

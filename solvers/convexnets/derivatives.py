@@ -80,7 +80,9 @@ def centred(data: Data, p: Point, mu: Array) -> Point:
     return lax.fori_loop(0, CENTRINGS, step, p)
 
 
-def with_derivatives(problem: ConvexReLU, u: Array, objective: Array, p: Point, trusted: Array) -> tuple[Array, Array]:
+def with_derivatives(
+    problem: ConvexReLU, u: Array, objective: Array, p: Point, trusted: Array, sketch: int
+) -> tuple[Array, Array]:
     """Return both with the derivatives in the problem's X, y and beta of a point on the central path nearby.
 
     The path is left at a complementarity of the root of the rounding error: further down its equations lose as many
@@ -90,7 +92,9 @@ def with_derivatives(problem: ConvexReLU, u: Array, objective: Array, p: Point, 
     def data_of(problem: ConvexReLU, moving) -> Data:
         X, y, beta = moving
         blocks = Blocks.of(problem)
-        return Data(Blocks(X, lax.stop_gradient(blocks.active), blocks.sign, blocks.cone), y, beta, problem.loss)
+        return Data(
+            Blocks(X, lax.stop_gradient(blocks.active), blocks.sign, blocks.cone), y, beta, problem.loss, sketch
+        )
 
     @jax.custom_jvp
     def identity(answer, p, problem, moving):
@@ -146,4 +150,4 @@ def newton_solve(data: Data, u: Array, mu: Array, near: Near, b: Array) -> Array
         bend = mu / (blocks.slack(u) + blocks.idle) ** 2 if squared else near.z / near.slack
         hessian = hessian + jnp.einsum("bn,nd,ne->bde", bend, blocks.X, blocks.X, precision=HIGHEST)
     weight = jnp.ones_like(data.y) if squared else data.y**2 * near.steep
-    return eliminated(blocks, hessian, 1 / weight)(b)[0]
+    return eliminated(blocks, hessian, 1 / weight, data.sketch)(b)[0]

@@ -20,12 +20,15 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from ..core.krylov.cg import cg
+from ..core.linalg.nystrom import nystrom
 from ..core.precision import HIGHEST, eps, matmul, tiny
 from ..core.typing import Array
 from .problem import Blocks, lengths
 
 FRACTION = 0.99
 """Of the way to the boundary."""
+CG_STEPS = 300
 
 
 class Data(eqx.Module):
@@ -35,6 +38,7 @@ class Data(eqx.Module):
     y: Array
     beta: Array
     loss: str = eqx.field(static=True)
+    sketch: int = eqx.field(static=True, default=0)
 
 
 class Point(NamedTuple):
@@ -134,8 +138,11 @@ def block_hessians(data: Data, p: Point, scale: Scaling, slack: Array) -> Array:
     return hessian
 
 
-def eliminated(blocks: Blocks, hessian: Array, flat: Array):
-    """Return ``g -> (v, W F v)`` with ``(H + F' W F) v = g`` for block-diagonal H and diagonal ``W = 1 / flat``."""
+def eliminated(blocks: Blocks, hessian: Array, flat: Array, sketch: int = 0):
+    """Return ``g -> (v, W F v)`` with ``(H + F' W F) v = g`` for block-diagonal H and diagonal ``W = 1 / flat``.
+
+    With a `sketch` the n x n matrix is not formed: conjugate gradients, preconditioned by a Nystrom approximation.
+    """
     d = hessian.shape[1]
     floor = 10 * eps(hessian.dtype) * jnp.trace(hessian, axis1=1, axis2=2) / d + tiny(hessian.dtype)
     lower = jnp.linalg.cholesky(hessian + floor[:, None, None] * jnp.eye(d, dtype=hessian.dtype)[None])
@@ -143,13 +150,37 @@ def eliminated(blocks: Blocks, hessian: Array, flat: Array):
     whitened = lax.linalg.triangular_solve(lower, rows, left_side=True, lower=True)
     whitened = (whitened * (blocks.sign[:, None] * blocks.active)[:, None, :]).reshape(-1, blocks.X.shape[0])
     # (4)
-    factor = jnp.linalg.cholesky(matmul(whitened.T, whitened) + jnp.diag(flat))
+    if sketch:
+        invert = by_sketch(whitened, flat, min(sketch, flat.shape[0]))
+    else:
+        factor = jnp.linalg.cholesky(matmul(whitened.T, whitened) + jnp.diag(flat))
+        invert = lambda b: jax.scipy.linalg.cho_solve((factor, True), b)  # noqa: E731
 
     def solve(g):
         half = lax.linalg.triangular_solve(lower, g[:, :, None], left_side=True, lower=True)
-        x = jax.scipy.linalg.cho_solve((factor, True), matmul(whitened.T, half.reshape(-1)))
+        x = invert(matmul(whitened.T, half.reshape(-1)))
         half = half - matmul(whitened, x).reshape(half.shape)
         return lax.linalg.triangular_solve(lower, half, left_side=True, lower=True, transpose_a=True)[:, :, 0], x
+
+    return solve
+
+
+def by_sketch(whitened: Array, flat: Array, rank: int):
+    """Return ``b -> (whitened' whitened + diag(flat))^-1 b`` by conjugate gradients in O(rank) products with it.
+
+    Scaled by ``flat^-1/2`` the matrix is the identity and what the active neurons add: few large eigenvalues.
+    """
+    root = 1 / jnp.sqrt(flat)
+    scaled = whitened * root[None, :]
+    gram = lambda v: matmul(scaled.T, matmul(scaled, v))  # noqa: E731
+    near = nystrom(gram, flat.shape[0], rank, jax.random.key(43), shift=1.0, dtype=flat.dtype)
+
+    def solve(b):
+        b = root * b
+        tol = eps(b.dtype) ** 0.75 * jnp.sqrt(jnp.sum(b * b))
+        return (
+            root * cg(lambda v: v + gram(v), b, tol=tol, max_steps=CG_STEPS, precondition=lambda r: near.power(r, -1)).x
+        )
 
     return solve
 
@@ -167,7 +198,7 @@ def newton(data: Data, p: Point):
     if data.loss == "hinge":
         spread = pairs.margin + p.alpha * p.excess / (1 - p.alpha)
         flat = spread / p.alpha
-    solve = eliminated(blocks, block_hessians(data, p, scale, pairs.slack), flat)
+    solve = eliminated(blocks, block_hessians(data, p, scale, pairs.slack), flat, data.sketch)
 
     def direction(mu, bent: tuple[Array, Array, Array]) -> Point:
         a0 = -beta + mu * p.t / scale.bulge

@@ -3,10 +3,13 @@
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
 
 from ..core import checks
-from ..core.precision import matmul, tiny
+from ..core.precision import eps, matmul, tiny
 from ..core.typing import Array, Bool, Float, Scalar
+from .cells import every_gate
 
 LOSSES = ("squared", "hinge")
 
@@ -24,7 +27,8 @@ class ConvexReLU(eqx.Module):
     It has the optimum of ``min loss(sum_j (X u_j)_+ a_j, y) + beta / 2 sum_j (|u_j|^2 + a_j^2)`` over all neurons with
     these patterns. Gated networks, ``f = sum_i D_i X u_i`` with fixed gates g_i, have no constraints.
 
-    Make one with `ConvexReLU.sampled`, or give gates of your own.
+    Make one with `ConvexReLU.sampled`, with `ConvexReLU.exhaustive` over all patterns of data in few dimensions, or
+    give gates of your own.
 
     Attributes
     ----------
@@ -90,6 +94,48 @@ class ConvexReLU(eqx.Module):
         beta = checks.number(name, "beta", beta, positive=True, dtype=X.dtype)
         gates = jax.random.normal(key, (patterns, X.shape[1]), X.dtype)
         return ConvexReLU(X, y, beta, gates, distinct_rows(activity(X, gates)), loss, gated)
+
+    @staticmethod
+    def exhaustive(
+        X: Float[Array, "n d"],
+        y: Float[Array, " n"],
+        *,
+        beta: Scalar,
+        loss: str = "squared",
+        gated: bool = False,
+        most: int = 200_000,
+    ) -> "ConvexReLU":
+        """Return the problem over all patterns there are, whose bound then holds for every network of any width.
+
+        For few dimensions: ``2 sum_{i<d} binom(n - 1, i)`` patterns from ``2^d binom(n, d - 1)`` candidates, on the
+        host in NumPy. Examples that are multiples of each other count once.
+
+        Parameters
+        ----------
+        X, y : arrays
+            Examples and targets; concrete, any d examples independent.
+        beta : scalar
+            Weight decay, positive.
+        loss, gated : str, bool
+            See the class.
+        most : int
+            Candidates to look at.
+
+        Raises
+        ------
+        TypeError, ValueError
+            Inside ``jax.jit``; examples that are not in general position; too many candidates.
+        """
+        name = "ConvexReLU"
+        if isinstance(X, Tracer):
+            checks.fail(name, "X", "a concrete array: patterns are counted on the host", "a traced one", TypeError)
+        X = checks.float_array(name, "X", X, ndim=2)
+        gates = every_gate(name, np.asarray(X, np.float64), most, 64 * eps(X.dtype))
+        given = ConvexReLU.sampled(X, y, beta=beta, patterns=1, key=jax.random.key(41), loss=loss, gated=gated)
+        gates = jnp.asarray(gates, given.X.dtype)
+        return ConvexReLU(
+            given.X, given.y, given.beta, gates, distinct_rows(activity(given.X, gates)), given.loss, given.gated
+        )
 
     @property
     def active(self) -> Float[Array, "p n"]:

@@ -58,6 +58,7 @@ def improved(problem: ConvexReLU, data: Data, s: State, u: Array, steep: Array, 
 def train_relu(
     problem: ConvexReLU,
     *,
+    sketch: int | None = None,
     x0: ConvexReLUSolution | None = None,
     unconverged: str = "nan",
     tol: Scalar | None = None,
@@ -75,6 +76,9 @@ def train_relu(
     ----------
     problem : ConvexReLU
         See there; its arrays X, y and beta are traced and differentiable.
+    sketch : int, optional
+        Solve each step's n x n system by conjugate gradients, preconditioned by a Nystrom approximation of this rank,
+        some times the number of weights of the active neurons; by default the matrix is formed and factorised. Static.
     x0 : ConvexReLUSolution, optional
         An earlier answer, whose network and certificate are kept until better ones are found. Its derivative is zero.
     unconverged : str
@@ -105,9 +109,9 @@ def train_relu(
     Notes
     -----
     A step is Mehrotra's, with Nesterov and Todd's scaling of the neurons' lengths: the blocks are eliminated one by
-    one, O(p n d^2), and an n x n matrix is formed in O(p d n^2) and factorised. Memory 2 p d n numbers. It starts
-    inside all cones, at multiples of the gates. Examples and targets are scaled by powers of two, so their size does
-    not matter.
+    one, O(p n d^2), and an n x n matrix is formed in O(p d n^2) and factorised, or, with a `sketch`, multiplied some
+    tens of times at O(p d n). Memory 2 p d n numbers. It starts inside all cones, at multiples of the gates. Examples
+    and targets are scaled by powers of two, so their size does not matter.
 
     In float32 rounding may end it at a gap of some percent, as stagnated; take float64 for a certificate. Both bounds
     hold whatever the iterates are: the upper one is a network's own objective, the lower one scales the
@@ -140,7 +144,15 @@ def train_relu(
     checks.choice(NAME, "unconverged", unconverged, UNCONVERGED)
     dtype = problem.X.dtype
     tol = checks.number(NAME, "tol", (1e-6 if dtype == jnp.float64 else 5e-3) if tol is None else tol, dtype=dtype)
-    return _solve(problem, x0, Limits(tol, checks.count(NAME, "max_steps", max_steps), history, progress), unconverged)
+    if sketch is not None and (isinstance(sketch, bool) or not isinstance(sketch, int) or sketch < 1):
+        checks.fail(NAME, "sketch", "a positive Python integer", sketch)
+    return _solve(
+        problem,
+        x0,
+        sketch or 0,
+        Limits(tol, checks.count(NAME, "max_steps", max_steps), history, progress),
+        unconverged,
+    )
 
 
 def unit_of(x: Array) -> Array:
@@ -156,13 +168,13 @@ def scaled(problem: ConvexReLU, a: Array, b: Array) -> ConvexReLU:
 
 
 @eqx.filter_jit
-def _solve(problem: ConvexReLU, x0, limits: Limits, unconverged: str) -> ConvexReLUSolution:
+def _solve(problem: ConvexReLU, x0, sketch: int, limits: Limits, unconverged: str) -> ConvexReLUSolution:
     a = lax.stop_gradient(unit_of(problem.X))
     b = lax.stop_gradient(unit_of(problem.y)) if problem.loss == "squared" else jnp.ones_like(a)
     problem = scaled(problem, a, b)
     frozen = lax.stop_gradient(problem)
     blocks = Blocks.of(frozen)
-    data = Data(blocks, frozen.y, frozen.beta, frozen.loss)
+    data = Data(blocks, frozen.y, frozen.beta, frozen.loss, sketch)
     copies = blocks.sign.shape[0] // frozen.gates.shape[0]
     point = start(data, jnp.tile(frozen.gates, (copies, 1)))
 
@@ -188,7 +200,7 @@ def _solve(problem: ConvexReLU, x0, limits: Limits, unconverged: str) -> ConvexR
     )
     best = run.value
     trusted = (run.status == Status.CONVERGED) | (unconverged == "approximate")
-    u, value = with_derivatives(problem, best.u, best.objective, best.path, trusted)
+    u, value = with_derivatives(problem, best.u, best.objective, best.path, trusted, sketch)
     return ConvexReLUSolution(
         u * (a / b), run.status, run.num_steps, run.error, limits.tol, run.history, value / b**2, best.bound / b**2,
         best.slope / b, best.z / b, blocks.sign, problem.gates if problem.gated else None,

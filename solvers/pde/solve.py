@@ -162,15 +162,15 @@ def gp_solve(
     *Domains other than boxes*: a residual that is zero outside, `Observe` on the boundary, and a prior.
 
     *Status.* `PDEStatus.UNRESOLVED` when the equation is solved on the grid yet its residual there exceeds
-    ``10 sqrt(tol)``, or with data exceeds four noises and 0.03 between the nodes (0.3, where what no test function sees
-    of it moves u by less than `std`, which holds that too: noisy faces do not fit in corners). `PDEStatus.SINGULAR`
+    ``10 sqrt(tol)``, or with data exceeds four noises and 0.03 between the nodes (0.3, where the step that a grid of
+    half as many nodes more takes is below half of `std`: noisy faces do not fit in corners). `PDEStatus.SINGULAR`
     when a linear equation's terms cancel to fewer than three digits (resonance) or its factorisation does not solve it;
     `PDEStatus.UNDETERMINED` when more than half the variance of what is open is left (with no more data, `std` is the
     prior's); `PDEStatus.UNIDENTIFIED` when 95 % of the prior's standard deviation is left of an `args` (of a field, on
     average); `PDEStatus.CONTRADICTED` when a measurement lies
     twelve standard deviations from the mean, or all their squares eight from what they should be: equation, prior and
     data cannot all be right, or not in this precision; `PDEStatus.ALIASED`. Without an answer to trust `std` is NaN;
-    otherwise it is at least what the discretisation's residual leaves.
+    otherwise it holds what the discretisation leaves as well, place by place: that step, and the last coefficients.
 
     *Derivatives.* Implicit, forward and reverse, any order, in condition values and coefficients, bounds (spectral
     only), `args`, noise and observations. In the prior: of `log_evidence` by `learn`, not through the solution.

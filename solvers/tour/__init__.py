@@ -28,7 +28,7 @@ FAMILIES: dict[str, str] = {
     "lowrank": "half of a photograph's pixels from the other half",
     "statespace": "the past in 32 numbers, made diagonal: the distance that S4D keeps, and a thousandth of it",
     "tensor": "products of functions on the sphere, on the smallest grid that is exact",
-    "constrained": "equality constraints: digits told odd from even by weights on a sphere",
+    "constrained": "constraints: digits told odd from even by weights on a sphere, and within bounds",
 }
 """Name of the module, and what it shows."""
 

@@ -1,14 +1,16 @@
-"""Handwritten digits told odd from even by a weight vector of length one on random hyperplanes."""
+"""Handwritten digits told odd from even by weights on a sphere, with equations alone and with bounds as well."""
 
 import time
 from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import scipy.optimize
 from sklearn.datasets import load_digits
 
+from ..constrained.interior import InteriorSolution, interior_point
 from ..constrained.newton import NewtonSolution, sketched_newton
 from ..plot import convergence
 from ..problems.constrained import NLP, logistic
@@ -42,7 +44,27 @@ def run(plots: Path, say) -> list[Record]:
     )
     for line in record.lines():
         say(line)
-    return [record]
+    return [record, bounded(problem, say)]
+
+
+def bounded(problem: NLP, say) -> Record:
+    """Solve for weights in a ball that must not exceed a tenth: inequalities and bounds in the place of equations."""
+    title = "the same digits, weights in a ball and none above a tenth in size"
+
+    def solve(x0, args) -> InteriorSolution:
+        return interior_point(
+            problem.objective, x0, inequality=lambda x, _: jnp.sum(x**2) - 0.25, bounds=(-0.1, 0.1), args=args
+        )
+
+    ours = timed(solve, jnp.zeros_like(problem.x0), problem.args)
+    sol: InteriorSolution = ours.output
+    at_bound = int(np.sum(np.abs(np.asarray(sol.value)) > 0.1 - 1e-6))
+    facts = {"loss": float(sol.objective), "weights at a bound": at_bound}
+    say(f"{title}: loss {facts['loss']:.6f}, {at_bound} of {sol.value.size} weights at a bound")
+    record = Record.of("constrained", title, "interior_point", ours, facts=facts)
+    for line in record.lines():
+        say(line)
+    return record
 
 
 def draw(sol: NewtonSolution, path: Path) -> None:

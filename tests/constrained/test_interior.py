@@ -85,15 +85,24 @@ def test_linear_programs_agree_with_highs(seed):
     np.testing.assert_allclose(solution.multipliers.upper, -oracle.upper.marginals, atol=30 * TOL)
 
 
+@cache
+def hock_schittkowski_71():
+    """The problem with its right-hand sides as data."""
+    return jax.jit(
+        lambda x0, rhs: interior_point(
+            lambda x, _: x[0] * x[3] * (x[0] + x[1] + x[2]) + x[2],
+            x0,
+            equality=lambda x, a: jnp.sum(x**2) - a[0],
+            inequality=lambda x, a: a[1] - jnp.prod(x),
+            bounds=(1.0, 5.0),
+            args=rhs,
+        )
+    )
+
+
 def test_hock_schittkowski_71():
     """The published solution, its multipliers from the stationarity equations."""
-    solution = interior_point(
-        lambda x, _: x[0] * x[3] * (x[0] + x[1] + x[2]) + x[2],
-        jnp.asarray([1.0, 5.0, 5.0, 1.0], FLOAT),
-        equality=lambda x, _: jnp.sum(x**2) - 40,
-        inequality=lambda x, _: 25 - jnp.prod(x),
-        bounds=(1.0, 5.0),
-    )
+    solution = hock_schittkowski_71()(jnp.asarray([1.0, 5.0, 5.0, 1.0], FLOAT), jnp.asarray([40.0, 25.0], FLOAT))
     assert solution.converged
     np.testing.assert_allclose(solution.value, [1, 4.74299963, 3.82114998, 1.37940829], atol=10 * TOL)
     np.testing.assert_allclose(solution.objective, 17.0140173, rtol=1e-4 if FLOAT == "float32" else 1e-8)
@@ -101,6 +110,27 @@ def test_hock_schittkowski_71():
     np.testing.assert_allclose(
         [m.equality, m.inequality, m.lower[0]], [0.16146857, 0.5522937, 1.0878712], atol=20 * TOL
     )
+
+
+def test_a_nearly_active_inequality_does_not_pass_for_negative_curvature_in_single_precision():
+    """Its weight then hides the Hessian behind 1e6; a convex system that is shifted all the same takes 115 steps."""
+    x0 = [0.99916667, 4.631769, 5.111658, 1.0331154]
+    solution = hock_schittkowski_71()(jnp.asarray(x0, FLOAT), jnp.asarray([31.532272, 25.236544], FLOAT))
+    assert solution.converged
+    assert solution.num_steps < 20
+
+
+def test_a_hessian_without_diagonal_that_is_convex_along_the_equation_takes_newton_steps():
+    """``2 x^2 - 2.2 x`` in disguise: solved at once, or linearly where the Hessian counts as indefinite."""
+    solution = interior_point(
+        lambda x, _: 2 * x[0] * x[1] - x[0] - x[1],
+        jnp.asarray([3.0, -4.0], FLOAT),
+        equality=lambda x, _: 0.1 - x[0] + x[1],
+        bounds=(-9.0, 9.0),
+    )
+    assert solution.converged
+    np.testing.assert_allclose(solution.value, [0.55, 0.45], atol=10 * TOL)
+    assert solution.num_steps < 15
 
 
 @cache

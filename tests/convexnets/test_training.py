@@ -1,5 +1,8 @@
 """Convex training: certificates, the network's own objective, closed forms, and what must not be believed."""
 
+from functools import partial
+from math import comb
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,6 +11,7 @@ from scipy.optimize import minimize
 
 from solvers import ConvexReLU, ConvexReLUSolution, Status
 from solvers.convexnets.problem import Blocks, distinct_rows, dual_bound, network_objective
+from solvers.problems.convexnets import one_neuron
 
 from ..compiled import train_relu
 from ..conftest import FLOAT, needs_x64
@@ -50,6 +54,18 @@ def test_the_network_has_the_optimum_for_its_objective(rng, loss, gated):
     assert sol.lower_bound <= sol.objective * (1 + 1e-6)
     assert np.isclose(sol.duality_gap, sol.error * sol.objective, rtol=1e-3, atol=1e-7)
     assert sol.error <= sol.tol or not sol.converged
+
+
+@needs_x64
+@pytest.mark.parametrize(("loss", "gated"), [KINDS[3]])
+def test_a_sketch_changes_the_work_and_not_the_answer(rng, loss, gated):
+    p = problem(rng, loss, gated)
+    plain, sketched = solve(p), jax.jit(partial(train_relu, sketch=6))(p)
+    assert sketched.converged
+    assert np.isclose(sketched.objective, plain.objective, rtol=2e-6)
+    assert sketched.num_steps <= plain.num_steps + 10
+    with pytest.raises(ValueError, match="sketch"):
+        train_relu(p, sketch=0)
 
 
 @needs_x64
@@ -121,7 +137,7 @@ def test_one_neuron_in_closed_form():
     sol = solve(p)
     u = (2 * 3 - 0.5) / 4
     assert sol.converged
-    assert np.isclose(sol.objective, (2 * u - 3) ** 2 / 2 + 0.5 * u, rtol=1e-5 if FLOAT == "float64" else 2e-3)
+    assert np.isclose(sol.objective, one_neuron(2.0, 3.0, 0.5), rtol=1e-5 if FLOAT == "float64" else 2e-3)
     net = sol.to_network().pruned(1e-2)
     assert np.isclose(net(jnp.full(1, 2.0, FLOAT)), 2 * u, rtol=1e-2)
 
@@ -197,3 +213,30 @@ def test_wrong_arguments_raise(rng):
         with pytest.raises(ValueError, match="ConvexReLU: `"):
             ConvexReLU.sampled(p.X, key=jax.random.key(7), **given)
     assert issubclass(type(solve(p)), ConvexReLUSolution)
+
+
+@pytest.mark.parametrize(("n", "d"), [(9, 1), (11, 2), (10, 3), (8, 4)])
+def test_all_patterns_are_found(rng, n, d):
+    """As many as Cover counts, none twice, and every sampled one among them; repeated and zero examples add none."""
+    X = rng.standard_normal((n, d))
+    p = ConvexReLU.exhaustive(jnp.asarray(X, FLOAT), jnp.ones(n, FLOAT), beta=0.1)
+    count = 2 * sum(comb(n - 1, i) for i in range(d))
+    assert len(p.gates) == count
+    assert int(p.distinct.sum()) == count
+    known = {tuple(row) for row in np.asarray(p.active, int)}
+    drawn = (X @ rng.standard_normal((d, 300)) >= 0).T.astype(int)
+    assert {tuple(row) for row in drawn} <= known
+    more = np.concatenate([X, -2 * X[:2], np.zeros((1, d))])
+    again = ConvexReLU.exhaustive(jnp.asarray(more, FLOAT), jnp.ones(n + 3, FLOAT), beta=0.1)
+    assert int(again.distinct.sum()) == count
+
+
+def test_patterns_that_cannot_be_counted_raise(rng):
+    X = rng.standard_normal((6, 3))
+    for broken in (np.concatenate([X, X[:1] + X[1:2]]), X[:, [0, 1, 1]], X[:2]):
+        with pytest.raises(ValueError, match="ConvexReLU: `X`"):
+            ConvexReLU.exhaustive(jnp.asarray(broken, FLOAT), jnp.ones(len(broken), FLOAT), beta=0.1)
+    with pytest.raises(ValueError, match="cells"):
+        ConvexReLU.exhaustive(jnp.asarray(X, FLOAT), jnp.ones(6, FLOAT), beta=0.1, most=10)
+    with pytest.raises(TypeError, match="host"):
+        jax.eval_shape(lambda X: ConvexReLU.exhaustive(X, jnp.ones(6, FLOAT), beta=0.1), jnp.asarray(X, FLOAT))

@@ -7,6 +7,7 @@ import pytest
 import scipy.sparse as sp
 
 from solvers import AMG, Arms, SparseRows, Status, Stencil, multigrid_cg, multigrid_gmres, solve_sequence
+from solvers.linear.cycles import host
 from solvers.linear.cycles.host import smoothed, without_small
 from solvers.linear.cycles.sparse import times_matrix, times_vector
 
@@ -115,6 +116,17 @@ def test_small_weights_go_and_sums_stay():
     expected = np.where(np.abs(dense) >= 0.05 * np.abs(dense).max(1, keepdims=True), dense, 0)
     expected[0] *= 1 / 0.98
     np.testing.assert_allclose(found, expected, atol=1e-15)
+
+
+def test_products_shared_among_threads_are_the_products(monkeypatch):
+    """Blocks of rows, empty ones among them, against SciPy's product in one piece."""
+    left, right = (sp.random_array(s, density=0.02, rng=RNG, format="csr") for s in ((200, 300), (300, 80)))
+    left.data[left.indptr[50] : left.indptr[120]] = 0
+    left.eliminate_zeros()
+    monkeypatch.setattr(host, "MANY_ENTRIES", 1)
+    monkeypatch.setattr(host.os, "sched_getaffinity", lambda _: {0, 1, 2}, raising=False)
+    found = host.product(sp.csr_matrix(left), sp.csr_matrix(right))
+    np.testing.assert_allclose(found.toarray(), left.toarray() @ right.toarray(), rtol=1e-14, atol=1e-300)
 
 
 def test_jacobi_sweeps_improve_interpolation():

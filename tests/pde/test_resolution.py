@@ -67,3 +67,30 @@ def test_traced_data_and_grid_shaped_arrays_are_asked_for_a_grid():
 def test_nan_in_the_data_is_not_refined():
     problem = PDEProblem(lambda x, u, a: u.dxx - a, Box((0, 1)), [Dirichlet("all")])
     assert int(gp_solve(problem, args=np.nan).status) == Status.NONFINITE
+
+
+@needs_x64
+def test_where_iterations_fail_a_smaller_grid_is_factorised(monkeypatch):
+    """Three wavelengths in a medium that varies both ways, GMRES cut short: a smaller grid than the first will do."""
+    from solvers.pde.spectral import newton, resolution
+
+    k = 6 * np.pi
+
+    def u(x, y):
+        return jnp.sin(k * (x + 0.1 * x**2)) * jnp.cos(k * y)
+
+    def residual(x, v, a):
+        (s, t), n = x, k**2 * (1 + 0.3 * jnp.sin(5 * x[0]) * jnp.cos(3 * x[1]))
+        phase, slope = k * (s + 0.1 * s**2), k * (1 + 0.2 * s)
+        second = (0.2 * k * jnp.cos(phase) - slope**2 * jnp.sin(phase) - k**2 * jnp.sin(phase)) * jnp.cos(k * t)
+        return v.dxx + v.dyy + n * v.v - second - n * u(s, t)
+
+    problem = PDEProblem(residual, Box((0.0, 1.0), (0.0, 1.0)), [Dirichlet("all", lambda x, a: u(*x))])
+    monkeypatch.setattr(newton, "KRYLOV_STEPS", 1)
+    monkeypatch.setattr(resolution, "DENSE", 100)
+    monkeypatch.setattr(resolution, "WHOLE", 1600)
+    solution = gp_solve(problem)
+    x = jnp.linspace(0, 1, 21)
+    assert bool(solution.converged)
+    assert np.prod(solution.grid) <= 1600
+    assert float(jnp.max(jnp.abs(solution.mean((x, x)) - u(x[:, None], x[None])))) < 1e-9

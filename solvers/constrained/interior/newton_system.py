@@ -25,6 +25,11 @@ from .standard import Iterate, Model, Standard
 FIRST, GROW, LEAP, RELAX = 1e-4, 8.0, 100.0, 1 / 3
 """Shifts of the Hessian: the first ever, factors from trial to trial (later ones, and the first), from step to step."""
 ATTEMPTS = 40
+PENALTY = 0.4
+"""rho is ``eps^-PENALTY |H| / |C|^2``, with the largest entry of H, diagonal or not: too small a rho takes for
+indefinite what is convex along the equations, the more so the worse C is conditioned."""
+ROUNDING = 10
+"""Pivots of a matrix of size n with a unit diagonal count as positive above ``ROUNDING n eps``, at most 500 eps."""
 
 
 class Direction(NamedTuple):
@@ -72,8 +77,8 @@ def assemble(problem: Standard, w: Iterate, model: Model, hint, d, restoring) ->
     W = 1 / (w.s / w.z + d)
     B = model.H + jnp.diag(w.zl / low + w.zu / high) + matmul(model.G.T * W[None], model.G)
     size_c = dot(model.C, model.C) / max(w.y.size, 1)
-    size_h = jnp.max(jnp.abs(jnp.diagonal(model.H)), initial=0)
-    penalty = eps(dtype) ** -0.25 * jnp.maximum(size_h, 1e-8) / jnp.maximum(size_c, 1e-8)
+    size_h = jnp.max(jnp.abs(model.H), initial=0)
+    penalty = eps(dtype) ** -PENALTY * jnp.maximum(size_h, 1e-8) / jnp.maximum(size_c, 1e-8)
     rho = jnp.where(restoring, 0.99 / d, jnp.minimum(penalty, 0.5 / d))
     half = jnp.sqrt(1 - rho * d)
     penalised = B + rho * matmul(model.C.T, model.C)
@@ -83,7 +88,7 @@ def assemble(problem: Standard, w: Iterate, model: Model, hint, d, restoring) ->
         diagonal = jnp.diagonal(K)
         unit = lax.rsqrt(jnp.where(diagonal > 0, diagonal, 1))
         factor, pivot, _ = factorise(K * unit[None] * unit[:, None], half * model.C * unit[None], d)
-        return Scaled(factor, unit, jnp.all(diagonal > 0) & (pivot > 500 * eps(dtype)))
+        return Scaled(factor, unit, jnp.all(diagonal > 0) & (pivot > min(ROUNDING * n, 500) * eps(dtype)))
 
     def raised(shift, tries):
         first = jnp.where(hint > 0, jnp.maximum(RELAX * hint, eps(dtype) ** 1.25), FIRST)

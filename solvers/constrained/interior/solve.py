@@ -144,7 +144,8 @@ def interior_point(
         ``s_d = max(100, mean |multiplier|) / 100``, and s_c the same without y.
         ``status`` `Status.INFEASIBLE` claims that the violation has a local minimum that is not zero (feasible points
         may exist elsewhere), or that bounds contradict each other; the evidence is a gradient of the violation below
-        `tol`, together with a violation that no longer falls or terms of that gradient that cancel to rounding;
+        `tol`, together with a violation that no longer falls or terms of that gradient that cancel to rounding, where
+        each constraint is scaled as the notes say;
         `Status.UNBOUNDED` that f fell below -1e20 (-1e12 in float32) at a feasible point;
         `Status.DIVERGED` that x left that range; `Status.STAGNATED` that steps no longer change x;
         `Status.NONFINITE` that a function or derivative is not finite at the start.

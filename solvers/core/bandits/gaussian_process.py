@@ -60,6 +60,9 @@ class GPBandit(Learner):
     c is the most probable of five powers of two by the evidence in each round. Costs are centred and scaled by what was
     seen. A round costs five Cholesky factors of the memory's size, and a draw one more of the number of arms.
 
+    For two stages, such as Adam and then L-BFGS, the authors use two: the second has how the first stage ended as one
+    number more in its context, and the first is told its own cost and 0.9 of what the second's came to.
+
     The authors' Thompson sampling takes the largest of 20 independent draws of each arm; here it is one joint draw.
 
     References

@@ -1,5 +1,7 @@
 """The set-up of algebraic multigrid on the host: PyAMG's hierarchies, and its coarse unknowns with better weights."""
 
+import os
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,6 +17,8 @@ STRENGTH = ("classical", {"theta": 0.25, "norm": "min"})
 """Couplings of at least a quarter of the most negative one of their row are strong."""
 DROPPED = 0.05
 """Improved weights below this share of the largest of their row are dropped."""
+MANY_ENTRIES, MOST_THREADS = 100_000, 4
+"""Products of a matrix of at least so many entries are shared among so many threads, where there are cores."""
 
 
 class Transfer(NamedTuple):
@@ -70,20 +74,54 @@ def improved(matrix: Any, sweeps: int, options: dict[str, Any]) -> list[Transfer
     A sweep of Jacobi's method for ``A P = 0`` in the rows of fine unknowns takes these couplings as they are: along
     directions between those of the grid, and from island to island where coefficients jump, that is what counts.
     """
-    from pyamg.classical import ruge_stuben_solver
-
     most = options.pop("max_coarse")
     levels = options.pop("max_levels", MOST_LEVELS)
-    options = {"strength": STRENGTH, **options}
     out: list[Transfer] = []
     while matrix.shape[0] > most and len(out) + 1 < levels:
-        pair: Any = ruge_stuben_solver(matrix, max_levels=2, max_coarse=1, **options).levels
-        if len(pair) < 2 or pair[1].A.shape[0] > SHRINKS * matrix.shape[0]:
+        P, coarse = classical(matrix, options)
+        if not 0 < P.shape[1] <= SHRINKS * matrix.shape[0]:
             break
-        P = smoothed(matrix, in_order(pair[0].P), ~pair[0].splitting, sweeps)
-        matrix = in_order(in_order(P.T) @ in_order(matrix @ P))
+        P = in_order(smoothed(matrix, P, ~coarse, sweeps))
+        matrix = in_order(product(P.T.tocsr(), product(matrix, P)))
         out.append(Transfer(P, matrix))
     return out
+
+
+def classical(matrix: Any, options: dict[str, Any]) -> tuple[Any, Any]:
+    """Return PyAMG's classical interpolation and which unknowns are coarse; no coarse matrix where it can be helped."""
+    from pyamg.classical import interpolate, ruge_stuben_solver, split
+    from pyamg.strength import classical_strength_of_connection
+
+    if options:
+        options = {"strength": STRENGTH, **options}
+        first: Any = ruge_stuben_solver(matrix, max_levels=2, max_coarse=1, **options).levels[0]
+        nothing = csr(np.zeros(0), np.zeros(0, np.int32), np.zeros(matrix.shape[0] + 1, np.int32), 0)
+        return (first.P.tocsr(), first.splitting) if hasattr(first, "P") else (nothing, None)
+    strong = classical_strength_of_connection(matrix, **STRENGTH[1])
+    coarse = split.RS(strong)
+    return interpolate.classical_interpolation(matrix, strong, coarse), coarse.astype(bool)
+
+
+def csr(data: Any, indices: Any, indptr: Any, width: int) -> Any:
+    """Return a SciPy matrix of these arrays."""
+    import scipy.sparse as sp
+
+    return sp.csr_array((data, indices, indptr), (len(indptr) - 1, width))
+
+
+def product(left: Any, right: Any) -> Any:
+    """Return the product of two matrices in CSR, its columns in any order: a few rows a thread where it is large."""
+    workers = min(MOST_THREADS, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1)
+    if workers == 1 or left.nnz < MANY_ENTRIES:
+        return left @ right
+    cuts = np.searchsorted(left.indptr, np.linspace(0, left.nnz, 4 * workers + 1)[1:-1])
+    cuts = [0, *cuts.tolist(), left.shape[0]]
+    with ThreadPoolExecutor(workers) as pool:
+        parts = list(pool.map(lambda k: left[cuts[k] : cuts[k + 1]] @ right, range(len(cuts) - 1)))
+    ends = np.cumsum([0, *(part.nnz for part in parts)])
+    indptr = np.concatenate([[0], *(part.indptr[1:] + end for part, end in zip(parts, ends, strict=False))])
+    data, indices = (np.concatenate([getattr(part, name) for part in parts]) for name in ("data", "indices"))
+    return csr(data, indices, indptr.astype(indices.dtype), right.shape[1])
 
 
 def smoothed(matrix: Any, P: Any, fine: Any, sweeps: int) -> Any:
@@ -92,29 +130,40 @@ def smoothed(matrix: Any, P: Any, fine: Any, sweeps: int) -> Any:
     As in Stueben's appendix (2001), D the diagonal in these rows and zero in others:
 
     (1) ``P <- P - D^+ A P``
-    """
-    import scipy.sparse as sp
 
+    which is one product: in these rows ``I - D^+ A`` is without a diagonal entry, in others it is the identity.
+    """
+    matrix, row = in_order(matrix), rows_of(matrix)
     diagonal = matrix.diagonal()
     sound = fine & (diagonal != 0)
-    scaled = sp.diags_array(np.where(sound, 1 / np.where(sound, diagonal, 1), 0)) @ matrix
+    own = row == matrix.indices
+    scale = np.where(sound, -1 / np.where(sound, diagonal, 1), 0)
+    data = np.where(own, ~sound[row], scale[row] * matrix.data)
+    kept = own | sound[row]
+    ends = np.r_[0, np.cumsum(kept)][matrix.indptr].astype(matrix.indptr.dtype)
+    sweep = csr(data[kept], matrix.indices[kept], ends, matrix.shape[1])
     for _ in range(sweeps):
-        P = without_small(in_order(P - scaled @ P))  # (1)
+        P = without_small(product(sweep, P))  # (1)
     return P
+
+
+def rows_of(matrix: Any) -> Any:
+    """Return the row of every entry of a matrix in CSR."""
+    return np.repeat(np.arange(matrix.shape[0], dtype=matrix.indices.dtype), np.diff(matrix.indptr))
 
 
 def without_small(P: Any) -> Any:
     """Return P without its small weights, every row scaled to the sum that it had."""
-    import scipy.sparse as sp
-
-    size, row = np.abs(P.data), np.repeat(np.arange(P.shape[0]), np.diff(P.indptr))
+    size, row, some = np.abs(P.data), rows_of(P), np.diff(P.indptr) > 0
+    if not size.size:
+        return P
     largest = np.zeros(P.shape[0])
-    np.maximum.at(largest, row, size)
-    kept = size >= DROPPED * largest[row]
+    largest[some] = np.maximum.reduceat(size, P.indptr[:-1][some])
+    kept = size >= (DROPPED * largest)[row]
     before = np.bincount(row, P.data, P.shape[0])
-    after = np.bincount(row, P.data * kept, P.shape[0])
+    row, data = row[kept], P.data[kept]
+    after = np.bincount(row, data, P.shape[0])
     sound = np.abs(after) > 0.1 * np.abs(before)
     scale = np.where(sound, before / np.where(sound, after, 1), 1)
-    row = row[kept]
-    counts = np.bincount(row, minlength=P.shape[0])
-    return sp.csr_array((P.data[kept] * scale[row], P.indices[kept], np.r_[0, np.cumsum(counts)]), P.shape)
+    ends = np.r_[0, np.cumsum(np.bincount(row, minlength=P.shape[0]))].astype(P.indptr.dtype)
+    return csr(data * scale[row], P.indices[kept], ends, P.shape[1])

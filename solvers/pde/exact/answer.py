@@ -1,6 +1,7 @@
 """The conditioned solve of an exact equation from end to end: completion, prior, most probable solution, the answer."""
 
 import math
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import equinox as eqx
@@ -21,18 +22,23 @@ from ..settings import Settings
 from ..solution import GPSolution, PDEStatus, Response
 from ..spectral.axes import Fourier, Legendre
 from ..spectral.newton import Discretisation, singular, solve_spectral
-from ..spectral.spaces import face_values, line
+from ..spectral.spaces import Line, face_values, line
 from ..spectral.start import start
 from ..tracing import Equation
 from .completion import Completion, completed, corners, face_spaces, offsets, stated_faces
 from .face_prior import FacePrior, chosen, magnitude_of, none
 from .noise import EVERY_NODE, NoiseRank, judged_by, leading
 from .reduced import Reduced, attached, factorised, jacobian, responses, solve_reduced
+from .untested import slip
 
 RANK = 600
 """Most weights of the open face values."""
 HOLDS, LOOSE = 0.03, 0.3
 """Relative residual between the nodes up to which an equation holds; and where what it does to u is below its std."""
+LAST = 2
+"""Degrees a dimension whose coefficients say how large those beyond them are."""
+SPARE = 0.5
+"""How much of its std that may be, root mean square over the domain."""
 OUTLIER, SURPRISE = 12.0, 8.0
 """Standard deviations that a datum may be off; that the mean square of all misfits may be."""
 UNTOUCHED = 0.5
@@ -76,13 +82,16 @@ def conditioned_exactly(problem, completion: Completion, equation, args, dynamic
     seen = (problem.noise, problem.observations)
     moving, still = eqx.partition((bare, values, observed, seen, dynamic, infer), eqx.is_inexact_array)
 
-    def parts(moving):
-        """Return the discretisation, the open conditions' polynomials with what they add, and what is stated."""
-        bare, values, observed, (noise, observations), dynamic, infer = eqx.combine(moving, still)
-        lines = [
+    def lines_on(grid, bare=bare):
+        return [
             [line(bare.problem, k, d, grid[d], highest[k][d], ndim > 1, dtype) for d in range(ndim)]
             for k in range(fields)
         ]  # fmt: skip
+
+    def parts(moving):
+        """Return the discretisation, the open conditions' polynomials with what they add, and what is stated."""
+        bare, values, observed, (noise, observations), dynamic, infer = eqx.combine(moving, still)
+        lines = lines_on(grid, bare)
         found = Discretisation(equation, lines, values, dynamic, order)
         spaces = face_spaces(bare, lines, dtype)
         lifts = [offsets(spaces, k, field, values[k], order) for k, field in enumerate(lines)]
@@ -106,7 +115,7 @@ def conditioned_exactly(problem, completion: Completion, equation, args, dynamic
         model = Reduced(found, [], lifts, jnp.zeros((0, 0), dtype), parts(moving)[3], nugget)
         response = tuple(jnp.zeros((*z.shape, 0), dtype) for z in found.coefficients(y))
         run = eqx.tree_at(lambda r: r.value, run, (y, model.zeros(), strong, response, model.root))
-        asked = Asked(problem, equation, args, observed, settings.infer, limits.tol)
+        asked = Asked(problem, equation, args, observed, settings.infer, limits.tol, lines_on)
         return _answer(model, (y, model.zeros()), run, none(dtype), asked)
 
     identity = jnp.eye(open_count, dtype=dtype)
@@ -151,11 +160,15 @@ def conditioned_exactly(problem, completion: Completion, equation, args, dynamic
     model = _with(Reduced(*live[:3], prior.root, live[3], nugget), few)
     if few is not None:
         run = eqx.tree_at(lambda r: r.value, run, (*run.value, few.rest))
-    return _answer(model, (y, p), run, prior, Asked(problem, equation, args, observed, settings.infer, limits.tol))
+    asked = Asked(problem, equation, args, observed, settings.infer, limits.tol, lines_on)
+    return _answer(model, (y, p), run, prior, asked)
 
 
 class Asked(NamedTuple):
-    """The statement: problem, equation, the user's `args`, values of the face data, what to infer, the tolerance."""
+    """The statement: problem, equation, the user's `args`, values of the face data, what to infer, the tolerance.
+
+    ``lines(grid)`` are the trial and test functions of the completed problem.
+    """
 
     problem: PDEProblem
     equation: Equation
@@ -163,6 +176,7 @@ class Asked(NamedTuple):
     observed: list
     infer: Any
     tol: Any
+    lines: Callable[[tuple[int, ...]], list[list[Line]]]
 
 
 def _answer(model: Reduced, point, run: Run, prior: FacePrior, asked: Asked) -> GPSolution:
@@ -187,15 +201,23 @@ def _answer(model: Reduced, point, run: Run, prior: FacePrior, asked: Asked) -> 
     nodes = jnp.concatenate([_rows_of(_at_nodes(model.found, v, f)) for f, v in enumerate(response)])
     left = jnp.sum(matmul(nodes, inverse) ** 2)
     size = jnp.stack([jnp.max(jnp.abs(_at_nodes(model.found, v, f))) for f, v in enumerate(z)])
-    floor = size * (strong if problem.noise is None else run.error)
     judged = between(equation, bases, z, model.args(p), problem.noise)
+    unseen_by_tests = None
     if judged is not None:
         residual, excess = judged
-        # What no test function saw is made of high degrees, which the inverse of the equation makes small.
-        slip = jnp.maximum(excess, 0) * size * _damping(equation, bases[0])
-        spare = jnp.max(slip) <= jnp.sqrt(left / max(len(nodes), 1))
+        unseen_by_tests = slip(model, equation, y, p, asked.lines) if rho.size else None
+        spare = jnp.ones((), bool)
+        if unseen_by_tests is not None:
+            weight, own = lax.stop_gradient((model.found.weight, jnp.sum(matmul(nodes, inverse) ** 2, axis=1)))
+            off = jnp.stack([jnp.mean(weight * v**2) for v in unseen_by_tests.values])
+            allowed = jnp.mean(weight[None] * own.reshape(-1, *weight.shape), axis=tuple(range(1, weight.ndim + 1)))
+            spare = jnp.all(off <= SPARE**2 * allowed)
+            status = told(status, ~jnp.all(jnp.isfinite(off)), PDEStatus.UNRESOLVED)
         status = told(status, (excess > LOOSE) | ((excess > HOLDS) & ~spare), PDEStatus.UNRESOLVED)
-        floor = jnp.maximum(floor, slip) if rho.size else floor
+    # What no test saw is in `slip`; elsewhere the residual at the nodes has to stand for it.
+    floor = size * (strong if unseen_by_tests is None and problem.noise is None else run.error)
+    if unseen_by_tests is not None:
+        floor = jnp.maximum(floor, jnp.stack([_tail(model.found, v, f) for f, v in enumerate(z)]))
     floor = lax.stop_gradient(floor)
     if rho.size:
         status = jnp.where(jnp.all(jnp.isfinite(rho)), status, int(Status.NONFINITE)).astype(jnp.int32)
@@ -219,10 +241,12 @@ def _answer(model: Reduced, point, run: Run, prior: FacePrior, asked: Asked) -> 
     sigmas = [jnp.log(jnp.broadcast_to(t.sigma, jnp.shape(t.values))).sum() for t in model.targets]
     evidence = -jnp.sum(rho**2) / 2 - jnp.sum(flat**2) / 2 - jnp.sum(jnp.log(jnp.abs(jnp.diagonal(r))))
     evidence = evidence - sum(sigmas) - rho.size * jnp.log(2 * jnp.pi) / 2
-    if rest:  # what the data did not teach: draws of it, beside the columns that they did
-        response = tuple(jnp.concatenate(pair, -1) for pair in zip(response, rest[0], strict=True))
-        count = rest[0][0].shape[-1]
-        flat, r = jnp.pad(flat, (0, count)), block_diag(r, jnp.eye(count, dtype=dtype))
+    if unseen_by_tests is not None:
+        rest.append(tuple(v[..., None] for v in unseen_by_tests.coefficients))
+    for columns in rest:  # what the data did not teach: draws of it, and what no test saw, beside what they did
+        response = tuple(jnp.concatenate(pair, -1) for pair in zip(response, columns, strict=True))
+        more = columns[0].shape[-1]
+        flat, r = jnp.pad(flat, (0, more)), block_diag(r, jnp.eye(more, dtype=dtype))
     noise = problem.noise, tuple(c.noise for c in problem.conditions if isinstance(c, Condition)), tuple(
         o.noise for o in problem.observations)  # fmt: skip
     return GPSolution(
@@ -242,14 +266,15 @@ def _rows_of(tensor):
     return tensor.reshape(math.prod(tensor.shape[:-1]), tensor.shape[-1])
 
 
-def _damping(equation: Equation, bases):
-    """Return how much smaller solving the equation makes the first degree that is not tested, at least."""
-    factors = []
-    for d, basis in enumerate(bases):
-        order = max((i[d] for orders in equation.orders for i in orders), default=0)
-        if order:
-            factors.append((2.0 / basis.size) ** order)
-    return max(factors, default=1.0)
+def _tail(found: Discretisation, z, field: int):
+    """Return the size of what the last degrees say of u: about that of the degrees that the grid does not have."""
+    last = jnp.zeros(z.shape, bool)
+    for d, n in enumerate(z.shape):
+        if not isinstance(found.lines[field][d].basis, Fourier):
+            last = last | (jnp.arange(n, dtype=jnp.int32) >= n - LAST).reshape(
+                [-1 if e == d else 1 for e in range(z.ndim)]
+            )
+    return jnp.sqrt(jnp.mean(_at_nodes(found, jnp.where(last, z, 0), field) ** 2))
 
 
 def _frozen(tree):

@@ -6,6 +6,7 @@ the solution, and the prior decide p. A step linearises both: ``dy = -F_y^-1 F +
 is a least-squares solution with as many unknowns as p has numbers, however many y has.
 """
 
+import math
 from collections.abc import Callable
 from copy import copy
 from typing import Any, NamedTuple
@@ -27,16 +28,17 @@ from ..problem import Face, Observe
 from ..spectral.newton import Discretisation, Inverse
 from .completion import FaceSpace
 
-COLUMNS = 32
-"""Solutions that are observed at once."""
+COLUMNS, NUMBERS = 32, 4_000_000
+"""Solutions that are observed at once, at most, and how many numbers that may make on the way."""
 
 
 class Target(NamedTuple):
-    """Data that see the solution linearly: ``observe(z)``, stated `values`, and their standard deviation."""
+    """Data that see the solution linearly: ``observe(z)``, stated `values`, their standard deviation, if on no grid."""
 
     observe: Callable
     values: Any
     sigma: Any
+    scattered: bool
 
 
 class Reduced:
@@ -71,6 +73,13 @@ class Reduced:
         self.mean, self.spread, self.noise, faces, observations, self.edges = stated
         self.nugget, self.basis, self.excess = nugget, None, None
         self.targets = [self._face(*f) for f in faces] + [self._points(o) for o in observations]
+
+    @property
+    def at_once(self) -> int:
+        """How many solutions are observed at once: scattered points make a vector a point of all but one dimension."""
+        each = math.prod(ln.basis.size for ln in self.found.lines[0][1:])
+        scattered = max((jnp.size(t.values) for t in self.targets if t.scattered), default=1)
+        return max(1, min(COLUMNS, NUMBERS // (each * scattered)))
 
     def zeros(self):
         """Return p at its prior mean: weights, noise of the equation, whitened args."""
@@ -143,7 +152,7 @@ class Reduced:
                              for d, ln in enumerate(lines)]) for scale, order in terms]  # fmt: skip
         least = self.nugget
         sigma = least if face.noise is None else jnp.hypot(jnp.asarray(face.noise, least.dtype), least)
-        return Target(lambda z: sum(s * mode_products(ms, z[k]) for s, ms in matrices), face.values, sigma)
+        return Target(lambda z: sum(s * mode_products(ms, z[k]) for s, ms in matrices), face.values, sigma, False)
 
     def _points(self, o: Observe) -> Target:
         dtype = self.nugget.dtype
@@ -156,7 +165,7 @@ class Reduced:
                 total = jnp.sum(total * m.reshape(m.shape + (1,) * (total.ndim - 2)), axis=1)
             return total
 
-        return Target(observe, o.values.astype(dtype), jnp.hypot(jnp.asarray(o.noise, dtype), self.nugget))
+        return Target(observe, o.values.astype(dtype), jnp.hypot(jnp.asarray(o.noise, dtype), self.nugget), True)
 
 
 class Linear(NamedTuple):
@@ -194,7 +203,7 @@ def jacobian(model: Reduced, p, response):
     flat, unravel = ravel_pytree(p)
     moved = tuple(jnp.moveaxis(v, -1, 0) for v in response)
     eye = jnp.eye(flat.size, dtype=flat.dtype)
-    rows = lax.map(lambda c: model.rows(c[0], unravel(c[1])[0], True), (moved, eye), batch_size=COLUMNS)
+    rows = lax.map(lambda c: model.rows(c[0], unravel(c[1])[0], True), (moved, eye), batch_size=model.at_once)
     return rows.T
 
 

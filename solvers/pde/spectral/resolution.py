@@ -62,15 +62,20 @@ def refined(problem: PDEProblem, args: Any, guess: Any, task: Task) -> GPSolutio
         dense = DENSE
         if conditioned and not exactly:
             return task.solve(grid, guess)
-        unit, before = eps(task.dtype), None
+        unit, before, kept = eps(task.dtype), None, None
         ndim = len(grid)
         while True:
             solution = task.solve(grid, guess, dense)
             status, most = int(solution.status), limits_of(problem, conditioned, exactly)[1]
             failed = status in (Status.STAGNATED, Status.MAX_STEPS) and float(solution.error) > unit**0.5
-            if failed and linear and not conditioned and dense < math.prod(grid) * problem.fields <= WHOLE:
+            unknowns = math.prod(grid) * problem.fields
+            if failed and linear and not conditioned and dense < WHOLE and DENSE < unknowns <= 4 * WHOLE:
                 dense = WHOLE  # the iterative solves did not get there: no matter how fine the grid
+                share = min(1.0, WHOLE / unknowns) ** (1 / ndim)
+                grid = tuple(max(1, int(share * n)) for n in grid)
                 continue
+            if failed and kept is not None:
+                return kept
             rounding = status == Status.STAGNATED and float(solution.error) <= unit**0.5
             solved = rounding or status in (Status.CONVERGED, *SOLVED)
             tails = _tails(solution, ndim)
@@ -82,7 +87,7 @@ def refined(problem: PDEProblem, args: Any, guess: Any, task: Task) -> GPSolutio
             )
             if stuck or finer == grid or status in (Status.NONFINITE, PDEStatus.SINGULAR):
                 return solution
-            before = tails.max() if solved else None
+            before, kept = (tails.max(), solution) if solved else (None, kept)
             usable = solved or status == PDEStatus.UNRESOLVED
             grid, guess = finer, solution if usable and not conditioned else guess
 
