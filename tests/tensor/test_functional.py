@@ -263,3 +263,23 @@ def test_what_does_not_fit_is_refused(change, word):
     data = [given.pop(name) for name in ("kernels", "coords", "y", "rank")]
     with pytest.raises((ValueError, TypeError), match=f"functional_tucker: `{word}`"):
         functional_tucker(*data, **given)
+
+
+def test_a_derivative_in_one_number_among_constants():
+    """The length's, noise being given: some equations of the fixed point do not depend on it."""
+    t = np.linspace(0, 1, 6)
+    y = np.sin(5 * t)
+
+    def at_new(length):
+        kernel = Matern(length, jnp.ones_like(length), 0.5)
+        found = functional_tucker(kernel, t[:, None].astype(FLOAT), y.astype(FLOAT), 1, core="cp", noise=0.01,
+                                  key=jax.random.key(5), acceleration=0)  # fmt: skip
+        return found.predict(jnp.asarray([[0.37]], FLOAT))[0][0]
+
+    def exact(length):
+        k = lambda a, b: np.exp(-np.abs(a[:, None] - b) / length)  # noqa: E731
+        return (k(np.array([0.37]), t) @ np.linalg.solve(k(t, t) + 0.01 * np.eye(6), y))[0]
+
+    slope = jax.jit(jax.grad(at_new))(jnp.asarray(0.4, FLOAT))
+    difference = (exact(0.4001) - exact(0.3999)) / 0.0002
+    np.testing.assert_allclose(slope, difference, rtol=1e-5 if FLOAT == "float64" else 1e-2)

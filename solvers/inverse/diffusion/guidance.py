@@ -280,7 +280,8 @@ class DDS(Guidance):
 
     ``x_0' = CG_M(I + gamma A'A, x_0 + gamma A'y)`` from x_0, no derivative of the model; the noise stays the model's.
     It moves the mean towards the data without asking how sure the prior is, so its samples are not from the
-    posterior: on Gaussian priors means and spreads are off by tens of per cent, however many the steps.
+    posterior, however many the steps: on a Gaussian prior (20 unknowns, 8 data) means are 0.35 to 0.42 off, where
+    second order is 4e-4 off, and the trace of the covariance is 0.62 to 0.80 of the exact one (``bench/inverse.py``).
 
     Attributes
     ----------

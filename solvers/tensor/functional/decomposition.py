@@ -428,6 +428,8 @@ def _attached(model: Model, how: Method, beliefs: Beliefs, nothing: Swept) -> Be
             tol = 10 * eps(model.y.dtype) * norm(b)
             return gmres(matvec, b, tol=tol, max_steps=10 * size, memory=min(size, 60)).x
 
-        return linear_solve(jacobian, b, by_gmres, symmetric=False)
+        # As one vector: where only some leaves of b depend on what is differentiated, JAX cannot transpose the solve.
+        flat, shaped = ravel_pytree(b)
+        return shaped(linear_solve(lambda v: ravel_pytree(jacobian(shaped(v)))[0], flat, by_gmres, symmetric=False))
 
     return attach(residual, beliefs, model, solve=solve)
