@@ -24,7 +24,7 @@ CONTESTANTS = {  # make(rate), default rate, gradients a step
     "SGD, momentum 0.9": (lambda rate: optax.sgd(rate, momentum=0.9), 0.1, 1),
     "Adam": (optax.adam, 1e-3, 1),
     "AdaHessian": (adahessian, 0.15, 3),
-    f"M-FAC, window {WINDOW}": (lambda rate: mfac(rate, WINDOW, 1e-5, momentum=0.9), 3e-3, 1),
+    f"M-FAC, window {WINDOW}": (lambda rate: mfac(rate, WINDOW, 1e-5, momentum=0.9), 1e-2, 1),
 }
 FAMILIES = [
     Units([("conv1/w", 3), ("conv1/b", 0)], [("conv2/w", 2)]),

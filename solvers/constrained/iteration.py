@@ -214,18 +214,17 @@ def search(s: State, way: Direction, problem: Problem, width: int) -> Move:
     return Move(x, lam, found.point, found.alpha, found.accepted, found.trials, before, after, noise)
 
 
-def stands_still(s: State, model, kkt: KKT, way: Direction, after: Point, tol):
+def stands_still(s: State, model, kkt: KKT, after: Point, tol):
     """Whether nothing nearby violates the constraints less.
 
     On the way to a singular root G fades with c, so a gradient that is merely small proves nothing. Evidence is c
-    orthogonal to the range of G, or a G that vanishes beside a c that no longer falls, where the step promises nothing
-    but rounding: a singular root is approached by a constant factor a step, and a plateau by steps that promise more.
+    orthogonal to the range of G, or a G that vanishes beside a c that no longer falls: a singular root is approached by
+    a constant factor a step.
     """
     c, dtype = s.point.c, s.x.dtype
     violation, pull = norm(c), model.adjoint(c)
     orthogonal = kkt.cosine(model, c) <= eps(dtype) ** FLATNESS
-    promises = jnp.abs(dot(pull, way.dx)) > 10 * eps(dtype) * violation**2
-    level = (norm(pull) <= tol * violation) & (norm(after.c) >= LEVEL * violation) & ~promises & way.answer.valid
+    level = (norm(pull) <= tol * violation) & (norm(after.c) >= LEVEL * violation)
     return orthogonal | level
 
 
@@ -254,7 +253,7 @@ def following(s: State, model, way: Direction, move: Move, problem: Problem, kkt
     verdict = jnp.where(idle >= IDLE, Status.STAGNATED, Status.RUNNING)
     far = 1e20 if dtype == jnp.float64 else 1e12
     verdict = jnp.where((norm(move.x) > far) | (point.f < -far), Status.UNBOUNDED, verdict)
-    settled = stands_still(s, model, kkt, way, point, tol) & infeasible & explored & ~way.escape & ~restored
+    settled = stands_still(s, model, kkt, point, tol) & infeasible & explored & ~way.escape & ~restored
     verdict = jnp.where(restore & settled, Status.INFEASIBLE, verdict)
     return State(
         x=move.x,

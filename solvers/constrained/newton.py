@@ -132,9 +132,8 @@ def sketched_newton(
         the problem as posed, at the best point seen.
         Its ``status`` is `Status.INFEASIBLE` where the violation has a local minimum that is not zero, on the evidence
         of ``|G_j'c| <= eps^0.6 |G_j| |c|`` for all columns of G, or of ``|G'c| <= tol |c|`` where ``|c|`` no longer
-        falls and a step promises nothing but rounding (a claim about the neighbourhood: feasible points may exist
-        elsewhere), where each equation is scaled down by its gradient at the start if that exceeds 10; ``value`` then
-        is that least infeasible point.
+        falls (a claim about the neighbourhood: feasible points may exist elsewhere), where each equation is scaled
+        down by its gradient at the start if that exceeds 10; ``value`` then is that least infeasible point.
         `Status.UNBOUNDED` means that x or f left every bound, `Status.STAGNATED` that rounding hides all further
         progress, `Status.NONFINITE` that f, c or a derivative is not finite at `x0`. The message of a missed tolerance
         says which part of the error missed it.
