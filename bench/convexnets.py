@@ -173,19 +173,20 @@ def pyscnn(options) -> list[dict]:
 
 
 def large(options) -> list[dict]:
-    """Train on many examples, each step's system factorised or by conjugate gradients with a sketch."""
-    n, d, patterns = (300, 8, 20) if options.quick else (2000, 10, 60)
-    p, rows = problem(5, n, d, patterns, 1.0), []
-    for name, sketch in (("factorised", None), ("sketch of rank 200", 200)):
-        solve = jax.jit(lambda p, sketch=sketch: train_relu(p, sketch=sketch, tol=1e-4, max_steps=60))
-        jax.block_until_ready(solve(p))
-        run = harness.clock(lambda solve=solve: solve(p), repeat=1)
-        sol = run.output
-        rows.append({
-            "part": "large", "case": f"n={n}, d={d}, {int(p.distinct.sum())} patterns", "method": name,
-            "objective": float(sol.objective), "gap": float(sol.error), "steps": int(sol.num_steps),
-            "converged": bool(sol.converged), "seconds": run.seconds,
-        })  # fmt: skip
+    """Factorise each step's system or solve it with a sketch: to the end on 300 examples, eight steps on 3,000."""
+    rows = []
+    for n, steps in ((300, 60),) if options.quick else ((300, 60), (3000, 8)):
+        p = problem(5, n, 8, 20, 1.0)
+        for name, sketch in (("factorised", None), ("sketch of rank 100", 100)):
+            solve = jax.jit(lambda p, s=sketch, steps=steps: train_relu(p, sketch=s, tol=1e-6, max_steps=steps))
+            jax.block_until_ready(solve(p))
+            run = harness.clock(lambda solve=solve, p=p: solve(p), repeat=1)
+            sol = run.output
+            rows.append({
+                "part": "large", "case": f"n={n}, d=8, {int(p.distinct.sum())} patterns", "method": name,
+                "objective": float(sol.objective), "gap": float(sol.error), "steps": int(sol.num_steps),
+                "converged": bool(sol.converged), "seconds_a_step": run.seconds / int(sol.num_steps),
+            })  # fmt: skip
     return rows
 
 

@@ -187,6 +187,7 @@ def _difference(x, h):
     return (8 * (x[3] - x[1]) - (x[4] - x[0])) / (12 * h)
 
 
+@pytest.mark.long
 def test_every_promised_entry_has_a_derivative_under_vmap(case):
     gradient = jax.grad(lambda d: case.observe(case.solve(d)), allow_int=True)
     gradients, one = jax.jit(jax.vmap(gradient))(batch(case)), jax.jit(gradient)(lane(batch(case), 2))
@@ -198,6 +199,7 @@ def test_every_promised_entry_has_a_derivative_under_vmap(case):
         )
 
 
+@pytest.mark.long
 def test_derivatives_of_what_did_not_converge_are_nan(case):
     """By default in every entry; those of the equations at the point returned where they are asked for."""
     data, options = data_of(case), {"tol": jnp.asarray(0, FLOAT), "max_steps": 1}

@@ -100,6 +100,7 @@ def test_new_numbers_do_not_retrace_and_nothing_calls_back(case):
 
 
 @needs_x64
+@pytest.mark.long
 def test_single_precision_stays_single_and_the_likelihood_is_differentiable(case):
     assert jitted(case)(data_of(case, dtype=np.float32)).mean.dtype == jnp.float32
     data = data_of(case)

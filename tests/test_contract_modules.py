@@ -104,6 +104,7 @@ def test_a_nan_lane_leaves_its_neighbours_alone(case):
 
 
 @needs_x64
+@pytest.mark.long
 def test_derivatives_in_both_modes_to_second_order(case):
     module, example = made(case), example_of(case)
     check_grads(

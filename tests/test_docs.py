@@ -38,6 +38,7 @@ def blocks(path: Path) -> list[str]:
 
 @pytest.mark.skipif(not X64, reason="some blocks choose their precision themselves: one run is enough")
 @pytest.mark.parametrize("path", [p for p in PAGES if blocks(p)], ids=named)
+@pytest.mark.long
 def test_blocks_run(path):
     """All of a page, one after the other; the settings that a block makes are undone."""
     settings = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs", "jax_enable_x64")
@@ -53,6 +54,7 @@ def test_blocks_run(path):
 
 
 @pytest.mark.skipif(not X64, reason="one run is enough")
+@pytest.mark.long
 def test_several_hosts_as_two_processes_on_one(tmp_path):
     """The page's own program, with the page's own command, against the same sum in one process."""
     code = re.search(r'```python title="solve.py"\n(.*?)```', (DOCS / "devices.md").read_text(), re.DOTALL)[1]
@@ -131,6 +133,7 @@ def test_every_choosing_page_is_listed():
 
 
 @pytest.mark.skipif(not X64, reason="one run is enough")
+@pytest.mark.long
 def test_the_site_has_every_public_name(tmp_path):
     """What makes the reference writes every name of every family; the strict build then finds its docstring."""
     pytest.importorskip("mkdocs_gen_files", reason='needs pip install -e ".[docs]"')

@@ -135,6 +135,7 @@ FAMILIES = {
 
 
 @pytest.mark.parametrize("case", [case for case in CASES if case.name in FAMILIES], ids=lambda case: case.name)
+@pytest.mark.long
 def test_no_lane_says_more_than_is_true(case):
     rng = np.random.default_rng(23)
     kinds = rng.choice(DAMAGE, LANES)
@@ -171,6 +172,7 @@ def test_no_lane_says_more_than_is_true(case):
 
 
 @pytest.mark.parametrize(("n", "m"), [(1, 4), (9, 3), (5, 5)])
+@pytest.mark.long
 def test_transport_is_scale_free_over_twelve_decades(n, m):
     """Units of cost and mass do not matter, nor do they change the work."""
     rng = np.random.default_rng(24)

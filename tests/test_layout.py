@@ -424,6 +424,7 @@ def test_readme_has_the_two_commands():
 
 
 @pytest.mark.skipif(not X64, reason="the example chooses its precision itself: one run is enough")
+@pytest.mark.long
 def test_readme_example_prints_what_it_says():
     """Run the block of Python in README and compare with the block of text after it, the error's digits apart."""
     code, printed = re.search(
@@ -461,6 +462,7 @@ def test_tour_answers_at_once(argument):
 
 
 @pytest.mark.skipif(not X64, reason="the tour chooses its precision itself: one run is enough")
+@pytest.mark.long
 def test_tour_solves_compares_and_draws(tmp_path):
     """The transport part with a small palette and no peers, as JSON on a clean standard output."""
     code = f"""
@@ -482,6 +484,7 @@ sys.exit(main(["--only", "transport", "--json", "--plots", {str(tmp_path)!r}]))
     assert "pip install" in run.stderr
 
 
+@pytest.mark.long
 def test_tour_refuses_an_unknown_family(capsys):
     from solvers.__main__ import main
 

@@ -1,4 +1,4 @@
-"""Entropic optimal transport: Sinkhorn and Sinkhorn-Newton-Sparse."""
+"""Optimal transport: entropic, unbalanced, exact, and the losses built on it."""
 
 from .costs.grid import Grid as Grid
 from .costs.pointcloud import PointCloud as PointCloud

@@ -38,6 +38,7 @@ def run(problem, made, steps, key=3):
 
 
 @pytest.mark.parametrize("variant", ["products", "hessian"])
+@pytest.mark.long
 def test_without_noise_all_blocks_reach_the_optimum(variant, problem):
     state, distance = run(problem, method(problem, M, variant=variant), 400)
     small = {"float64": 1e-8, "float32": 1e-4}[FLOAT.name]
@@ -52,6 +53,7 @@ def test_a_few_blocks_reach_it_too(variant, problem):
     assert distance[-1] < 0.15 * distance[0]
 
 
+@pytest.mark.long
 def test_more_blocks_need_fewer_steps():
     """Steps to a fixed gap fall to 0.7 or less with every doubling of the blocks sampled, noise included."""
     wide = block_quadratics(np.random.default_rng(5), blocks=16, p=3, d=4, dtype=FLOAT)

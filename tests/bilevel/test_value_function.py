@@ -75,6 +75,7 @@ def solved():
     return lanes, many(data, units, 20000, TOL)
 
 
+@pytest.mark.long
 def test_half_spaces_are_solved_as_their_closed_form_says():
     """At x, y is the lower solution and the multiplier its multiplier; no x nearby is better."""
     lanes, sol = solved()

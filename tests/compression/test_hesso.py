@@ -167,6 +167,7 @@ def apply(p, x):
     return y @ p["head"]["w"]
 
 
+@pytest.mark.long
 def test_a_smaller_network_computes_the_same():
     params = network()
     groups = parameter_groups(params, FAMILIES)

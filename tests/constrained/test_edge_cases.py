@@ -159,6 +159,7 @@ def test_no_constraints_rosenbrock():
     np.testing.assert_allclose(s.value, [1, 1], atol=LOOSE)
 
 
+@pytest.mark.long
 def test_as_many_equations_as_unknowns():
     s = solve(
         lambda x: 0 * x[0], array(-1, 1, 0), lambda x: jnp.stack([jnp.exp(x[0]) - 2, x[1] ** 3 - 8, x[2] * x[1] - 1])
@@ -167,6 +168,7 @@ def test_as_many_equations_as_unknowns():
     np.testing.assert_allclose(s.value, [np.log(2), 2, 0.5], atol=LOOSE)
 
 
+@pytest.mark.long
 def test_more_equations_than_unknowns_when_they_agree():
     s = solve(lambda x: 0 * x[0], array(3), lambda x: jnp.stack([x[0] ** 2 - 4, 3 * x[0] - 6]))
     assert s.converged
@@ -178,6 +180,7 @@ def scaled_hs78(x, factor):
 
 
 @pytest.mark.parametrize("factor", [1e6, 1e-6] if FLOAT == "float64" else [1e3])
+@pytest.mark.long
 def test_scaling_the_constraints_changes_neither_path_nor_answer(factor):
     p, plain = problem("HS78"), solution("HS78")
     tol = TOL * max(1, factor)
@@ -188,6 +191,7 @@ def test_scaling_the_constraints_changes_neither_path_nor_answer(factor):
     np.testing.assert_allclose(scaled.multipliers * factor, plain.multipliers, rtol=1e-2, atol=LOOSE)
 
 
+@pytest.mark.long
 def test_permuted_variables_and_constraints_permute_the_answer(rng):
     p, plain = problem("HS78"), solution("HS78")
     order, rows = rng.permutation(5), rng.permutation(3)
@@ -199,6 +203,7 @@ def test_permuted_variables_and_constraints_permute_the_answer(rng):
     np.testing.assert_allclose(mixed.multipliers, plain.multipliers[rows], atol=LOOSE)
 
 
+@pytest.mark.long
 def test_max_steps_returns_the_best_point_with_its_status():
     p = problem("HS7")
     s = sketched_newton(p.objective, p.x0, equality=p.equality, max_steps=3, history=True)
@@ -241,6 +246,7 @@ def test_a_root_with_a_singular_jacobian_is_not_infeasible(c, x0, root):
     np.testing.assert_allclose(s.value, root, atol=0.02 if X64 else 0.5)
 
 
+@pytest.mark.long
 def test_a_missed_tolerance_says_which_part_missed():
     s = sketched_newton(one_away, array(2, 3), equality=lambda x, _: x[0] ** 3 - x[1], tol=0.0, max_steps=2)
     assert "above tol" in s.message

@@ -318,6 +318,7 @@ def test_warm_start_takes_fewer_steps():
 
 
 @needs_x64
+@pytest.mark.long
 def test_derivatives_with_respect_to_bounds_and_right_hand_sides():
     """Against differences, all parts of the answer; some bounds and one inequality are active."""
     data = programs(5)

@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from solvers import DiagonalPreconditioner, KrylovKKT, NystromPreconditioner, Status
 from solvers.constrained.matrix_free import ProductModel
@@ -15,6 +16,7 @@ from .shared import problem
 
 
 @needs_x64
+@pytest.mark.long
 def test_agrees_with_the_dense_path_on_hs78_with_its_derivative():
     p = problem("HS78")
 
@@ -36,6 +38,7 @@ def test_agrees_with_the_dense_path_on_hs78_with_its_derivative():
 
 
 @needs_x64
+@pytest.mark.long
 def test_pde_control_on_31_by_31_in_few_inner_steps():
     p = pde_control(31)
     kkt = KrylovKKT(pde_preconditioner(31))
@@ -83,6 +86,7 @@ def test_nystrom_clusters_the_spectrum_and_its_complement_is_that_of_its_own_met
     np.testing.assert_allclose(complement @ G @ inverse @ G.T, np.eye(m), atol=1e-6 if FLOAT == "float64" else 2e-2)
 
 
+@pytest.mark.long
 def test_a_sketch_bounds_the_condition_whatever_that_of_the_jacobian(rng):
     n, m = 400, 8
     G = np.logspace(0, -3, m)[:, None] * rng.standard_normal((m, n))
@@ -110,6 +114,7 @@ def test_diagonals_of_diagonal_matrices_are_exact(rng):
 
 
 @needs_x64
+@pytest.mark.long
 def test_nystrom_saves_inner_steps_on_a_decaying_hessian(rng):
     n, m = 120, 3
     H, G = decaying(rng, n, 1e-5), rng.standard_normal((m, n))

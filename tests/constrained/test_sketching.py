@@ -117,6 +117,7 @@ def test_the_published_step_counts_and_residuals(name, sketch, steps, residual):
         assert 0.1 * residual < s.error < 2 * residual
 
 
+@pytest.mark.long
 def test_the_adaptive_rule_needs_fewer_sketches_and_the_key_decides():
     p = problem("HS78")
 

@@ -129,6 +129,7 @@ def circle(args):
     )
 
 
+@pytest.mark.long
 def test_derivatives_of_solution_and_multipliers_against_the_closed_form():
     args = {"centre": jnp.asarray([3.0, 4.0], FLOAT), "radius": jnp.asarray(2.0, FLOAT)}
 
@@ -148,6 +149,7 @@ def test_derivatives_of_solution_and_multipliers_against_the_closed_form():
 
 
 @needs_x64
+@pytest.mark.long
 def test_derivatives_of_a_nonconvex_problem_by_differences(rng):
     p = problem("HS78")
 
@@ -207,6 +209,7 @@ def test_pytrees_go_in_and_come_out():
     np.testing.assert_allclose(jnp.sum(s.value["a"]), 2, atol=TOL)
 
 
+@pytest.mark.long
 def test_a_thousand_starts_at_once_agree_with_one_by_one(rng):
     p = problem("HS78")
     starts = p.x0[None] + jnp.asarray(0.2 * rng.standard_normal((1024, 5)), FLOAT)

@@ -69,6 +69,7 @@ def test_a_sketch_changes_the_work_and_not_the_answer(rng, loss, gated):
 
 
 @needs_x64
+@pytest.mark.long
 def test_gated_optimum_against_scipy(rng):
     """The group lasso without constraints, its lengths smoothed a little, by L-BFGS."""
     p = problem(rng, gated=True)
@@ -89,6 +90,7 @@ def test_gated_optimum_against_scipy(rng):
 
 
 @needs_x64
+@pytest.mark.long
 def test_no_network_found_by_descent_beats_the_bound(rng):
     """Local search from the answer and from random networks, with the sampled patterns or not, stays above."""
     X = np.column_stack([np.linspace(-1, 1, 7) ** 3, np.ones(7)])
@@ -186,6 +188,7 @@ def test_patterns_are_counted_once():
 
 @needs_x64
 @pytest.mark.parametrize(("loss", "gated"), [KINDS[0], *KINDS[2:]])
+@pytest.mark.long
 def test_outputs_have_derivatives(rng, loss, gated):
     """Of the objective and of outputs, against differences; the hinge's outputs bend where examples change sides."""
     p = problem(rng, loss, gated)
@@ -204,6 +207,7 @@ def test_outputs_have_derivatives(rng, loss, gated):
         assert np.isclose(slope, (high - low) / 2e-3, rtol=rtol), (slope, (high - low) / 2e-3)
 
 
+@pytest.mark.long
 def test_wrong_arguments_raise(rng):
     p = problem(rng)
     with pytest.raises(TypeError, match="problem"):

@@ -40,6 +40,7 @@ def played(learner, cost, rounds, key):
     return jax.lax.scan(body, state, jax.random.split(key, rounds))[1]
 
 
+@pytest.mark.long
 def test_belief_is_the_regression_with_the_best_rate():
     """Mean and variance at all arms against NumPy, at the rate whose evidence is the largest."""
     rng, learner = np.random.default_rng(5), GPBandit(contexts=1, capacity=8, noise=0.2, context_length=0.5)
@@ -70,6 +71,7 @@ def test_belief_is_the_regression_with_the_best_rate():
 
 
 @pytest.mark.parametrize("acquisition", ["ucb", "thompson"])
+@pytest.mark.long
 def test_regret_is_sublinear_on_512_arms(acquisition):
     """Cumulative regret grows with an exponent well below one, and is a fraction of that of uniform play."""
     cost, rounds = costs_of(3), 96
@@ -84,6 +86,7 @@ def test_regret_is_sublinear_on_512_arms(acquisition):
     assert slope < 0.8
 
 
+@pytest.mark.long
 def test_before_any_cost_all_arms_are_equal_and_a_cost_that_is_nan_is_left_out():
     learner = GPBandit(capacity=4)
     state = learner.init(3)
@@ -95,6 +98,7 @@ def test_before_any_cost_all_arms_are_equal_and_a_cost_that_is_nan_is_left_out()
     assert learner.update(state, pull, 1.0).rounds == 1
 
 
+@pytest.mark.long
 def test_memory_keeps_the_latest():
     learner = GPBandit("greedy", capacity=2)
     state = learner.init(3)

@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from solvers.core.krylov.lanczos import extreme_ritz, lanczos, ritz_vectors
 
@@ -79,6 +80,7 @@ def test_scales_do_not_matter(rng):
 
 
 @needs_x64
+@pytest.mark.long
 def test_the_quadrature_is_differentiable(rng):
     D, b = jnp.asarray(np.diag(rng.random(8) + 1)), jnp.asarray(rng.standard_normal(8))
     A = jnp.asarray(symmetric(rng, 8) / 9)

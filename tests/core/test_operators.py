@@ -27,6 +27,7 @@ def arrays(rng, *shapes):
     return [jnp.asarray(rng.standard_normal(s), FLOAT) for s in shapes]
 
 
+@pytest.mark.long
 def test_the_algebra_is_that_of_matrices(rng):
     A, B, C = arrays(rng, (4, 3), (3, 5), (3, 5))
     a, b, c = MatrixOperator(A), MatrixOperator(B), MatrixOperator(C)
@@ -81,6 +82,7 @@ def point(rng):
     return {"w": arrays(rng, (2, 3))[0] / 2, "s": arrays(rng, (2,))[0]}
 
 
+@pytest.mark.long
 def test_hessian_and_jacobian_of_a_pytree(point, rng):
     flat, unravel = ravel_pytree(point)
     dense = jax.hessian(lambda p: loss(model(unravel(p))))(flat)

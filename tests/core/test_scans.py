@@ -79,6 +79,7 @@ def test_one_step_and_none(rng, kind, method):
 @needs_x64
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("kind", SCANS)
+@pytest.mark.long
 def test_derivatives_to_second_order(rng, kind, method):
     a, b, start = terms(rng, kind)
 

@@ -85,6 +85,7 @@ def test_no_positive_curvature_means_no_step():
     assert jnp.all(updates == 0)
 
 
+@pytest.mark.long
 def test_missing_arguments_and_bad_counts_raise():
     x = jnp.ones(3, FLOAT)
     for optimiser in (scale_by_adahessian(), slq_heavy_ball()):

@@ -20,6 +20,7 @@ def matrix(values=None, seed=5):
     return jnp.asarray((q * values) @ q.T, FLOAT), values, q
 
 
+@pytest.mark.long
 def test_moments_are_exact_for_the_probes_used():
     a, values, q = matrix(np.linspace(-1, 2, N))
     density = spectral_density(a, jax.random.key(4), num_steps=10, num_probes=3)
@@ -30,6 +31,7 @@ def test_moments_are_exact_for_the_probes_used():
     np.testing.assert_allclose(jnp.sum(density.weights, axis=1), 1, rtol=1e-5)
 
 
+@pytest.mark.long
 def test_density_and_counts_are_those_of_the_spectrum():
     a, values, _ = matrix(np.repeat([0.0, 1.0, 5.0], [25, 10, 5]))
     density = spectral_density(a, jax.random.key(4), num_steps=6, num_probes=40)
@@ -45,6 +47,7 @@ def test_density_and_counts_are_those_of_the_spectrum():
 
 @needs_x64
 @pytest.mark.parametrize("values", [np.linspace(1, 2, 8), [1.0, 1.0, 1.0, 3.0]], ids=["plain", "early end"])
+@pytest.mark.long
 def test_derivatives_pass_through(values):
     """Against differences of the same quadrature, also where the Krylov space ends early."""
     a, _, _ = matrix(values)
@@ -75,6 +78,7 @@ def test_eigenpairs_are_the_dense_ones(count, smallest):
     np.testing.assert_allclose(np.asarray(sol.vectors) @ np.asarray(sol.vectors).T, np.eye(count), atol=1e-4)
 
 
+@pytest.mark.long
 def test_multiples_small_sizes_and_zero():
     sol = extreme_eigenpairs(jnp.eye(5, dtype=FLOAT) * 2, jax.random.key(6), 3)
     assert sol.converged
@@ -85,6 +89,7 @@ def test_multiples_small_sizes_and_zero():
     assert extreme_eigenpairs(jnp.asarray([[3.0]], FLOAT), jax.random.key(6)).value[0] == 3
 
 
+@pytest.mark.long
 def test_what_did_not_converge_says_so():
     a, _, _ = matrix(np.linspace(1, 2, 200))
     short = extreme_eigenpairs(a, jax.random.key(6), num_basis=4, max_steps=1)
@@ -98,6 +103,7 @@ def test_what_did_not_converge_says_so():
         spectral_density(a, jax.random.key(6), num_steps=0)
 
 
+@pytest.mark.long
 def test_the_derivative_of_an_eigenvalue():
     a, _, _ = matrix()
     direction = jnp.asarray(np.random.default_rng(7).standard_normal((N, N)), FLOAT)

@@ -98,6 +98,7 @@ def loss(w, x, y):
     return jnp.mean(jax.nn.logsumexp(logits, axis=1) - jnp.take_along_axis(logits, y[:, None], axis=1)[:, 0])
 
 
+@pytest.mark.long
 def test_alignment_is_its_definition():
     pairs, w = domains()
     g = [np.asarray(jax.grad(loss)(w, *d), np.float64).ravel() for d in pairs]

@@ -83,6 +83,7 @@ def test_it_stops_at_the_requested_error(method):
     assert never.num_products == 24
 
 
+@pytest.mark.long
 def test_a_subspace_that_holds_everything_is_exact():
     a = matrix("geometric") * 0
     rank_two = a.at[0, 0].set(3.0).at[1, 1].set(2.0)
@@ -96,6 +97,7 @@ def test_a_subspace_that_holds_everything_is_exact():
         assert estimate.converged
 
 
+@pytest.mark.long
 def test_indefinite_and_broken_matrices_say_so():
     a = matrix("flat")
     assert not trace(-a, jax.random.key(4), method="xnystrace").converged
@@ -123,6 +125,7 @@ def network():
 
 
 @pytest.mark.parametrize("rank", [0, 6])
+@pytest.mark.long
 def test_blocks_and_diagonal_of_a_network(rank):
     model, loss, params = network()
     operator = hessian(lambda p: loss(model(p)), params)

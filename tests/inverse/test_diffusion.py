@@ -146,6 +146,7 @@ def loss(stepper, steps, parameters, x):
 
 
 @needs_x64
+@pytest.mark.long
 def test_the_reversible_derivative_is_the_derivative_and_needs_no_memory(rng):
     """Same gradient; the memory of a compiled one does not grow with the steps, where the direct one's does."""
     parameters, x = jnp.asarray(0.03 * rng.standard_normal((64, 64))), jnp.asarray(rng.standard_normal(64))
@@ -174,6 +175,7 @@ def affine(guidance, steps=100, schedule=COSINE):
     return points[0], turn.T @ turn, case.posterior
 
 
+@pytest.mark.long
 def test_second_order_conditioning_is_the_posterior():
     """Mean to 0.02 and trace within 2 %, in 100 steps; first order is off by a third and by half."""
     schedule = COSINE if FLOAT == "float64" else inverse.CosineSchedule(0.03)
@@ -192,6 +194,7 @@ def test_dds_is_a_reconstruction_not_a_sample():
     assert jnp.linalg.norm(mean - posterior.mean) > 0.2
 
 
+@pytest.mark.long
 def test_stsl_without_trace_is_dps(rng):
     """And with it, on a Gaussian prior, too: the covariance does not depend on the point. On mixtures they differ."""
     A, y, key = MatrixOperator(jnp.eye(3, dtype=FLOAT)[:2]), jnp.ones(2, FLOAT), jax.random.key(9)
@@ -207,6 +210,7 @@ def test_stsl_without_trace_is_dps(rng):
     np.testing.assert_allclose(draw(normal, inverse.STSL()), draw(normal, inverse.DPS()), atol=tol)
 
 
+@pytest.mark.long
 def test_dds_with_total_variation_keeps_its_split_variable(rng):
     """With a denoiser that knows nothing it is ADMM: many sweeps reach the total-variation reconstruction."""
     A = inverse.Radon(jnp.linspace(0, 3, 7, dtype=FLOAT), 10)

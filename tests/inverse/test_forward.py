@@ -92,6 +92,7 @@ def test_fourier_samples_are_orthonormal(rng):
     np.testing.assert_allclose(masked.normal_mv(masked.normal_mv(x)), masked.normal_mv(x), atol=10 * TOL)
 
 
+@pytest.mark.long
 def test_radon_of_a_disc_is_its_chords():
     """Chords of length ``2 sqrt(r^2 - s^2)``, whatever the angle; the discretised disc is off by less than a pixel."""
     n, radius = 128, 40.0
@@ -134,6 +135,7 @@ def test_radon_agrees_with_scikit_image():
     assert np.linalg.norm(ours - theirs) < 1e-3 * np.linalg.norm(theirs)
 
 
+@pytest.mark.long
 def test_filtered_back_projection_recovers_the_scale():
     n = 64
     A = inverse.Radon(angles(100), n)
@@ -161,6 +163,7 @@ def test_prox_quadratic_is_the_closed_form(rng):
 
 
 @needs_x64
+@pytest.mark.long
 def test_few_steps_stay_in_the_krylov_space(rng):
     """M steps from x0 stay in ``x0 + Krylov_M(A'A, A'(y - A x0))``, to 1e-12."""
     A = OPERATORS["radon"]
@@ -198,6 +201,7 @@ def test_total_variation_in_one_dimension_has_its_known_answer():
 
 
 @needs_x64
+@pytest.mark.long
 def test_total_variation_is_differentiable(rng):
     """Reverse and forward, in data and weight, against differences of tight solves; NaN where not converged."""
     v, c = images(rng, 6, 5), images(rng, 6, 5)

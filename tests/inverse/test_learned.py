@@ -54,6 +54,7 @@ def test_any_network_is_a_proximal_map(kind, rng):
 
 
 @pytest.mark.parametrize("kind", ["vectors", "images"])
+@pytest.mark.long
 def test_inversion_and_the_duality_identity(kind, rng):
     """``prox(invert(x)) = x`` to 1e-8, in fewer than a tenth of the published thousand gradients."""
     model, shape = (network(), (6,)) if kind == "vectors" else (IMAGES, (5, 4))
@@ -118,6 +119,7 @@ def test_what_matching_minimises_is_off_the_proximal_map_by_its_width(gamma, off
     assert abs(estimates[np.argmin(expected)] - off) < (0.002 if DOUBLE else 0.02)
 
 
+@pytest.mark.long
 def test_training_goes_down_and_is_repeatable():
     draw = lambda key: jax.random.laplace(key, (64, 6), FLOAT)  # noqa: E731
     seen = []

@@ -100,6 +100,7 @@ def optimality_in_numpy(A, y, x, w, weight):
 
 
 @pytest.mark.parametrize("adaptive", [True, False])
+@pytest.mark.long
 def test_total_variation_satisfies_its_conditions(adaptive, rng):
     """Judged in NumPy with dense matrices: stationarity, ``|w_i| <= weight`` and no duality gap."""
     A = inverse.Radon(jnp.linspace(0, 3, 7, dtype=FLOAT), 12)
@@ -115,6 +116,7 @@ def test_total_variation_satisfies_its_conditions(adaptive, rng):
     assert abs(gap) <= 20 * tol
 
 
+@pytest.mark.long
 def test_two_routes_to_total_variation_agree(rng):
     v = jnp.asarray(rng.standard_normal((10, 9)), FLOAT)
     split = inverse.admm(Identity(v), v, GroupL1(0.4, axis=0), analysis=inverse.Differences(v),
@@ -158,6 +160,7 @@ class WrongAdjoint(LinearOperator):
 
 
 @pytest.mark.parametrize("name", SOLVERS)
+@pytest.mark.long
 def test_an_unmatched_back_projector_is_caught(name):
     """A hundredth of a radian between projector and back-projector; the exact pair, and its composition, pass."""
     radon = inverse.Radon(jnp.linspace(0, 3, 9, dtype=FLOAT), 32)

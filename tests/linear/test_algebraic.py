@@ -176,6 +176,7 @@ def test_at_most_twelve_cycles_anywhere(make):
     assert relative(A, solution.value, b) <= 2 * TOL
 
 
+@pytest.mark.long
 def test_elasticity_with_its_rigid_motions():
     """Blocks of two unknowns a point; without the motions smoothed aggregation takes far longer."""
     A, motions = pyamg.gallery.linear_elasticity((14, 14), format="bsr")
@@ -187,6 +188,7 @@ def test_elasticity_with_its_rigid_motions():
     assert relative(A, with_motions.value, b) <= 2 * TOL + (0 if X64 else 1e-3)
 
 
+@pytest.mark.long
 def test_entries_in_any_order_and_twice():
     """A SparseRows with a duplicate and shuffled entries is the same system."""
     coo = MESH.tocoo()
@@ -202,6 +204,7 @@ def test_entries_in_any_order_and_twice():
     assert relative(expected, solve(system, jnp.asarray(B, FLOAT)).value, B) <= 1e-4
 
 
+@pytest.mark.long
 def test_new_values_get_new_coarse_matrices():
     """In one program, equal to SciPy's products with the interpolations kept."""
     data = MESH.data * np.exp(0.3 * RNG.random())
@@ -225,6 +228,7 @@ FEW = mesh_laplacian(60)
 SMALL = AMG(FEW.astype(FLOAT), updates=True, max_coarse=20)
 
 
+@pytest.mark.long
 def test_derivatives_in_the_values():
     """Of the solution in the entries, symmetric ones, against a dense solve; and a batch of right-hand sides."""
     b = jnp.asarray(B[:60], FLOAT)
@@ -244,6 +248,7 @@ def test_derivatives_in_the_values():
     np.testing.assert_allclose(batch.value[1], 2 * batch.value[0], rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.long
 def test_an_arm_of_a_sequence():
     """New values in every step, all in one program."""
 
@@ -270,6 +275,7 @@ def wind(shape, speed):
     return Stencil(jnp.asarray(coefficients, FLOAT), [(0, 0), (1, 0), (-1, 0), (0, 1), (0, -1)])
 
 
+@pytest.mark.long
 def test_convection_and_diffusion():
     """On the grid by the stencil's hierarchy, and its rows by an algebraic one; both transposed for derivatives."""
     shape = (20, 18)

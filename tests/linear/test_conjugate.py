@@ -51,6 +51,7 @@ def test_all_solve_what_a_dense_solve_solves(name):
 
 
 @pytest.mark.parametrize("name", ["sor", "chebyshev_cg", "multigrid_cg"])
+@pytest.mark.long
 def test_derivatives_are_those_of_a_dense_solve(name):
     """Against automatic differentiation of a dense solve: reverse, forward, and forward over reverse."""
     offsets, direction = SMALL.offsets, jnp.asarray(RNG.standard_normal(SMALL_B.shape), DTYPE)
@@ -87,6 +88,7 @@ def test_chebyshev_of_degree_one_is_jacobi_cg():
     np.testing.assert_allclose(sol.value.ravel(), x, atol=1e-3)
 
 
+@pytest.mark.long
 def test_ssor_cg_in_natural_order_is_the_textbook_one():
     w, D, L = 1.4, np.diag(np.diag(M)), np.tril(M, -1)
     P = (D / w + L) @ np.linalg.inv(D) @ (D / w + L).T * w / (2 - w)

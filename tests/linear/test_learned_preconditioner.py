@@ -119,6 +119,7 @@ def test_the_loss_knows_the_inverse_and_no_scale():
     assert energy_residual_loss(A, 0 * r, r) == 1
 
 
+@pytest.mark.long
 def test_ritz_data_are_combinations_of_low_modes():
     """Unit vectors; Ritz values within the spectrum, the smallest a bound from above; low modes carry the weight."""
     A = Stencil.laplacian(2)
@@ -142,6 +143,7 @@ def test_ritz_data_leave_zero_modes_out():
     np.testing.assert_allclose(jnp.sum(data.residuals, 1), 0, atol=1e-6 if X64 else 1e-2)
 
 
+@pytest.mark.long
 def test_the_network_keeps_scale_and_geometry():
     _, fluid = obstacles(shape=(11, 7))
     model = ConvPreconditioner.init(jax.random.key(2), 2, channels=3, levels=3, geometry=True, dtype=FLOAT)
@@ -152,6 +154,7 @@ def test_the_network_keeps_scale_and_geometry():
     np.testing.assert_array_equal(model(0 * r, fluid), 0)
 
 
+@pytest.mark.long
 def test_training_on_a_family_saves_steps_elsewhere():
     """Trained on random obstacles, used on others: fewer steps than without, and the same solution."""
     model = ConvPreconditioner.init(jax.random.key(3), 2, channels=6, levels=3, geometry=True, dtype=jnp.float32)
@@ -177,6 +180,7 @@ def test_training_on_a_family_saves_steps_elsewhere():
     np.testing.assert_allclose(learned.value, plain.value, atol=1e-4 if X64 else 2e-2)
 
 
+@pytest.mark.long
 def test_published_training_lowers_the_published_loss():
     A = Stencil.laplacian(2)
     data = ritz_dataset(A, SHAPE, jax.random.key(5), samples=64, vectors=40)

@@ -84,6 +84,7 @@ def test_levels_reproduce_the_natural_order(both_ways):
     np.testing.assert_allclose(got.value, want, rtol=TIGHT * 10, atol=TIGHT)
 
 
+@pytest.mark.long
 def test_counts_are_those_of_testing_every_sweep():
     b = RNG.standard_normal((8, 8))
     order = np.argsort(np.indices((8, 8)).sum(0).ravel() % 2, kind="stable").tolist()
@@ -120,6 +121,7 @@ def test_transpose_of_a_varying_stencil():
     np.testing.assert_allclose(dense(A.transposed, shape), dense(A, shape).T)
 
 
+@pytest.mark.long
 def test_young():
     n, beta = 8, np.cos(np.pi / 9)
     omega = float(young_omega(beta))
@@ -137,6 +139,7 @@ def test_young():
     assert np.argmin(steps) == 2
 
 
+@pytest.mark.long
 def test_failures_say_so():
     A, b = jnp.asarray(spd(6), DTYPE), jnp.asarray(RNG.standard_normal(6), DTYPE)
     over = jax.jit(lambda w: sor(A, b, omega=w))(jnp.asarray(2.6, DTYPE))
@@ -220,6 +223,7 @@ def test_functions_cannot_be_swept():
         sor(lambda x: x, jnp.ones(3), omega=1.0)
 
 
+@pytest.mark.long
 def test_a_batch_is_its_lanes():
     shifts = jnp.asarray([0.1, 2.0, jnp.nan, 0.7], DTYPE)
     b = jnp.asarray(RNG.standard_normal((4, 6, 6)), DTYPE)

@@ -49,6 +49,7 @@ class Cycle(Learner):
         return state[0] + 1, state[1].at[pull.arm].set(cost)
 
 
+@pytest.mark.long
 def test_costs_are_the_counts_of_single_solves():
     sol = solve_sequence(SYSTEMS, RHS, learner=Cycle(), arms=FEW, key=KEY, warm_start=False)
     assert sol.converged.all()
@@ -91,6 +92,7 @@ def test_censored_costs_are_predictions(status, error, cost):
     np.testing.assert_allclose(float(rate), min(error, 1.0) ** (1 / 20), rtol=1e-4)
 
 
+@pytest.mark.long
 def test_methods_mix_in_one_program():
     arms = FEW + Arms.ssor_cg([1.0]) + Arms.chebyshev_cg([3], [10.0]) + Arms.multigrid_cg()
     assert len(arms) == 6
@@ -102,6 +104,7 @@ def test_methods_mix_in_one_program():
     assert float(sol.costs[4]) == 3 * int(cheb.num_steps)
 
 
+@pytest.mark.long
 def test_scale_of_the_systems_does_not_change_decisions():
     def run(scale):
         systems = jax.vmap(lambda c: Stencil.laplacian(2, scale=scale, shift=scale * c))(SHIFTS)
@@ -117,6 +120,7 @@ def heat(t, u, args):
     return Stencil.laplacian(2, scale=args * step.s, shift=jnp.ones((), u.dtype)), step.rhs
 
 
+@pytest.mark.long
 def test_derivatives_through_a_simulation():
     u0, scale = heat_start(6, DTYPE), jnp.asarray(1.3, DTYPE)
     tol = 1e-12 if X64 else 1e-6
@@ -140,6 +144,7 @@ def test_derivatives_through_a_simulation():
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-6 if X64 else 1e-2, atol=1e-5), got, want)
 
 
+@pytest.mark.long
 def test_state_goes_on_and_keys_repeat():
     options = dict(learner=TsallisINF(), arms=Arms.sor(6), key=KEY)
     head = solve_sequence(SYSTEMS, RHS, **options)
@@ -158,6 +163,7 @@ def test_state_goes_on_and_keys_repeat():
     assert seen == [1, 2, 3, 4, 5, 6]
 
 
+@pytest.mark.long
 def test_sequences_map():
     run = jax.jit(jax.vmap(lambda r: learned_sor(SYSTEMS, r, key=KEY, num_arms=4)))
     out = run(jnp.stack([RHS, 2 * RHS[::-1]]))
@@ -165,6 +171,7 @@ def test_sequences_map():
     assert out.converged.all()
 
 
+@pytest.mark.long
 def test_young_prior_starts_near_the_best_and_learns():
     shifts, rhs = shifted_laplacians(RNG, 40, spread="low")
     systems = jax.vmap(lambda c: Stencil.laplacian(2, shift=c))(jnp.asarray(shifts, DTYPE))
@@ -214,6 +221,7 @@ def test_bad_input_raises(call, error, says):
         call(dict(learner=Cycle(), arms=FEW, key=KEY))
 
 
+@pytest.mark.long
 def test_by_default_learning_costs_little():
     """Total sweeps over 100 shifted Laplacians, the first ones included, against every fixed arm's on the same."""
     shifts, rhs = shifted_laplacians(np.random.default_rng(8), 100, spread="low", n=8)

@@ -90,6 +90,7 @@ def test_gradients_through_an_unfinished_solve():
 
 
 @needs_x64
+@pytest.mark.long
 def test_a_sequence_says_which_derivatives_it_does_not_know():
     """A system that did not converge, and all later ones that start from it in a simulation."""
 
@@ -138,6 +139,7 @@ def test_sweeps_colour_by_colour_are_those_of_the_classes():
 
 
 @needs_x64
+@pytest.mark.long
 def test_coefficients_made_in_the_program_that_uses_them():
     """Inside a differentiated program one accelerator's compiler fused them into their classes, and got others."""
     rng = np.random.default_rng(20)

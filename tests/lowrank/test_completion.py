@@ -82,6 +82,7 @@ def dense_gradient(sol, rows, cols, values, ridge, by_count):
 
 @pytest.mark.parametrize("by_count", [False, True])
 @pytest.mark.parametrize("method", METHODS[:3])
+@pytest.mark.long
 def test_biases_and_counted_ridges_end_where_the_gradient_does(rng, method, by_count):
     _X, rows, cols, values = instance(rng, 0.6, noise=0.3, offset=3.0)
     ridge = 0.05 if by_count else 1.5
@@ -94,6 +95,7 @@ def test_biases_and_counted_ridges_end_where_the_gradient_does(rng, method, by_c
     np.testing.assert_allclose(np.asarray(sol.matrix)[rows, cols], sol.predict(rows, cols), rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.long
 def test_counted_ridges_without_biases(rng):
     _X, rows, cols, values = instance(rng, 0.6, noise=0.3)
     values = values - values.mean()
@@ -104,6 +106,7 @@ def test_counted_ridges_without_biases(rng):
     np.testing.assert_allclose(flat, other, rtol=1e-3, atol=1e-3 * float(flat[0, 0]))
 
 
+@pytest.mark.long
 def test_order_padding_and_repetition(rng):
     X, rows, cols, values = instance(rng, noise=0.2)
     mixed = rng.permutation(rows.size)
@@ -120,6 +123,7 @@ def test_order_padding_and_repetition(rng):
 
 
 @pytest.mark.parametrize("method", ["als_cg", "sketched"])
+@pytest.mark.long
 def test_entries_split_over_devices(rng, method):
     X, rows, cols, values = instance(rng)
     spare = -rows.size % 4
@@ -139,6 +143,7 @@ def test_entries_split_over_devices(rng, method):
     assert np.isclose(sol.singular_values[0], whole.singular_values[0], rtol=1e-4)
 
 
+@pytest.mark.long
 def test_large_sums_are_taken_block_by_block(rng, monkeypatch):
     from solvers.lowrank import sides
 
@@ -164,6 +169,7 @@ def test_the_size_of_the_data_does_not_matter(rng, exponent):
 
 
 @pytest.mark.parametrize("method", METHODS[:3])
+@pytest.mark.long
 def test_a_rank_too_many_needs_a_ridge(rng, method):
     """Without one a row may get anything where it was not seen, at one rank more: the entries fit, and that is all."""
     X, rows, cols, values = instance(rng, 0.7)
@@ -206,6 +212,7 @@ def test_too_few_entries_match_without_being_right(rng):
     assert relative(sol.matrix, X) > 0.1
 
 
+@pytest.mark.long
 def test_a_start_at_the_saddle_is_not_an_answer(rng):
     _X, rows, cols, values = instance(rng)
     zero = (jnp.zeros((N, R), FLOAT), jnp.zeros((P, R), FLOAT))
@@ -222,6 +229,7 @@ def test_infinite_values_end_at_once(rng):
     assert sol.num_steps == 0
 
 
+@pytest.mark.long
 def test_the_sketch_keeps_up_where_columns_differ_in_length():
     """They make the rows' least-squares problems ill-conditioned; no claim that it is ahead there."""
     rng = np.random.default_rng(12)

@@ -211,6 +211,7 @@ def test_rank_beyond_the_matrix_is_allowed(rng):
     assert sol.left.shape == (4, 6)
 
 
+@pytest.mark.long
 def test_no_derivative_where_there_is_none(rng):
     """Over-specified rank, and a solve that was cut short, unless asked for."""
     operator, b, _ = gaussian(rng)

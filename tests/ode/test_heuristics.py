@@ -48,12 +48,14 @@ def heun_closed_form(rate, kind="sum"):
 
 
 @pytest.mark.parametrize("kind", ["sum", "mean", "squared"])
+@pytest.mark.long
 def test_the_error_of_heun_and_euler_is_its_closed_form(kind):
     rate = jnp.asarray(-1.7, FLOAT)
     ours, exact = (jax.value_and_grad(f)(rate, kind) for f in (heun_penalty, heun_closed_form))
     np.testing.assert_allclose(ours, exact, rtol=TOL)
 
 
+@pytest.mark.long
 def test_every_adjoint_that_can_gives_the_derivative():
     rate = jnp.asarray(-1.7, FLOAT)
     exact = jax.grad(heun_closed_form)(rate)
@@ -65,6 +67,7 @@ def test_every_adjoint_that_can_gives_the_derivative():
 
 
 @pytest.mark.parametrize("solver", [diffrax.Tsit5(), diffrax.Dopri5()], ids=lambda s: type(s).__name__)
+@pytest.mark.long
 def test_the_stiffness_of_a_linear_equation_is_its_rate(solver):
     rate = jnp.asarray(-7.3, FLOAT)
 
@@ -107,6 +110,7 @@ def counting(solver, controller):
     return sol, len(calls)
 
 
+@pytest.mark.long
 def test_it_changes_no_step_and_evaluates_nothing_more():
     """With refused steps on the way: only accepted ones are kept, as a list of them made one by one shows."""
     tol = {"float64": 1e-6, "float32": 1e-4}[FLOAT.name]
@@ -124,6 +128,7 @@ def test_it_changes_no_step_and_evaluates_nothing_more():
     assert 0 < float(seen.squared) < int(seen.steps)
 
 
+@pytest.mark.long
 def test_lanes_scan_and_trees():
     term = diffrax.ODETerm(lambda t, y, args: {"a": -args * y["a"], "b": -2 * args * y["b"]})
     y0 = {"a": jnp.ones(2, FLOAT), "b": jnp.ones((), FLOAT)}
@@ -145,6 +150,7 @@ def test_lanes_scan_and_trees():
     np.testing.assert_array_equal(np.asarray(poisoned)[:, [0, 2]], np.asarray(many)[:, [0, 2]])
 
 
+@pytest.mark.long
 def test_an_equation_at_rest_has_no_penalty_and_finite_derivatives():
     """Zero over zero: at rest neither error nor stiffness can be seen."""
 
@@ -157,6 +163,7 @@ def test_an_equation_at_rest_has_no_penalty_and_finite_derivatives():
     assert slope == 0
 
 
+@pytest.mark.long
 def test_what_cannot_be_is_refused():
     with pytest.raises(TypeError, match="TrackHeuristics: `solver`"):
         TrackHeuristics(diffrax.Euler())

@@ -75,6 +75,7 @@ def test_mean_std_and_evidence_against_dense_conditioning(posterior):
 
 
 @needs_x64
+@pytest.mark.long
 def test_derivatives_in_the_observations_are_the_gain_of_dense_conditioning():
     gain = dense_conditioning()[3][:, -3:]
 
@@ -118,6 +119,7 @@ def fast(x, u, args):
 
 @needs_x64
 @pytest.mark.parametrize(("count", "target"), [(30, 3e-3), (60, 6e-4)])
+@pytest.mark.long
 def test_below_nyquist(count, target):
     problem = PDEProblem(fast, Box((0.0, 2 * np.pi)), [Dirichlet("all")])
     solution = gp_solve(problem, grid=(jnp.linspace(0, 2 * np.pi, count),), basis="kernel")
@@ -129,6 +131,7 @@ def test_below_nyquist(count, target):
 
 
 @needs_x64
+@pytest.mark.long
 def test_aliasing_on_a_uniform_grid_is_refused():
     problem = PDEProblem(fast, Box((0.0, 2 * np.pi)), [Dirichlet("all")])
     solution = gp_solve(problem, grid=(jnp.linspace(0, 2 * np.pi, 100),), basis="kernel")
@@ -146,6 +149,7 @@ def inverse(values, noise):
 
 
 @needs_x64
+@pytest.mark.long
 def test_unknown_coefficient_is_found_with_calibrated_intervals(rng):
     truth, noise, draws = np.log(0.5), 2e-3, 200
     clean = np.sin(np.pi * SEEN) / (0.5 * np.pi**2)
@@ -174,6 +178,7 @@ def test_nan_in_the_data_ends_at_once():
 
 
 @needs_x64
+@pytest.mark.long
 def test_polynomials_weighted_by_the_prior_give_the_same(posterior):
     other = gp_solve(noisy(), grid=24, args=jnp.asarray(2.0, FLOAT), prior=PRIOR, basis="polynomial", rank=24)
     same = gp_solve(noisy(), grid=24, args=jnp.asarray(2.0, FLOAT), prior=PRIOR, rank=24)
@@ -192,6 +197,7 @@ def test_periodic_prior_is_periodic():
 
 
 @needs_x64
+@pytest.mark.long
 def test_peaks_are_ranked_by_what_the_solution_has_of_them():
     """In u'' the wave 0.1 sin 20 x is 1/250 of cos 100 x; in u it is a tenth."""
     problem = PDEProblem(lambda x, u, a: u.dxx + 40 * jnp.sin(20 * x[0]) + 1e4 * jnp.cos(100 * x[0]),
@@ -250,6 +256,7 @@ def test_float32_data_stay_float32_and_say_what_was_reached():
 
 
 @needs_x64
+@pytest.mark.long
 def test_an_exact_equation_without_boundary_data_is_a_regression_on_straight_lines(rng):
     """What f leaves free is a line; twenty noisy observations find it as least squares does, with the same errors."""
 

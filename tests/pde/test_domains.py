@@ -59,6 +59,7 @@ def solved(terms, degree=5):
 EXACT = [0, 0.5, -1, 0, 1]
 
 
+@pytest.mark.long
 def test_jump_and_flux_jump_give_the_exact_solution():
     c, rank, left = solved(("jump", "flux_jump"))
     assert rank == 10
@@ -76,6 +77,7 @@ def test_fewer_terms_leave_a_family(terms, lost):
     np.testing.assert_allclose(left, 0, atol=1e-11 if X64 else 1e-4)
 
 
+@pytest.mark.long
 def test_every_term_vanishes_for_the_solution_and_sees_another():
     box = Box((0.0, 1.0), (0.0, 1.0))
     problem = PDEProblem(lambda x, u, a: u.dxx + u.dyy - a * u.v, box, [Dirichlet("all", lambda x, a: x[0] * a)])
@@ -92,6 +94,7 @@ def test_every_term_vanishes_for_the_solution_and_sees_another():
 
 
 @needs_x64
+@pytest.mark.long
 def test_terms_are_differences_of_nested_derivatives():
     """Normal and tangential terms in two dimensions against `jax.grad`; a wrong axis would show."""
     box = Box((0.0, 1.0), (0.0, 1.0))
@@ -114,6 +117,7 @@ def test_terms_are_differences_of_nested_derivatives():
         np.testing.assert_allclose(domains.residuals([one, two], (name,))[plain:], gap(function), atol=1e-10)
 
 
+@pytest.mark.long
 def test_refusals():
     problem = PDEProblem(lambda x, u, a: u.dxx, BOX, [Dirichlet("all")])
     with pytest.raises(ValueError, match="cuts"):

@@ -47,6 +47,7 @@ def test_log_density_is_that_of_a_dense_gaussian():
 
 
 @needs_x64
+@pytest.mark.long
 def test_learned_prior_is_where_scipy_finds_the_maximum():
     solution = gp_solve(noisy(), grid=(jnp.asarray(NODES),), args=2.0, prior=SquaredExponential(0.4, 1.5), rank=24,
                         learn="prior")  # fmt: skip
@@ -67,6 +68,7 @@ def wave(noise, rng, amplitude=1.0):
 
 
 @needs_x64
+@pytest.mark.long
 def test_surplus_components_are_pruned(rng):
     x, values = wave(0.05, rng)
     problem = PDEProblem(lambda x, u, a: u.dxx + 400 * u.v, Box((0.0, 1.0)), [Observe(x, values, 0.05)], noise=100.0)
@@ -80,6 +82,7 @@ def test_surplus_components_are_pruned(rng):
 
 @needs_x64
 @pytest.mark.parametrize("stated", [0.02, 0.5])
+@pytest.mark.long
 def test_a_noise_stated_wrong_is_found(rng, stated):
     x, values = wave(0.1, rng)
     problem = PDEProblem(lambda x, u, a: u.dxx + 400 * u.v, Box((0.0, 1.0)), [Observe(x, values, stated)], noise=1.0)

@@ -27,6 +27,7 @@ def points():
 
 
 @needs_x64
+@pytest.mark.long
 def test_a_plane_with_noisy_faces_is_exact_where_its_equation_says_so():
     solution = gp_solve(PDEProblem(hill, SQUARE, [Dirichlet("all", noise=0.01)]))
     gap = jnp.abs(solution.mean((S, S)) - truth(S[:, None], S[None]))
@@ -39,6 +40,7 @@ def test_a_plane_with_noisy_faces_is_exact_where_its_equation_says_so():
 
 
 @needs_x64
+@pytest.mark.long
 def test_observations_beside_exact_faces_change_nothing_and_are_judged(points, rng):
     values = np.asarray(truth(*points.T)) + 0.02 * rng.standard_normal(30)
     good, bad = (gp_solve(PDEProblem(hill, SQUARE, [Dirichlet("all"), Observe(points, v, 0.02)]), grid=(22, 22))
@@ -51,6 +53,7 @@ def test_observations_beside_exact_faces_change_nothing_and_are_judged(points, r
 
 
 @needs_x64
+@pytest.mark.long
 def test_a_coefficient_in_two_dimensions(points, rng):
     def residual(x, u, a):
         return jnp.exp(a) * (u.dxx + u.dyy) + 2 * np.pi**2 * jnp.exp(0.531) * truth(*x)
@@ -65,6 +68,7 @@ def test_a_coefficient_in_two_dimensions(points, rng):
 
 
 @needs_x64
+@pytest.mark.long
 def test_two_numbers_that_do_not_enter_linearly(rng):
     """A frequency and a slope at the wall, from one end and twelve observations; both at their attainable errors."""
     seen = np.linspace(0.08, 1.0, 12)
@@ -155,6 +159,7 @@ def test_std_holds_what_the_grid_leaves_where_that_is_more_than_the_noise(rng):
 
 
 @needs_x64
+@pytest.mark.long
 def test_derivatives_of_an_answer_conditioned_on_data():
     """The answer is linear in the observations: one difference is exact; in the coefficient a central one."""
     seen = np.array([0.2, 0.5, 0.9])
@@ -175,6 +180,7 @@ def test_derivatives_of_an_answer_conditioned_on_data():
     np.testing.assert_allclose(slope, difference, rtol=1e-5)
 
 
+@pytest.mark.long
 def test_single_precision_says_what_it_reaches():
     problem = PDEProblem(lambda x, u, a: u.dxx - 1, Box((jnp.float32(0), jnp.float32(1))),
                          [Dirichlet("x-"), Robin("x+", np.float32(1), noise=np.float32(0.05)),
@@ -190,6 +196,7 @@ def test_single_precision_says_what_it_reaches():
 
 
 @needs_x64
+@pytest.mark.long
 def test_noise_in_the_equation_is_what_a_dense_regression_says():
     """u'' = 1 + q with q = 0.3 at each node, ends exact: the spread of u is that of q integrated twice."""
     problem = PDEProblem(lambda x, u, a: u.dxx - 1, Box((0.0, 1.0)), [Dirichlet("all")], noise=0.3)
@@ -208,6 +215,7 @@ def test_noise_in_the_equation_is_what_a_dense_regression_says():
 
 
 @needs_x64
+@pytest.mark.long
 def test_noise_in_few_directions_is_what_every_node_says(monkeypatch, rng):
     """Sixteen directions of forty: intervals and mean as with all of them; what is left out stays as uncertain."""
     from solvers.pde.exact import answer, noise
@@ -231,6 +239,7 @@ def test_noise_in_few_directions_is_what_every_node_says(monkeypatch, rng):
 
 
 @needs_x64
+@pytest.mark.long
 def test_noisy_slopes_all_round_leave_the_level_to_the_observations():
     level = Observe(np.array([[0.5, 0.5]]), np.array([2.0]), 0.1)
     problem = PDEProblem(lambda x, u, a: u.dxx + u.dyy, SQUARE, [Neumann("all", noise=0.05), level])

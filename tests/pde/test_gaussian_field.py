@@ -69,6 +69,7 @@ def test_far_away_is_zero_and_not_nan():
     assert jnp.isnan(field(jnp.full(2, jnp.nan, FLOAT)))
 
 
+@pytest.mark.long
 def test_a_nonlinear_equation_with_training():
     """``u'' = u^3 + f`` with u = tanh-like layer; a search from few Gaussians finds where they are needed."""
     steep = 6.0
@@ -108,6 +109,7 @@ def test_conditions_with_slopes_and_a_system():
     np.testing.assert_allclose(s.derivative(at(0.4), 1), s.mean(at(0.4), unknown=1), atol=1e-5 if X64 else 5e-2)
 
 
+@pytest.mark.long
 def test_periodic_and_mixed_second_derivatives():
     """``u_xx + u_xy + u_yy - u = f`` periodic in x, on a plane."""
     box = Box((0.0, 1.0), (0.0, 1.0))
@@ -167,6 +169,7 @@ def test_units_of_equation_and_unknown_do_not_matter(scale):
 
 
 @needs_x64
+@pytest.mark.long
 def test_gaussians_that_stay_are_spectral_collocation():
     """The notes' figure: 15 to 20 a dimension on a smooth problem leave an error of about 1e-8."""
     problem = PDEProblem(lambda x, u, a: u.dxx + jnp.pi**2 * jnp.sin(jnp.pi * x[0]), BOX, [Dirichlet("all")])
@@ -179,6 +182,7 @@ def test_gaussians_that_stay_are_spectral_collocation():
     assert errors[1] < 2e-8
 
 
+@pytest.mark.long
 def test_published_training_lowers_the_error():
     problem = PDEProblem(lambda x, u, a: u.dxx + u.v - 1.0, BOX, [Dirichlet("all")])
     network = PublishedPIG.scattered(jax.random.key(4), BOX, 8, width=0.3, features=2, hidden=4, dtype=FLOAT)

@@ -26,6 +26,7 @@ def test_neighbours_are_those_of_brute_force(radius):
         np.testing.assert_array_equal(np.sort(np.asarray(index)[np.asarray(near)]), np.flatnonzero(row < radius))
 
 
+@pytest.mark.long
 def test_overflow_and_strays_are_said():
     crowd = jnp.full((5, 2), 0.5, FLOAT)
     assert not neighbours(crowd, crowd, box=BOX, radius=0.2, capacity=5).overflow
@@ -38,6 +39,7 @@ def layer(radius=0.4, capacity=200, seed=5):
     return GraphKernelIntegral.init(jax.random.key(seed), BOX, radius=radius, capacity=capacity, width=6, dtype=FLOAT)
 
 
+@pytest.mark.long
 def test_a_constant_kernel_with_a_large_radius_is_the_mean():
     model = layer(radius=9.0)
     last = model.layers[-1]
@@ -47,6 +49,7 @@ def test_a_constant_kernel_with_a_large_radius_is_the_mean():
     np.testing.assert_allclose(model(x[:3], x, u), jnp.full((3, 1), u.mean()), rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.long
 def test_points_may_be_permuted_and_everything_moved():
     model, x, y = layer(), cloud(6, 60), cloud(8, 4)
     u = jnp.sin(3 * x[:, :1])
@@ -59,6 +62,7 @@ def test_points_may_be_permuted_and_everything_moved():
     np.testing.assert_allclose(other(y + step, x + step, u), value, atol=1e-9 if X64 else 1e-4)
 
 
+@pytest.mark.long
 def test_overflow_is_nan_and_no_neighbour_is_zero():
     x, u = cloud(6, 60), jnp.ones((60, 1), FLOAT)
     assert jnp.all(jnp.isnan(layer(capacity=2)(x[:2], x, u)))
@@ -66,6 +70,7 @@ def test_overflow_is_nan_and_no_neighbour_is_zero():
     np.testing.assert_array_equal(lonely, 0)
 
 
+@pytest.mark.long
 def test_more_points_converge_to_the_integral():
     """Random samples, four times as many: half the error. Weights undo a density that is not uniform."""
     model, y = layer(radius=0.5, capacity=4000), jnp.asarray([[0.5, 1.0]], FLOAT)
@@ -89,6 +94,7 @@ def test_more_points_converge_to_the_integral():
     assert errors[4096] < 0.1 * abs(exact) + 0.02
 
 
+@pytest.mark.long
 def test_encoder_ignores_the_order_and_keeps_constants():
     encoder = KernelGridEncoder.init(jax.random.key(5), BOX, (4, 5), channels=3, width=6, dtype=FLOAT)
     x, order = cloud(3, 30), np.random.default_rng(9).permutation(30)

@@ -12,6 +12,7 @@ from .helpers import solved
 
 
 @needs_x64
+@pytest.mark.long
 def test_error_after_61_steps_is_that_of_the_released_code():
     solution = solved(PAPER[0], grid=(400,), published=PublishedGPHM(), max_steps=61)
     assert abs(PAPER[0].error(solution.mean) - 0.4344) < 5e-5
@@ -19,6 +20,7 @@ def test_error_after_61_steps_is_that_of_the_released_code():
     assert int(solution.num_steps) == 61
 
 
+@pytest.mark.long
 def test_two_dimensions_and_gaussian_peaks_descend():
     problem = PDEProblem(lambda x, u, a: u.dxx + u.dyy + a * jnp.sin(3 * x[0]), Box((0.0, 1.0), (0.0, 1.0)),
                          [Dirichlet("all", lambda x, a: jnp.sin(3 * x[0]) + 0 * x[1])])  # fmt: skip

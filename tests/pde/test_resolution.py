@@ -28,6 +28,7 @@ def test_degree_of_a_polynomial_and_of_a_wave():
 
 
 @needs_x64
+@pytest.mark.long
 def test_a_layer_that_no_source_announces_is_refined_until_resolved():
     """``u'' = 400 u``: nothing but the solution's own coefficients tells how many nodes it needs."""
     problem = PDEProblem(lambda x, u, a: u.dxx - 400 * u.v, Box((0.0, 1.0)), [Dirichlet("all", 1.0)])

@@ -31,6 +31,7 @@ def instance(n):
 
 
 @pytest.mark.parametrize(("direction", "least", "most"), [("gradient", 3, 25), ("newton", 2, 9)])
+@pytest.mark.long
 def test_steps_do_not_depend_on_the_grid(direction, least, most):
     """Against the solution of the discrete equation, known in closed form."""
     tol, steps = (1e-8 if X64 else 1e-4), []
@@ -81,6 +82,7 @@ def wells(u, a):
     return (0.001 * jnp.sum(steps**2) + jnp.sum((u**2 - a) ** 2) / 4) / u.size
 
 
+@pytest.mark.long
 def test_a_saddle_is_no_minimum():
     """At zero the slope vanishes and every direction falls: an error of 0 that must not be called converged."""
     flat = jnp.zeros(33, FLOAT)
@@ -111,6 +113,7 @@ def test_units_of_energy_do_not_matter(scale):
     np.testing.assert_allclose(scaled.value, plain.value, atol=1e-6 if X64 else 1e-2)
 
 
+@pytest.mark.long
 def test_a_gauss_newton_product_leads_there_too():
     """``|u^2 - g|^2 / 2 + |grad u|^2`` with the positive part of its Hessian."""
     g = jnp.asarray(np.linspace(1, 4, 31), FLOAT)

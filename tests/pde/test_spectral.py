@@ -24,6 +24,7 @@ TARGETS = [1e-10] * 3 + [1e-11] * 2 + [1e-10] * 2 + [1e-12, 1e-12, 1e-11, 1e-12]
 
 @needs_x64
 @pytest.mark.parametrize("k", [2, 3, 6, 9, 10], ids=lambda k: PAPER[k].name)
+@pytest.mark.long
 def test_paper_targets(k):
     """With default settings, at the last state, on the paper's test grid; two dimensions on a given grid, for speed."""
     solution = gp_solve(stated(PAPER[k])) if len(PAPER[k].grid) == 1 else solved(PAPER[k])
@@ -48,12 +49,14 @@ def test_nonlinear_closed_forms(instance):
 
 
 @needs_x64
+@pytest.mark.long
 def test_burgers_boundary_layer_of_width_a_thousandth():
     instance = burgers_layer(1e-3)
     assert instance.error(solved(instance).mean) < 1e-9
 
 
 @needs_x64
+@pytest.mark.long
 def test_allen_cahn_interface_from_its_guess():
     """The walls hold the interface in place by exponentially small forces: rounding moves it by about 1e-6."""
     instance = allen_cahn_interface(0.02)
@@ -99,6 +102,7 @@ def cosine():
                       [Periodic("x"), Neumann("y-"), Neumann("y+")])  # fmt: skip
 
 
+@pytest.mark.long
 def test_floating_constant_is_no_trouble_and_insolvable_data_say_so():
     good = gp_solve(cosine(), grid=(16, 26), args=jnp.asarray(0.0, FLOAT))
     gap = good.mean((T, T)) - jnp.cos(T)[:, None] * jnp.cos(2 * T)[None]
@@ -116,6 +120,7 @@ def space_time(residual, exact, conditions, grid, box=None):
     return relative(solution.mean((T, T)), exact(T[:, None], T[None]))
 
 
+@pytest.mark.long
 def test_heat_and_wave():
     def sine(x, args):
         return jnp.sin(np.pi * x[0])
@@ -130,6 +135,7 @@ def test_heat_and_wave():
 
 
 @needs_x64
+@pytest.mark.long
 def test_two_dimensions_that_do_not_separate():
     def u(x, y):
         return jnp.sin(3 * x + y)

@@ -23,6 +23,7 @@ def flow(x, u, a):
     return u.dxx + u.dyy + a(x, (1, 0)) * u.dx + a(x, (0, 1)) * u.dy + jnp.exp(-a(x)) * load
 
 
+@pytest.mark.long
 def test_a_field_has_the_covariance_of_its_prior():
     prior = field(rank=10)
     points = jnp.asarray(np.random.default_rng(3).random((6, 2)), FLOAT)
@@ -39,6 +40,7 @@ def _with(prior, weights):
     return eqx.tree_at(lambda f: f.weights, prior, weights)
 
 
+@pytest.mark.long
 def test_points_equal_the_grid_and_derivatives_the_differences():
     drawn = field().drawn(jax.random.key(7))
     points = jnp.stack(jnp.meshgrid(S, S, indexing="ij"), -1)
@@ -54,6 +56,7 @@ def observed(points, values, noise, grid, rank=6):
     return gp_solve(problem, grid=grid, args=field(rank), infer=1.0)
 
 
+@pytest.mark.long
 def test_a_diffusivity_is_found_in_two_dimensions():
     """Sixty data of a solution computed on a finer grid: the field within its intervals, which are narrower by far."""
     drawn = field().drawn(jax.random.key(7))
@@ -93,6 +96,7 @@ def test_intervals_of_a_field_cover_draws_from_its_prior():
     assert 0.93 <= float(jnp.mean(inside[status == 0])) <= 0.97
 
 
+@pytest.mark.long
 def test_a_field_that_no_datum_sees_is_called_so():
     """The equation multiplies it by zero."""
     unknown = RandomField(Box((0.0, 1.0)), SquaredExponential(0.4), rank=3)
@@ -135,6 +139,7 @@ def test_conductivity_from_a_movie():
     assert solution.args_std.factors == (None,)
 
 
+@pytest.mark.long
 def test_some_args_known_and_others_not():
     """``u'' + k u = f`` with k known and f not: None in `infer` says which."""
     seen = np.array([0.25, 0.5, 0.8], FLOAT)

@@ -88,6 +88,7 @@ def test_two_phases_have_no_weak_residual():
 
 
 @needs_x64
+@pytest.mark.long
 def test_the_residual_converges_with_the_rule_and_with_the_radius():
     """Spectrally in the points of the rule for smooth fluxes; to the strong residual like the radius squared."""
     s, f = (lambda x: jnp.sin(7 * x) * jnp.exp(x[:1])), (lambda x: x[0] ** 2)
@@ -119,6 +120,7 @@ def test_one_layer_is_a_deeponet_to_the_bit():
     np.testing.assert_allclose(more(a, x), model(a, x), rtol=1e-6)
 
 
+@pytest.mark.long
 def test_refusals():
     with pytest.raises(ValueError, match="wendland"):
         wendland(-1, 2)

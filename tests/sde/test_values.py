@@ -48,6 +48,7 @@ def normal_equations(objective, p):
     return -jnp.linalg.solve(at[1:] - at[:1], at[0])
 
 
+@pytest.mark.long
 def test_the_bias_of_squared_errors_and_its_cure():
     """From zero over unit time: the squared error is least at (3/5, 1) as dt falls, the truth is (1, 1)."""
     paths = sampled(SQUARE, 20_000)
@@ -166,6 +167,7 @@ def test_features_that_cannot_be_told_apart_are_not_given_coefficients():
 
 
 @needs_x64
+@pytest.mark.long
 def test_derivatives_of_a_fit_and_many_at_once():
     """Of the coefficients in the payoffs, which enter linearly: against differences; and batches give the same."""
     paths = sampled(SQUARE, 200, spread=0.5, K=10)

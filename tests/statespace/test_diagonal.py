@@ -157,6 +157,7 @@ def test_perturbed_poles_need_no_pairs():
 
 
 @needs_x64
+@pytest.mark.long
 def test_single_precision_follows_double():
     double = siso(jax.random.key(9), kind="s4d_lin", channels=2, states=16)
     single = jax.tree.map(lambda x: x.astype(jnp.float32), double)

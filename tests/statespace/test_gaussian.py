@@ -159,6 +159,7 @@ def test_lanes_are_alone_and_a_nan_stays_in_its_own():
 
 @needs_x64
 @pytest.mark.parametrize("method", ["sequential", "parallel"])
+@pytest.mark.long
 def test_derivatives_of_the_likelihood(method):
     model, y, seen = model_of()
     f = jax.jit(lambda m, y: kalman_filter(m, y, observed=seen, method=method).log_likelihood)
@@ -194,6 +195,7 @@ def test_draws_have_the_model_s_moments():
     assert np.max(np.abs(draws.std(0) / deviation - 1)) < 5 / np.sqrt(8000)
 
 
+@pytest.mark.long
 def test_single_precision_needs_the_square_root_form():
     """Positions to 1e-4 after a diffuse prior: the plain form fails in float32, loses digits in float64, says so."""
     rng = np.random.default_rng(6)
@@ -291,6 +293,7 @@ def test_regression_differentiates_in_hyperparameters_times_and_values():
     check_grads(jax.jit(f), (jnp.array(0.3), jnp.array(2.0), jnp.array(0.1), t, jnp.sin(9 * t)), order=1, rtol=1e-3)
 
 
+@pytest.mark.long
 def test_bad_times_data_and_kernels():
     t = jnp.asarray([0.0, 0.2, 0.1], FLOAT)
     y = jnp.ones(3, FLOAT)

@@ -89,6 +89,7 @@ def ptd_system(N, **options):
 
 
 @needs_x64
+@pytest.mark.long
 def test_s4d_is_exact_at_integers_and_converges_at_other_points():
     """And its error is ``(1 + P' (s - A_D)^-1 P) / 2`` of the function everywhere (Sherman-Morrison)."""
     for s in (1.0, 5.0):

@@ -62,6 +62,7 @@ def test_every_node_has_the_minimiser_within_the_error(method, problem):
 
 
 @pytest.mark.parametrize("method", [dadao, mudag])
+@pytest.mark.long
 def test_the_error_bounds_the_distance_on_the_way(method, problem):
     net = problem[0]
     for steps in (0, 1, 3, 6):
@@ -78,6 +79,7 @@ def test_a_ring_of_eight_to_twelve_digits(problem):
     np.testing.assert_allclose(sol.nodes, np.tile(problem[0].optimum, (NODES, 1)), rtol=1e-11)
 
 
+@pytest.mark.long
 def test_best_rates_need_fewer_messages_on_a_barbell(problem):
     edges = barbell(4)
     within = {} if FLOAT == "float64" else {"tol": 3e-4}  # over the narrow bridge float32 stagnates at 1.4e-4
@@ -138,6 +140,7 @@ def test_nodes_may_lie_on_several_devices(method, problem):
         assert len(spread.nodes.sharding.device_set) == 4
 
 
+@pytest.mark.long
 def test_what_cannot_be_is_refused(problem):
     for options, message in (
         ({"mu": 0.0}, "`mu` must be a positive number"),

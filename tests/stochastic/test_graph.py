@@ -25,6 +25,7 @@ def test_laplacian_of_a_path():
     np.testing.assert_allclose(laplacian(edges, jnp.asarray([2.0, 3.0], FLOAT), 3), expected)
 
 
+@pytest.mark.long
 def test_closed_forms():
     """A ring: 1 / (2 - 2 cos(2 pi / n)), resistance (n - 1) / n; a complete graph: 1 / n, 2 / n; a star: 1, 1."""
     for n in (3, 8):
@@ -61,6 +62,7 @@ def test_rates_are_admissible_and_none_are_cheaper(edges, n):
     assert float(sol.total) <= min(rivals) * (1 + 2 * tol)
 
 
+@pytest.mark.long
 def test_a_direct_search_finds_nothing_better():
     edges, n = barbell(3), 6
     sol = gossip_rates(edges, n, tol=1e-2)
@@ -71,6 +73,7 @@ def test_a_direct_search_finds_nothing_better():
     assert float(sol.total) < 0.8 * total_of(edges, np.ones(len(edges)), n)
 
 
+@pytest.mark.long
 def test_degenerate_graphs():
     sol = gossip_rates(np.array([[0, 1], [2, 3]]), 4)
     assert sol.status == GraphStatus.DISCONNECTED

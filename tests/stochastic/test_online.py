@@ -93,6 +93,7 @@ def test_newton_projects_in_its_own_metric():
     np.testing.assert_allclose(after.metric - state.metric, method.rate / 2 * jnp.outer(g, g), rtol=1e-5)
 
 
+@pytest.mark.long
 def test_the_ensemble_follows_a_target_that_jumps():
     """Dynamic regret far below that of the single adaptive step, and the weights favour long steps."""
     T = 2000

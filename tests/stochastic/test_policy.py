@@ -45,6 +45,7 @@ def everything():
 
 
 @pytest.mark.parametrize("with_baseline", [False, True])
+@pytest.mark.long
 def test_gradient_and_curvature_are_unbiased_to_the_last_bit(everything, with_baseline):
     params, trajectories, weight, value = everything
     of_state = jnp.asarray([0.7, -1.3], FLOAT)
@@ -61,6 +62,7 @@ def test_gradient_and_curvature_are_unbiased_to_the_last_bit(everything, with_ba
         np.testing.assert_allclose(weight @ products, hessian @ direction, atol=TOL)
 
 
+@pytest.mark.long
 def test_the_likelihood_term_of_the_curvature_is_needed(everything):
     """Without it the Hessian of Phi alone is biased: what a program that differentiates twice would return."""
     params, trajectories, weight, value = everything
@@ -78,6 +80,7 @@ def test_rewards_to_go():
     np.testing.assert_allclose(rewards_to_go(jnp.asarray([1.0, 2.0, 4.0], FLOAT), 0.5), [3.0, 2.0, 1.0])
 
 
+@pytest.mark.long
 def test_riccati_is_the_minimum_of_the_closed_form_cost():
     lqr = scalar_lqr(FLOAT)
     best = lqr.optimal_gain()

@@ -37,6 +37,7 @@ def test_renyi_divergence_is_the_integral():
 
 
 @needs_x64
+@pytest.mark.long
 def test_conversions_invert_and_are_ordered():
     for rho in (1e-3, 0.05, 1.0, 10.0):
         for delta in (1e-3, 1e-6, 1e-12):
@@ -118,6 +119,7 @@ def test_without_noise_it_is_gradient_descent():
     np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.long
 def test_the_noise_has_the_size_that_is_accounted_for():
     """The first release: its deviation over keys is the multiplier times 2 clip / n, and its cost 1 / (2 noise^2)."""
     n, clip, noise = 4, 2.0, 0.7
@@ -150,6 +152,7 @@ def test_the_budget_is_spent_exactly():
     np.testing.assert_allclose(1 / (2 * float(diff2_noise(rho, 7, 1)[0]) ** 2) * 7, rho, rtol=1e-6)
 
 
+@pytest.mark.long
 def test_what_is_missing_is_named():
     optimiser = diff2(1.0, clip=1.0, clip_difference=1.0, noise=1.0, noise_difference=1.0, restart=3,
                       key=jax.random.key(5))  # fmt: skip

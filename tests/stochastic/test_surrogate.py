@@ -34,6 +34,7 @@ def network(w, args):
     return jnp.tanh(args["X"] @ w["a"]) @ w["b"]
 
 
+@pytest.mark.long
 def test_loss_never_rises_on_a_hundred_networks():
     """The model is not linear, eta is 1 / L in the outputs; the losses after each step, by solving to each step."""
 
@@ -64,6 +65,7 @@ def exact_surrogate(args, steps):
     return np.mean(np.logaddexp(0, z) - y * z)
 
 
+@pytest.mark.long
 def test_conjugate_gradients_inside_are_the_exact_surrogate():
     args = data(3)
     for steps in (3, 10, 30):

@@ -144,6 +144,7 @@ def test_convolution_is_the_product_with_a_filter(L, rng):
 
 
 @needs_x64
+@pytest.mark.long
 def test_derivatives(rng):
     x, y, d, h = draw(rng, 9), draw(rng, 4), draw(rng, 3), draw(rng, 3)
     for route in ROUTES:

@@ -50,6 +50,7 @@ def test_one_measure_is_its_own_barycenter():
 
 @needs_x64
 @pytest.mark.parametrize("debiased", [True, False])
+@pytest.mark.long
 def test_optimal_by_the_potentials_of_other_solvers(rng, debiased):
     """The objective's gradient in b, from `sinkhorn_divergence` or `sns_sinkhorn`, is constant on the simplex."""
     x, y = jnp.asarray(rng.random((8, 2))), jnp.asarray(rng.random((7, 2)))
@@ -120,6 +121,7 @@ def test_bad_shapes_raise():
         barycenter(line(), a, epsilon=0.0)
 
 
+@pytest.mark.long
 def test_a_small_epsilon_that_does_not_finish_says_so():
     a = jnp.asarray(np.stack([bump(-2, 0.2), bump(2, 0.2)]), FLOAT)
     sol = barycenter(line(), a, epsilon=1e-3, max_steps=20)

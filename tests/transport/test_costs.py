@@ -92,6 +92,7 @@ def test_many_coordinates():
     np.testing.assert_allclose(cloud(d=11).dense(), cdist(x, y, "sqeuclidean"), rtol=1e-5, atol=NEAR)
 
 
+@pytest.mark.long
 def test_grid_operations():
     sides, others = (np.linspace(0, 1, 4), np.linspace(0, 2, 3)), (np.linspace(0.1, 1.3, 5), np.linspace(0, 1, 2))
     grid = Grid(*(jnp.asarray(z, FLOAT) for z in sides), targets=[jnp.asarray(z, FLOAT) for z in others])
@@ -122,11 +123,13 @@ def solved():
     return solve(cloud(), *weights()), solve(cloud().dense(), *weights())
 
 
+@pytest.mark.long
 def test_same_answer_as_with_the_matrix(solved):
     agree(*solved)
     assert solved[0].num_steps == solved[1].num_steps or not X64
 
 
+@pytest.mark.long
 def test_certificate_of_a_rough_solution_holds(solved):
     a, b = weights()
     rough = sns_sinkhorn(cloud(), a, b, epsilon=0.02, max_steps=1)
@@ -151,6 +154,7 @@ def test_small_problems_are_stored():
     assert isinstance(solution.cost, jax.Array)
 
 
+@pytest.mark.long
 def test_grid_problem_equals_the_matrix_problem():
     side = jnp.linspace(0, 1, 5, dtype=FLOAT), jnp.linspace(0, 1, 6, dtype=FLOAT)
     rng = np.random.default_rng(64)
@@ -170,6 +174,7 @@ def value(points, a, b, epsilon, tile):
 
 
 @needs_x64
+@pytest.mark.long
 def test_gradients_equal_those_through_the_matrix():
     data = (points(), *(w[w > 0] for w in weights()), jnp.asarray(0.02))
     data = (tuple(jnp.asarray(z[:k]) for z, k in zip(points(), (N - 1, M - 1), strict=True)), *data[1:])
@@ -254,6 +259,7 @@ def divergence(x, y, a, b, epsilon):
     return sinkhorn_divergence(PointCloud(x, y), a, b, epsilon=epsilon)
 
 
+@pytest.mark.long
 def test_divergence_vanishes_at_equality_with_its_gradient_and_is_positive_elsewhere():
     a, b = weights()
     x, y = (jnp.asarray(z, FLOAT) for z in points())
@@ -269,6 +275,7 @@ def test_divergence_vanishes_at_equality_with_its_gradient_and_is_positive_elsew
 
 
 @needs_x64
+@pytest.mark.long
 def test_divergence_gradients_against_differences():
     a, b = weights()
     x, y = (jnp.asarray(z, FLOAT) for z in points())
@@ -281,6 +288,7 @@ def test_divergence_gradients_against_differences():
     np.testing.assert_allclose(jax.grad(at)(0.0), difference, rtol=1e-6)
 
 
+@pytest.mark.long
 def test_divergence_reports_the_measure_that_failed():
     a, b = weights()
     x, y = (jnp.asarray(z, FLOAT) for z in points())

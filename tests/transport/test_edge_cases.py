@@ -56,6 +56,7 @@ def test_any_epsilon(relative):
         assert abs(float(solution.transport_cost) - exact) < 2 * relative * cost.mean()
 
 
+@pytest.mark.long
 def test_zero_weights_equal_removed_points():
     cost, a, b = problem()
     a[[2, 7]], b[[0, 5]] = 0, 0
@@ -89,6 +90,7 @@ def test_weights_over_twelve_decades():
     np.testing.assert_allclose(plan.sum(1)[0], a[0], rtol=1e-2)
 
 
+@pytest.mark.long
 def test_forbidden_pairs():
     cost, a, b = problem()
     cost[np.random.default_rng(41).random((N, M)) < 0.4] = np.inf
@@ -135,6 +137,7 @@ def test_duplicated_points():
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (1, 5), (5, 1), (40, 3)])
+@pytest.mark.long
 def test_lopsided_shapes(shape):
     cost = jnp.asarray(np.random.default_rng(42).random(shape), FLOAT)
     solution = sns_sinkhorn(cost, epsilon=1e-3, tol=TOL)

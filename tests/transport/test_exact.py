@@ -49,6 +49,7 @@ def check(solution, cost, a, b):
     np.testing.assert_allclose(solution.transport_cost, upper, rtol=1e-9 if X64 else 1e-4)
 
 
+@pytest.mark.long
 def test_clouds():
     x, y, a, b = clouds(60, 47)
     a = a.at[5].set(0) / (1 - a[5])
@@ -56,6 +57,7 @@ def test_clouds():
     check(solve(cost, a, b), cost, a, b)
 
 
+@pytest.mark.long
 def test_after_annealing_in_single_precision(monkeypatch):
     """As on an accelerator: the target is a rounding error below where float32 arrived."""
     monkeypatch.setattr(newton, "anneals_in_single", lambda problem: X64)
@@ -64,6 +66,7 @@ def test_after_annealing_in_single_precision(monkeypatch):
     check(jax.jit(lambda cost, a, b: transport_exactly(cost, a, b))(cost, a, b), cost, a, b)
 
 
+@pytest.mark.long
 def test_assignment():
     cost = jnp.asarray(np.random.default_rng(81).random((40, 40)), FLOAT)
     solution = transport_exactly(cost)
@@ -72,6 +75,7 @@ def test_assignment():
     np.testing.assert_allclose(solution.transport_cost, np.asarray(cost)[rows, columns].mean(), rtol=2 * GAP)
 
 
+@pytest.mark.long
 def test_never_stored():
     x, y, a, b = clouds(30, 35)
     cost = PointCloud(x, y, tile=300)
@@ -80,6 +84,7 @@ def test_never_stored():
     np.testing.assert_allclose(solution.apply(y), solution.plan() @ y, atol=1e-9 if X64 else 1e-4)
 
 
+@pytest.mark.long
 def test_images():
     rng = np.random.default_rng(82)
     a, b = (w / w.sum() for w in rng.random((2, 6, 6)))
@@ -89,6 +94,7 @@ def test_images():
 
 
 @needs_x64
+@pytest.mark.long
 def test_gradients_are_plan_and_potentials():
     x, y, a, b = clouds(60, 47)
     cost = ((x[:, None] - y[None]) ** 2).sum(-1)
@@ -99,6 +105,7 @@ def test_gradients_are_plan_and_potentials():
     np.testing.assert_allclose(of_a - of_a.mean(), f - f.mean(), atol=1e-3)
 
 
+@pytest.mark.long
 def test_equal_measures_and_failures():
     x, _, a, _ = clouds(60, 47)
     cost = ((x[:, None] - x[None]) ** 2).sum(-1)

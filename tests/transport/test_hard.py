@@ -60,7 +60,7 @@ def test_modes_are_the_leading_ones_and_their_correction_is_definite():
         return kernel.K.dense() @ (jnp.asarray(w, FLOAT)[:, None] * (kernel.K.dense().T @ X))
 
     modes = SlowModes.random(N, FLOAT)
-    modes = SlowModes(modes.basis, jnp.asarray(99), modes.age)
+    modes = modes.after(jnp.asarray(99))
     lam = jnp.asarray(1e-6, FLOAT)
     for _ in range(4):
         modes, correction = coarse(modes, products, kernel.r, problem.rows, lam)
@@ -79,8 +79,14 @@ def test_a_basis_of_columns_that_depend_on_each_other_is_finite():
     assert np.all(np.isfinite(orthonormal(jnp.concatenate([column, column, 0 * column], 1))))
 
 
-def test_modes_stay_as_they_are_while_steps_are_quick():
+def test_modes_stay_as_they_are_while_steps_are_quick_and_once_they_did_not_help():
     start = SlowModes.random(7, FLOAT)
+    slow = start.after(jnp.asarray(99))
+    assert slow.wanted
+    assert slow.after(jnp.asarray(3)).after(jnp.asarray(99)).wanted
+    useless = slow.after(jnp.asarray(99)).after(jnp.asarray(99))
+    assert not useless.wanted
+    assert not useless.after(jnp.asarray(99)).wanted
     ones = jnp.ones(7, FLOAT)
     modes, correction = coarse(start, lambda X: X, ones, ones > 0, jnp.asarray(0.1, FLOAT))
     np.testing.assert_array_equal(modes.basis, start.basis)

@@ -18,6 +18,7 @@ def clouds(rng, n=12, m=15):
 
 
 @pytest.mark.parametrize("tile", [None, 40])
+@pytest.mark.long
 def test_at_the_points_themselves_it_is_the_barycentric_map(rng, tile):
     x, y = clouds(rng)
     b = jnp.asarray(rng.random(15) + 0.1, FLOAT).at[3].set(0)
@@ -39,6 +40,7 @@ def test_new_points_against_a_sum_in_numpy(rng):
 
 
 @needs_x64
+@pytest.mark.long
 def test_gaussians_are_moved_as_the_closed_form_says(rng):
     """Between N(0, 1) and N(m, s^2) the entropic map is affine; many quantiles stand for the measures."""
     from scipy.stats import norm
@@ -52,6 +54,7 @@ def test_gaussians_are_moved_as_the_closed_form_says(rng):
 
 
 @needs_x64
+@pytest.mark.long
 def test_derivatives_in_points_and_targets_under_jit(rng):
     x, y = clouds(rng)
     new = jnp.asarray(rng.standard_normal((3, 2)))
@@ -69,6 +72,7 @@ def test_derivatives_in_points_and_targets_under_jit(rng):
     )
 
 
+@pytest.mark.long
 def test_a_batch_moves_a_batch(rng):
     x, y = clouds(rng)
     new = jnp.asarray(rng.standard_normal((2, 3, 2)), FLOAT)
@@ -77,6 +81,7 @@ def test_a_batch_moves_a_batch(rng):
     np.testing.assert_allclose(sols.map(new)[1], one.map(new[1]), atol=100 * TOL)
 
 
+@pytest.mark.long
 def test_messages_name_the_cure(rng):
     x, y = clouds(rng, 12, 12)
     with pytest.raises(ValueError, match=r"PointCloud\(x, y\)"):

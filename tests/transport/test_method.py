@@ -74,6 +74,7 @@ def test_potentials_have_equal_means(data, solution):
 
 
 @needs_x64
+@pytest.mark.long
 def test_regularized_cost_has_envelope_derivatives(data, solution):
     """P for the cost, f and g for the weights, the entropy for epsilon: exact, and without a linear solve."""
     value = lambda c, a, b, e: sns_sinkhorn(c, a, b, epsilon=e).regularized_cost  # noqa: E731
@@ -148,6 +149,7 @@ def test_step_counts_do_not_grow(data):
 
 
 @needs_x64
+@pytest.mark.long
 def test_published_algorithm_converges_where_its_settings_suit(data):
     """The paper's random assignment: a density of 10/n suits, 2/n is too thin, and nothing is said but the truth."""
     cost = jnp.asarray(np.random.default_rng(0).random((100, 100)))
@@ -168,6 +170,7 @@ def test_annealing_is_skipped_where_sinkhorn_is_fast(data):
 
 
 @needs_x64
+@pytest.mark.long
 def test_annealing_in_single_precision_gives_the_same_answer(data, solution, monkeypatch):
     import solvers.transport.entropic.newton as newton
 

@@ -32,6 +32,7 @@ def answer(x, y, mesh):
 
 
 @pytest.mark.parametrize("devices", [3, 4])
+@pytest.mark.long
 def test_points_over_a_mesh_equal_one_device(devices):
     """Neither three nor four devices divide the 26 and 31 points."""
     x, y = clouds(26, 31)
@@ -43,6 +44,7 @@ def test_points_over_a_mesh_equal_one_device(devices):
     jax.tree.map(lambda p, q: np.testing.assert_allclose(p, q, atol=1e-10 if X64 else 1e-3), many, one)
 
 
+@pytest.mark.long
 def test_a_spread_matrix_equals_one_device():
     x, y = clouds(28, 31)
     cost = ((x[:, None] - y[None]) ** 2).sum(-1)
@@ -103,6 +105,7 @@ def test_two_processes_equal_one():
     np.testing.assert_allclose(found[0], alone, atol=1e-10)
 
 
+@pytest.mark.long
 def test_padding_changes_nothing():
     sizes, rng = ((9, 12), (15, 7), (15, 16)), np.random.default_rng(92)
     xs, ys = ([rng.random((size[k], 2)) for size in sizes] for k in (0, 1))
@@ -131,6 +134,7 @@ def test_padding_changes_nothing():
 gap = jax.jit(lambda x, z: monge_gap(x, z, epsilon=0.1))
 
 
+@pytest.mark.long
 def test_gap_is_zero_at_the_identity_and_known_for_rotations():
     """On a rotation-invariant cloud the divergence vanishes and the gap is what the rotation pays."""
     turns = 2 * np.pi * np.arange(12) / 12
@@ -144,6 +148,7 @@ def test_gap_is_zero_at_the_identity_and_known_for_rotations():
         np.testing.assert_allclose(found.value, 2 * second_moment * (1 - c), atol=1e-8 if X64 else 1e-3)
 
 
+@pytest.mark.long
 def test_gap_of_a_gaussian_rotation():
     x = np.random.default_rng(93).normal(size=(300, 2))
     x = (x - x.mean(0)) @ np.linalg.inv(np.linalg.cholesky(np.cov(x.T))).T
@@ -155,6 +160,7 @@ def test_gap_of_a_gaussian_rotation():
         monge_gap(x, x[:5], epsilon=0.1)
 
 
+@pytest.mark.long
 def test_fits_a_known_map():
     rng = np.random.default_rng(94)
     x = jnp.asarray(rng.normal(size=(60, 2)), FLOAT)

@@ -33,6 +33,7 @@ def dense(rows, shape):
     return out
 
 
+@pytest.mark.long
 def test_keeps_rows_and_columns_alike_and_drops_little_mass(solved):
     problem, kernel = solved
     prepared = SparseCG(70).prepare(problem, kernel)
@@ -69,6 +70,7 @@ def test_width_grows_slowly_and_never_beyond_the_row():
 
 @needs_x64
 @pytest.mark.parametrize("hessian", ["sparse", "dense"])
+@pytest.mark.long
 def test_same_answer_whatever_the_backend(hessian):
     rng = np.random.default_rng(31)
     cost = jnp.asarray(rng.random((150, 170)))

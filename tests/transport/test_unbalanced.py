@@ -87,6 +87,7 @@ def test_agrees_with_pot_and_with_scaling():
 
 
 @needs_x64
+@pytest.mark.long
 def test_derivatives_against_differences():
     rng = np.random.default_rng(71)
     base = (*data(), *numbers(0.05, 0.4, 0.8))
@@ -102,6 +103,7 @@ def test_derivatives_against_differences():
     np.testing.assert_allclose(jax.jacrev(observed)(0.0), difference, rtol=1e-6)
 
 
+@pytest.mark.long
 def test_never_stored_equals_stored_and_batches():
     x, y, a, b = data()
     lazy = unbalanced_sinkhorn(PointCloud(x, y, tile=60), a, b, epsilon=0.02, rho=0.5)

@@ -52,8 +52,7 @@ class Direction(eqx.Module):
         """Scale the solution of a `System` back."""
         d = result.x.astype(system.r.dtype) * system.scale
         useful = jnp.maximum(system.tol, USEFUL).astype(result.residual.dtype)
-        if modes is not None:
-            modes = eqx.tree_at(lambda m: m.wanted, modes, jnp.maximum(modes.wanted, result.num_steps))
+        modes = None if modes is None else modes.after(result.num_steps)
         return cls(d, result.num_steps, ~(result.residual <= useful), modes)
 
 

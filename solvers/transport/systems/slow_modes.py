@@ -29,12 +29,14 @@ from jax.scipy.linalg import solve_triangular
 
 from ...core.loop import when
 from ...core.precision import eps, matmul
-from ...core.typing import Array, Float, Int
+from ...core.typing import Array, Bool, Float, Int
 
 MODES = 32
 """Modes kept."""
-TIRED = 12
+TIRED = 24
 """Conjugate-gradient steps a Newton step from which on the coarse space pays for its products."""
+MISSES = 2
+"""After so many steps that were slow with it too, it is given up: there are more slow modes than it holds."""
 FIRST, LATER = 5, 2
 """Subspace iterations (1) of a random start, and of the modes of the step before."""
 
@@ -46,21 +48,29 @@ class SlowModes(eqx.Module):
     ----------
     basis : Float[Array, "n k"]
         V, of orthonormal columns.
-    wanted : Int[Array, ""]
-        Conjugate-gradient steps of the step before.
-    age : Int[Array, ""]
-        Newton steps in which V was improved.
+    wanted : Bool[Array, ""]
+        Whether a step was slow without it, and few were with it.
+    age, misses : Int[Array, ""]
+        Newton steps in which V was improved, and those of them that were slow all the same.
     """
 
     basis: Float[Array, "n k"]
-    wanted: Int[Array, ""]
+    wanted: Bool[Array, ""]
     age: Int[Array, ""]
+    misses: Int[Array, ""]
 
     @classmethod
     def random(cls, n: int, dtype) -> "SlowModes":
         """Return a start without meaning."""
         basis = jax.random.normal(jax.random.key(29), (n, min(MODES, n)), dtype)
-        return cls(basis, jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32))
+        none = jnp.zeros((), jnp.int32)
+        return cls(basis, jnp.zeros((), bool), none, none)
+
+    def after(self, cg_steps: Int[Array, ""]) -> "SlowModes":
+        """Return the modes after a Newton step that took `cg_steps` conjugate-gradient steps."""
+        slow = cg_steps > TIRED
+        misses = self.misses + (self.wanted & slow).astype(jnp.int32)
+        return SlowModes(self.basis, (self.wanted | slow) & (misses < MISSES), self.age, misses)
 
 
 class Coarse(eqx.Module):
@@ -96,12 +106,12 @@ def coarse(modes: SlowModes, products: Callable[[Any], Any], r, live, lam) -> tu
         U = scale * V
         weighted = matmul(matmul(U, inverse.T), inverse)
         fine = jnp.all(jnp.isfinite(weighted))
-        kept = SlowModes(jnp.where(fine, V, modes.basis), modes.wanted, modes.age + 1)
+        kept = SlowModes(jnp.where(fine, V, modes.basis), modes.wanted, modes.age + 1, modes.misses)
         # (2)
         return kept, Coarse(U, jnp.where(fine, weighted, 0))
 
     nothing = Coarse(jnp.zeros_like(modes.basis), jnp.zeros_like(modes.basis))
-    return when(modes.wanted > TIRED, improved, (modes, nothing))
+    return when(modes.wanted, improved, (modes, nothing))
 
 
 def orthonormal(V: Array) -> Array:
