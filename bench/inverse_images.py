@@ -4,7 +4,7 @@ python bench/inverse_images.py [--quick] [--gpu] [--only radon,step,variation,to
 
 Radon: adjointness in double precision, and scikit-image's projections of a smooth image, against exact integrals. Step:
 one of DDS beside what it must pay, one call of the network and as many products with A'A as conjugate gradient steps.
-Variation: ADMM with total variation at 256 x 256, 32 views, beside scico's on the same operator (ours), the same penalty
+Variation: ADMM with total variation at 256 x 256, 32 views, beside scico's on our operator, with the same penalty
 and as many iterations. Tomogram: 128 x 128 (with ``--gpu`` 256 x 256) from 32 views with one per cent of noise, a
 phantom like those that the priors were trained on and the head of Shepp and Logan, which they never saw; priors from
 `inverse_models.py`, all settings by formula from the noise but the weight of total variation, the best of four on
