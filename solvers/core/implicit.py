@@ -43,7 +43,8 @@ def attach(
     the condition of the Jacobian.
     """
     point = lax.stop_gradient(point)
-    point = lax.custom_root(lambda x: residual(x, data), point, lambda _, x0: x0, solve)
+    point = lax.custom_root(lambda x: with_all_tangents(residual(x, data)), point, lambda _, x0: x0, solve)
+    point = with_all_tangents(point)
     return point if trusted is None else distrust(point, trusted)
 
 
@@ -80,9 +81,22 @@ def linear_solve(
     ``solver`` may iterate: it is never differentiated. An unsymmetric ``matvec`` is transposed automatically and the
     same ``solver`` serves the transposed system.
     """
-    return lax.custom_linear_solve(
-        matvec, b, solver, transpose_solve=None if symmetric else solver, symmetric=symmetric
+    x = lax.custom_linear_solve(
+        lambda x: with_all_tangents(matvec(x)),
+        with_all_tangents(b),
+        solver,
+        transpose_solve=None if symmetric else solver,
+        symmetric=symmetric,
     )
+    return with_all_tangents(x)
+
+
+def with_all_tangents(x: Any) -> Any:
+    """Return x with derivatives of all its arrays, zeros where one does not depend on what others depend on.
+
+    JAX keeps such zeros symbolic, and then neither transposes nor differentiates a solve that has other parts too.
+    """
+    return lax.optimization_barrier(x) if len(jax.tree.leaves(x)) > 1 else x
 
 
 def envelope(objective: Callable[[Any, Any], Any], optimum: Any, data: Any) -> Any:
