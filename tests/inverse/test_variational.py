@@ -1,5 +1,9 @@
 """Variational solvers: against SciPy, scikit-learn and the conditions of optimality in NumPy; statuses under attack."""
 
+import os
+import subprocess
+import sys
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -171,6 +175,25 @@ def test_an_unmatched_back_projector_is_caught(name):
     assert wrong.num_steps == 0
     right = SOLVERS[name](WrongAdjoint(radon, 0.0), y, Box(), max_steps=3)
     assert right.status == Status.MAX_STEPS
+
+
+OPTIMISED = """
+import jax, jax.numpy as jnp
+from solvers import inverse
+A = inverse.Radon(jnp.linspace(0, jnp.pi, 24, endpoint=False), 64)
+D = inverse.Differences(jax.ShapeDtypeStruct((64, 64), jnp.result_type(float)))
+y = jnp.ones(A.codomain.shape)
+print(inverse.admm(A, y, inverse.GroupL1(0.15, axis=0), analysis=D, max_steps=2).status)
+"""
+
+
+@pytest.mark.long
+def test_rays_of_round_angles_keep_their_transpose_in_an_optimised_program():
+    """These tests compile without optimisation, which fused one position twice and rounded it differently."""
+    plain = {k: v for k, v in os.environ.items() if k not in ("XLA_FLAGS", "JAX_COMPILATION_CACHE_DIR")}
+    run = subprocess.run([sys.executable, "-c", OPTIMISED], env=plain | {"JAX_ENABLE_X64": str(int(DOUBLE))},
+                         capture_output=True, text=True, check=True)  # fmt: skip
+    assert int(run.stdout) == Status.MAX_STEPS
 
 
 @pytest.mark.parametrize("name", SOLVERS)

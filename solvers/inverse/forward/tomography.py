@@ -98,10 +98,13 @@ class Radon(LinearOperator):
         march = jnp.arange(n, dtype=jnp.int32)
         place = (s[:, None] + ((march - middle).astype(dtype) * turn)[None, :]) * stretch + middle  # (1)
         place = jnp.clip(place, -1, n)  # what lies outside reads the two weights below as zero
-        left = jnp.floor(place).astype(jnp.int32)
+        # A program may compute `place` anew for each read, and round it differently. The nearest pixel is found by a
+        # generic threshold, which no ray of a round angle lies on; where the sign is in doubt the other one weighs zero.
+        nearest = jnp.floor(place + 0.4973)
+        beside = jnp.where(place >= nearest, nearest + 1, nearest - 1)
+        nearest, beside = nearest.astype(jnp.int32), beside.astype(jnp.int32)
 
         def read(across):
-            # A program may round `place` twice, differently: weights from the pixel that is read allow for that.
             weight = jnp.maximum(1 - jnp.abs(place - across.astype(dtype)), 0)
             inside = (across >= 0) & (across < n)
             across = jnp.clip(across, 0, n - 1)
@@ -109,7 +112,7 @@ class Radon(LinearOperator):
             return jnp.where(inside, weight * flat[at], 0)
 
         # (2)
-        return jnp.abs(stretch) * jnp.sum(read(left) + read(left + 1), axis=1)
+        return jnp.abs(stretch) * jnp.sum(read(nearest) + read(beside), axis=1)
 
     def _spread(self, row, angle):
         n, middle, dtype = self.size, self.size // 2, row.dtype
