@@ -99,7 +99,7 @@ class Radon(LinearOperator):
         place = (s[:, None] + ((march - middle).astype(dtype) * turn)[None, :]) * stretch + middle  # (1)
         place = jnp.clip(place, -1, n)  # what lies outside reads the two weights below as zero
         # A program may compute `place` anew for each read, and round it differently. The nearest pixel is found by a
-        # generic threshold, which no ray of a round angle lies on; where the sign is in doubt the other one weighs zero.
+        # generic threshold, on which no ray of a round angle lies; where the sign is in doubt the other one weighs 0.
         nearest = jnp.floor(place + 0.4973)
         beside = jnp.where(place >= nearest, nearest + 1, nearest - 1)
         nearest, beside = nearest.astype(jnp.int32), beside.astype(jnp.int32)
