@@ -41,11 +41,11 @@ def below_nyquist(count):
     problem = PDEProblem(fast, Box((0.0, TWO_PI)), [Dirichlet("all")])
     nodes = jnp.linspace(0, TWO_PI, count)
     solution, seconds, first = timed(lambda nodes: gp_solve(problem, grid=(nodes,), basis="kernel"), nodes)
-    error, target = relative(solution.mean(POINTS), WAVE), {30: 3e-3, 60: 6e-4}[count]
+    error = relative(solution.mean(POINTS), WAVE)
     classical = relative(by_chebyshev(count, lambda x: -1e4 * np.sin(100 * x), 0.0, 0.0), WAVE)
     return {"problem": f"sin(100x) on {count} nodes", "method": "gp_solve, kernel basis", "grid": str(count),
             "error": error, "seconds": seconds, "compile_seconds": first, "status": int(solution.status),
-            "chebyshev_error": classical, "target_error": target, "met": error <= target}  # fmt: skip
+            "chebyshev_error": classical}  # fmt: skip
 
 
 def noisy(count=400, level=0.05):
@@ -71,7 +71,7 @@ def noisy(count=400, level=0.05):
     return {"problem": f"sin(100x), {level:.0%} noise on source and boundary", "method": "gp_solve, learn='prior'",
             "grid": str(count), "error": error, "inside_95": inside(solution, POINTS, WAVE), "seconds": seconds,
             "compile_seconds": first, "status": int(solution.status), "chebyshev_error": classical,
-            "atoms": int(jnp.sum(solution.prior[0].weights > 0)), "met": error < classical}  # fmt: skip
+            "atoms": int(jnp.sum(solution.prior[0].weights > 0))}  # fmt: skip
 
 
 def scattered(count=20, noise=0.01):
@@ -96,13 +96,13 @@ def scattered(count=20, noise=0.01):
     error = relative(solution.mean(points), truth)
     return {"problem": f"mix, {count} scattered observations, no boundary data", "method": "gp_solve", "grid": "112",
             "error": error, "inside_95": inside(solution, points, truth), "seconds": seconds, "compile_seconds": first,
-            "status": int(solution.status), "error_without_equation": other, "met": error < other / 5}  # fmt: skip
+            "status": int(solution.status), "error_without_equation": other}  # fmt: skip
 
 
 def coverage(draws=200, groups=10):
     """How often the 95 % interval of an unknown diffusion coefficient holds the truth.
 
-    `draws` draws are what the target speaks of; with p = 0.95 their share falls outside [0.93, 0.97] once in five, so
+    With p = 0.95 the share of `draws` draws falls outside [0.93, 0.97] once in five, so
     the share of ten times as many is the figure that tells bias from chance.
     """
     seen, truth, noise = np.array([0.15, 0.5, 0.85]), np.log(0.5), 2e-3
@@ -125,6 +125,5 @@ def coverage(draws=200, groups=10):
     worst = float(jnp.max(jnp.abs(jnp.exp(found.args) / 0.5 - 1)))
     return {"problem": f"unknown diffusion, {n} draws", "method": "gp_solve, kernel basis", "coverage_95": k / n,
             "coverage_interval": interval, "coverage_by_200": hits.reshape(groups, draws).mean(1).tolist(),
-            "error": bias, "worst_error": worst, "seconds": seconds, "compile_seconds": first, "target_error": 0.01,
-            "converged": float(jnp.mean(found.converged)),
-            "met": bool(bias <= 0.01 and 0.93 <= k / n <= 0.97 and interval[0] <= 0.95 <= interval[1])}  # fmt: skip
+            "error": bias, "worst_error": worst, "seconds": seconds, "compile_seconds": first,
+            "converged": float(jnp.mean(found.converged))}  # fmt: skip

@@ -15,7 +15,6 @@ from pde_reference import chebyshev, interpolate, size
 
 from solvers import Box, Dirichlet, Neumann, Observe, PDEProblem, Robin, gp_solve
 
-HELD = 1e-8
 PI = np.pi
 SIZES = {1: (48, 96, 192, 384, 768), 2: (16, 24, 32, 40)}
 
@@ -207,8 +206,7 @@ def fold(amplitudes=(0.2, 0.6, 1.0, 1.1868, 1.4, 2.0, 3.0)):
         row.append((a, abs(load / truth - 1), int(solution.status)))
     errors = [r[1] for r in row]
     return {"problem": "Bratu through its fold, load inferred", "method": "gp_solve", "grid": "40",
-            "error": max(errors), "status": max(r[2] for r in row), "points": row, "target_error": HELD,
-            "met": max(errors) <= HELD}  # fmt: skip
+            "error": max(errors), "status": max(r[2] for r in row), "points": row}  # fmt: skip
 
 
 def hard_problems():
@@ -238,11 +236,9 @@ def ours(instance):
     timing = clock(solve, repeat=3, budget=4.0)
     solution = timing.output
     error = _error(instance, lambda p, k: solution.mean(p, field=k), 400 if len(solution.grid) == 1 else 60)
-    told = int(solution.status) != 0
     return {"problem": instance.name, "method": "gp_solve", "grid": size(solution.grid), "error": error,
             "seconds": timing.seconds, "compile_seconds": first - timing.seconds, "status": int(solution.status),
-            "residual": float(solution.residual), "says": str(solution).split(": ", 1)[1][:80],
-            "target_error": HELD, "met": bool(told if instance.singular else told or error <= HELD)}  # fmt: skip
+            "residual": float(solution.residual), "says": str(solution).split(": ", 1)[1][:80]}  # fmt: skip
 
 
 class _Jet:

@@ -29,7 +29,7 @@ def poisson(x, u, a):
     return sum(second) + a * len(x) * np.pi**2 * hill(*x)
 
 
-def conditioned(n, ndim, count, noise=None, faces=LEVEL, target=None):
+def conditioned(n, ndim, count, noise=None, faces=LEVEL):
     """Time one compiled call; errors and intervals on a grid of 17 points a dimension."""
     rng = np.random.default_rng(23)
     points = jnp.asarray(rng.random((count, ndim)))
@@ -50,9 +50,7 @@ def conditioned(n, ndim, count, noise=None, faces=LEVEL, target=None):
     return {"problem": f"poisson {n}^{ndim}, {parts}", "method": "gp_solve", "grid": size((n,) * ndim),
             "error": float(gap.max()), "std": float(spread.mean()), "inside_95": float(jnp.mean(gap <= 1.96 * spread)),
             "seconds": timing.seconds, "compile_seconds": program.first_call_seconds, "status": int(solution.status),
-            "residual": float(solution.residual), "megabytes": program.temporary_bytes / 2**20,
-            "target_seconds": target, "met": None if target is None else bool(
-                timing.seconds <= target and solution.status == 0)}  # fmt: skip
+            "residual": float(solution.residual), "megabytes": program.temporary_bytes / 2**20}  # fmt: skip
 
 
 def flow(x, u, a):
@@ -60,7 +58,7 @@ def flow(x, u, a):
     return u.dxx + u.dyy + a(x, (1, 0)) * u.dx + a(x, (0, 1)) * u.dy + jnp.exp(-a(x)) * load
 
 
-def diffusivity(n, count, rank, target=None):
+def diffusivity(n, count, rank):
     """Find a diffusivity ``exp(a)`` on a square from `count` observations of what it lets through."""
     rng, square = np.random.default_rng(24), Box((0.0, 1.0), (0.0, 1.0))
     prior = RandomField(square, SquaredExponential(0.25, 0.5), rank=rank)
@@ -83,8 +81,7 @@ def diffusivity(n, count, rank, target=None):
             "prior_std": 0.5, "inside_95": float(jnp.mean(gap <= 1.96 * spread)), "seconds": timing.seconds,
             "compile_seconds": program.first_call_seconds, "status": int(solution.status),
             "steps": int(solution.num_steps), "residual": float(solution.residual),
-            "megabytes": program.temporary_bytes / 2**20, "target_seconds": target,
-            "met": None if target is None else bool(timing.seconds <= target and solution.status == 0)}  # fmt: skip
+            "megabytes": program.temporary_bytes / 2**20}  # fmt: skip
 
 
 TRUTHS = {"smooth": (0.3, 0.6), "mixed": (0.5, 1.0, 2.0, 3.0), "rough": (2.0, 4.0, 6.0), "very rough": (6.0, 8.0, 10.0)}
@@ -137,8 +134,7 @@ def coverage(ndim, kind, sigma=0.05, draws=500):
     return {"problem": name, "method": "gp_solve", "grid": size((n,) * ndim), "coverage_95": inside,
             "spread_of_z": float(z[good].std()), "largest_z": float(np.abs(z[good]).max()),
             "converged": float(good.mean()),
-            "seconds": timing.seconds, "compile_seconds": program.first_call_seconds,
-            "met": bool(0.93 <= inside <= 0.97)}  # fmt: skip
+            "seconds": timing.seconds, "compile_seconds": program.first_call_seconds}  # fmt: skip
 
 
 def size_jobs(quick):
@@ -148,11 +144,11 @@ def size_jobs(quick):
                 ("size 2d equation", lambda: conditioned(26, 2, 500, 1.0)),
                 ("size 3d", lambda: conditioned(8, 3, 500)), ("size field", lambda: diffusivity(14, 100, 6)),
                 ("size coverage 1", lambda: coverage(1, "mixed", 0.05, 100))]  # fmt: skip
-    return [("size 2d", lambda: conditioned(64, 2, 10_000, target=10.0)),
-            ("size 2d equation", lambda: conditioned(64, 2, 10_000, 1.0, target=30.0)),
-            ("size 3d", lambda: conditioned(24, 3, 10_000, target=30.0)),
-            ("size 3d exact faces", lambda: conditioned(24, 3, 10_000, None, None, target=10.0)),
-            ("size field", lambda: diffusivity(30, 400, 10, target=10.0)),
+    return [("size 2d", lambda: conditioned(64, 2, 10_000)),
+            ("size 2d equation", lambda: conditioned(64, 2, 10_000, 1.0)),
+            ("size 3d", lambda: conditioned(24, 3, 10_000)),
+            ("size 3d exact faces", lambda: conditioned(24, 3, 10_000, None, None)),
+            ("size field", lambda: diffusivity(30, 400, 10)),
             *((f"size coverage {d} {kind}", lambda d=d, kind=kind, sigma=sigma: coverage(d, kind, sigma))
               for d, kinds in ((1, TRUTHS), (2, TRUTHS), (3, ("smooth", "mixed", "rough")))
               for kind in kinds for sigma in (0.05, 1e-3))]  # fmt: skip
