@@ -37,6 +37,20 @@ def damage(kind, x, rng):
     return x
 
 
+def damaged(make, count, rng):
+    """Yield so many kinds of damage, each with data of ``make(rng)`` of which about half the entries suffered it."""
+    for kind in rng.choice(DAMAGE, count):
+        data = make(rng)
+        struck = rng.random(len(data)) < 0.5
+        yield kind, {k: damage(kind, x, rng) if hit else x for (k, x), hit in zip(data.items(), struck, strict=True)}
+
+
+def stacked(lanes):
+    """Return the lanes' data as one batch."""
+    with np.errstate(over="ignore"):
+        return {k: jnp.asarray(np.stack([lane[k] for lane in lanes]), FLOAT) for k in lanes[0]}
+
+
 def sinkhorn_lane(solve, data):
     solution = solve(data)
     plan = solution.plan()
@@ -138,14 +152,8 @@ FAMILIES = {
 @pytest.mark.long
 def test_no_lane_says_more_than_is_true(case):
     rng = np.random.default_rng(23)
-    kinds = rng.choice(DAMAGE, LANES)
-    lanes = []
-    for kind in kinds:
-        data = case.make(rng)
-        struck = rng.random(len(data)) < 0.5
-        lanes.append({k: damage(kind, x, rng) if hit else x for (k, x), hit in zip(data.items(), struck, strict=True)})
-    with np.errstate(over="ignore"):
-        batch = {k: jnp.asarray(np.stack([lane[k] for lane in lanes]), FLOAT) for k in lanes[0]}
+    kinds, lanes = map(np.array, zip(*damaged(case.make, LANES, rng), strict=True))
+    batch = stacked(lanes)
 
     solve = lambda data: case.solve(data, max_steps=MAX_STEPS)  # noqa: E731
     solution, true_error = jax.jit(jax.vmap(lambda data: FAMILIES[case.name](solve, data)))(batch)

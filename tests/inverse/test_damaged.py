@@ -1,7 +1,6 @@
 """Hundreds of damaged sparse problems: no lane of a variational solver says more than is true."""
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -10,7 +9,7 @@ from solvers.core.operators import MatrixOperator
 from solvers.core.prox import L1
 
 from ..conftest import FLOAT
-from ..test_fuzz import DAMAGE, damage
+from ..test_fuzz import damaged, stacked
 
 LANES, TOL = 384, 1e-6 if FLOAT == "float64" else 1e-4
 
@@ -36,14 +35,8 @@ def misses(lane, x):
 @pytest.mark.parametrize("name", ["admm", "pgd"])
 def test_no_lane_says_more_than_is_true(name):
     rng = np.random.default_rng(29)
-    kinds = rng.choice(DAMAGE, LANES)
-    lanes = []
-    for kind in kinds:
-        lane = data(rng)
-        struck = rng.random(len(lane)) < 0.5
-        lanes.append({k: damage(kind, x, rng) if hit else x for (k, x), hit in zip(lane.items(), struck, strict=True)})
-    with np.errstate(over="ignore"):
-        batch = {k: jnp.asarray(np.stack([lane[k] for lane in lanes]), FLOAT) for k in lanes[0]}
+    kinds, lanes = map(np.array, zip(*damaged(data, LANES, rng), strict=True))
+    batch = stacked(lanes)
     solve = {"admm": admm, "pgd": pgd}[name]
 
     @jax.jit

@@ -11,7 +11,7 @@ from solvers import GaussianStatus, Matern, gp_regression
 from solvers.core.gaussian.square_root import eliminate
 
 from ..conftest import FLOAT
-from ..test_fuzz import DAMAGE, damage
+from ..test_fuzz import damaged, stacked
 
 LANES, T = 384, 8
 
@@ -49,15 +49,11 @@ def dense(lane, at):
 @pytest.mark.parametrize("form", ["covariance", "square_root"])
 def test_no_lane_says_more_than_is_true(form):
     rng = np.random.default_rng(23)
-    kinds = rng.choice(DAMAGE, LANES)
-    lanes = []
-    for kind in kinds:
-        lane = data(rng)
-        struck = rng.random(len(lane)) < 0.5
-        lane = {k: damage(kind, x, rng) if hit else x for (k, x), hit in zip(lane.items(), struck, strict=True)}
+    kinds, lanes = [], []
+    for kind, lane in damaged(data, LANES, rng):
+        kinds.append(kind)
         lanes.append({**lane, "t": np.sort(lane["t"]) if rng.random() < 0.8 else lane["t"]})
-    with np.errstate(over="ignore"):
-        batch = {k: jnp.asarray(np.stack([lane[k] for lane in lanes]), FLOAT) for k in lanes[0]}
+    kinds, batch = np.array(kinds), stacked(lanes)
     at = np.linspace(0, 1, 4)
 
     @jax.jit
