@@ -10,6 +10,7 @@ import numpy as np
 from jax.core import Tracer
 
 from ..core import checks
+from ..core.precision import binary_exponent
 from ..core.typing import Array, Bool, Float
 
 Slices: TypeAlias = tuple[str, int] | tuple[str, int, Sequence[int]]
@@ -79,8 +80,7 @@ class Groups:
         sizes = [jnp.max(jnp.abs(x if x.dtype.itemsize >= 4 else x.astype(jnp.float32))) for x in leaves]
         dtype = max((x.dtype for x in sizes), key=lambda d: d.itemsize, default=jnp.dtype(jnp.float32))
         largest = jnp.max(jnp.stack([x.astype(dtype) for x in sizes]), initial=0) if sizes else jnp.zeros((), dtype)
-        usable = jnp.isfinite(largest) & (largest > 0)
-        return jnp.ldexp(jnp.ones((), dtype), jnp.frexp(jnp.where(usable, largest, 1))[1])
+        return jnp.ldexp(jnp.ones((), dtype), binary_exponent(largest))
 
     def spread(self, values: Array, tree: Any, *, outside: Any) -> Any:
         """Return a tree of arrays that broadcast against the leaves: a group's entry of `values`, else `outside`."""

@@ -10,6 +10,7 @@ from jax import lax
 from ..core import checks
 from ..core.implicit import UNCONVERGED
 from ..core.loop import Limits, iterate
+from ..core.precision import binary_exponent
 from ..core.solution import Status
 from ..core.typing import Array, Progress, Scalar
 from .derivatives import mean_product, path_end, with_derivatives
@@ -157,9 +158,7 @@ def train_relu(
 
 def unit_of(x: Array) -> Array:
     """Return the power of two that brings the largest entry near one."""
-    largest = jnp.max(jnp.abs(x))
-    usable = jnp.isfinite(largest) & (largest > 0)
-    return jnp.ldexp(jnp.ones((), x.dtype), -jnp.frexp(jnp.where(usable, largest, 1))[1])
+    return jnp.ldexp(jnp.ones((), x.dtype), -binary_exponent(jnp.max(jnp.abs(x))))
 
 
 def scaled(problem: ConvexReLU, a: Array, b: Array) -> ConvexReLU:

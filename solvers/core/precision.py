@@ -16,6 +16,12 @@ def tiny(dtype) -> float:
     return float(jnp.finfo(dtype).tiny)
 
 
+def binary_exponent(size):
+    """Return e with ``2^(e-1) <= size < 2^e``, that of one where `size` is zero or not finite."""
+    usable = jnp.isfinite(size) & (size > 0)
+    return jnp.frexp(jnp.where(usable, size, 1))[1]
+
+
 def complex_of(dtype):
     """Complex dtype whose parts have the real dtype ``dtype``."""
     return jnp.dtype(jnp.complex128 if dtype == jnp.float64 else jnp.complex64)

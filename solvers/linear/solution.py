@@ -15,7 +15,7 @@ from jax.core import Tracer
 from ..core import checks
 from ..core.implicit import UNCONVERGED, attach
 from ..core.loop import Limits, Run
-from ..core.precision import eps
+from ..core.precision import binary_exponent, eps
 from ..core.solution import Solution, Status, StatusCode
 from ..core.typing import Array, Progress
 from ..core.vectors import norm
@@ -132,9 +132,8 @@ def run_method(system: System, b: Array, x0: Array, method: Method, controls: Co
     """Solve in the method's layout, in units in which the largest entry of b is between 1 and 2; b = 0 gives x = 0."""
     layout = system.layout(b.shape, sweeps=method.sweeps)
     largest = jnp.max(jnp.abs(b))
-    usable = jnp.isfinite(largest) & (largest > 0)
     limit = jnp.finfo(b.dtype).maxexp - 4
-    exponent = jnp.clip(jnp.frexp(jnp.where(usable, largest, 1))[1], -limit, limit)
+    exponent = jnp.clip(binary_exponent(largest), -limit, limit)
     down, up = (jnp.ldexp(jnp.ones((), b.dtype), sign * exponent) for sign in (-1, 1))
     x0 = jnp.where(largest == 0, 0, x0)
     bad = jnp.any(jnp.stack([jnp.any(d <= 0) for d in jax.tree.leaves(layout.diagonal())]))

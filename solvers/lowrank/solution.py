@@ -10,7 +10,7 @@ from jax import lax
 
 from ..core.implicit import attach, distrust, linear_solve
 from ..core.krylov.cg import cg
-from ..core.precision import eps, matmul
+from ..core.precision import binary_exponent, eps, matmul
 from ..core.solution import Solution, Status, StatusCode
 from ..core.typing import Array, Float
 from ..core.vectors import norm
@@ -82,9 +82,7 @@ def balanced(factors: Factors) -> tuple[Factors, Array]:
 
 def exponent_of(b: Array) -> tuple[Array, Array]:
     """Return ``(down, up)``, powers of two with ``down up = 1`` and the largest entry of ``down^2 b`` near one."""
-    largest = jnp.max(jnp.abs(b), initial=0)
-    usable = jnp.isfinite(largest) & (largest > 0)
-    exponent = jnp.frexp(jnp.where(usable, largest, 1))[1] // 2
+    exponent = binary_exponent(jnp.max(jnp.abs(b), initial=0)) // 2
     return jnp.ldexp(jnp.ones((), b.dtype), -exponent), jnp.ldexp(jnp.ones((), b.dtype), exponent)
 
 

@@ -12,7 +12,7 @@ from ...core import checks
 from ...core.implicit import attach, distrust, linear_solve
 from ...core.krylov.gmres import gmres
 from ...core.operators import LinearOperator
-from ...core.precision import eps
+from ...core.precision import binary_exponent, eps
 from ...core.probes import probe
 from ...core.prox import ProximalFunction
 from ...core.solution import Solution, Status, StatusCode
@@ -141,8 +141,7 @@ def prepare(name: str, operator, y, regulariser, analysis, x0) -> tuple[Statemen
     x0 = lax.stop_gradient(x0.astype(domain.dtype))
     largest = [jnp.max(jnp.abs(leaf), initial=0) for leaf in jax.tree.leaves(lax.stop_gradient(y))]
     largest = jnp.stack(largest).max().astype(domain.dtype)
-    usable = jnp.isfinite(largest) & (largest > 0)
-    unit = jnp.ldexp(jnp.ones((), domain.dtype), jnp.frexp(jnp.where(usable, largest, 1))[1])
+    unit = jnp.ldexp(jnp.ones((), domain.dtype), binary_exponent(largest))
     statement = Statement(operator, scale(1 / unit, y), regulariser, analysis, unit)
     return statement, x0 / unit
 
