@@ -327,6 +327,15 @@ def test_public_names_are_documented(name):
     assert not inspect.signature(thing).parameters, f"{name} has parameters but no Parameters section"
 
 
+@pytest.mark.parametrize("name", sorted(n for n, thing in public().items() if callable(thing)))
+def test_help_prints_types_as_they_are_written(name):
+    try:
+        signature = str(inspect.signature(public()[name]))
+    except ValueError:  # an enumeration's members are made by Python
+        pytest.skip("no signature")
+    assert not re.search(r"jaxlib|jaxtyping|<class|solvers\.", signature), signature
+
+
 def test_names_in_docstrings_can_be_imported():
     """A class that a public docstring names is in the library or in one of its families."""
     rooms = [solvers, *(getattr(solvers, family) for family in FAMILIES)]

@@ -1,5 +1,7 @@
 """What training returns, the network it stands for, and its derivatives."""
 
+from __future__ import annotations
+
 from typing import Any
 
 import equinox as eqx

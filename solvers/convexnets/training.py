@@ -1,5 +1,7 @@
 """Two-layer ReLU networks trained to a certificate of global optimality over their activation patterns."""
 
+from __future__ import annotations
+
 from typing import NamedTuple
 
 import equinox as eqx
