@@ -13,6 +13,8 @@ Where K is positive that is the iterate of conjugate gradients on ``K + s^2 I``.
 past them. A direction of negative variance is not moved along, as one without any.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from typing import NamedTuple
 
