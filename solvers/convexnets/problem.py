@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -11,7 +13,7 @@ from jax.core import Tracer
 from ..core import checks
 from ..core.precision import eps, matmul, tiny
 from ..core.typing import Array, Bool, Float, Scalar
-from .cells import every_gate
+from .cells import every_gate, robust_gates
 
 LOSSES = ("squared", "hinge")
 
@@ -28,6 +30,9 @@ class ConvexReLU(eqx.Module):
 
     It has the optimum of ``min loss(sum_j (X u_j)_+ a_j, y) + beta / 2 sum_j (|u_j|^2 + a_j^2)`` over all neurons with
     these patterns. Gated networks, ``f = sum_i D_i X u_i`` with fixed gates g_i, have no constraints.
+
+    With a radius it is trained against perturbations: each feature of each example may be off by as much, and the loss
+    is the worst within these boxes, for networks whose neurons change sides in none of them.
 
     Make one with `ConvexReLU.sampled`, with `ConvexReLU.exhaustive` over all patterns of data in few dimensions, or
     give gates of your own.
@@ -48,6 +53,8 @@ class ConvexReLU(eqx.Module):
         ``"squared"``: ``|f - y|^2 / 2``; ``"hinge"``: ``sum (1 - y f)_+``. Static.
     gated : bool
         Static.
+    radius : Float[Array, "d"] or None
+        Of the perturbations, for each feature. The objective is differentiable in it.
     """
 
     X: Float[Array, "n d"]
@@ -57,6 +64,7 @@ class ConvexReLU(eqx.Module):
     distinct: Bool[Array, " p"]
     loss: str = eqx.field(static=True, default="squared")
     gated: bool = eqx.field(static=True, default=False)
+    radius: Any = None
 
     @staticmethod
     def sampled(
@@ -68,6 +76,7 @@ class ConvexReLU(eqx.Module):
         key: Array,
         loss: str = "squared",
         gated: bool = False,
+        robust: Any = None,
     ) -> "ConvexReLU":
         """Return the problem over the patterns of Gaussian gates.
 
@@ -84,6 +93,9 @@ class ConvexReLU(eqx.Module):
             Of ``jax.random.key``.
         loss, gated : str, bool
             See the class.
+        robust : scalar or Float[Array, "d"], optional
+            Train for the worst perturbation of each feature by as much; 0 in an array for a column of ones. Patterns in
+            which no neuron is found that keeps its sides do not count: a perceptron looks for one. Not with `gated`.
         """
         name = "ConvexReLU"
         X = checks.float_array(name, "X", X, ndim=2)
@@ -95,7 +107,7 @@ class ConvexReLU(eqx.Module):
             checks.fail(name, "patterns", "a positive Python integer", patterns)
         beta = checks.number(name, "beta", beta, positive=True, dtype=X.dtype)
         gates = jax.random.normal(key, (patterns, X.shape[1]), X.dtype)
-        return ConvexReLU(X, y, beta, gates, distinct_rows(activity(X, gates)), loss, gated)
+        return guarded(ConvexReLU(X, y, beta, gates, distinct_rows(activity(X, gates)), loss, gated), robust)
 
     @staticmethod
     def exhaustive(
@@ -105,6 +117,7 @@ class ConvexReLU(eqx.Module):
         beta: Scalar,
         loss: str = "squared",
         gated: bool = False,
+        robust: Any = None,
         most: int = 200_000,
     ) -> "ConvexReLU":
         """Return the problem over all patterns there are, whose bound then holds for every network of any width.
@@ -118,8 +131,8 @@ class ConvexReLU(eqx.Module):
             Examples and targets; concrete, any d examples independent.
         beta : scalar
             Weight decay, positive.
-        loss, gated : str, bool
-            See the class.
+        loss, gated, robust : str, bool, scalar or Float[Array, "d"]
+            See the class, and `sampled`.
         most : int
             Candidates to look at.
 
@@ -135,14 +148,33 @@ class ConvexReLU(eqx.Module):
         gates = every_gate(name, np.asarray(X, np.float64), most, 64 * eps(X.dtype))
         given = ConvexReLU.sampled(X, y, beta=beta, patterns=1, key=jax.random.key(41), loss=loss, gated=gated)
         gates = jnp.asarray(gates, given.X.dtype)
-        return ConvexReLU(
-            given.X, given.y, given.beta, gates, distinct_rows(activity(given.X, gates)), given.loss, given.gated
-        )
+        distinct = distinct_rows(activity(given.X, gates))
+        return guarded(ConvexReLU(given.X, given.y, given.beta, gates, distinct, loss, gated), robust)
 
     @property
     def active(self) -> Float[Array, "p n"]:
         """The patterns, one a row, as zeros and ones."""
         return activity(self.X, self.gates)
+
+
+def guarded(problem: ConvexReLU, robust: Any) -> ConvexReLU:
+    """Return the problem against perturbations of that radius, its gates moved to where they keep their sides."""
+    if robust is None:
+        return problem
+    name, d = "ConvexReLU", problem.X.shape[1]
+    if problem.gated:
+        checks.fail(name, "robust", "None with `gated`, whose gates the perturbations would change", robust)
+    radius = jnp.asarray(robust, problem.X.dtype)
+    if radius.shape not in ((), (d,)):
+        checks.fail(name, "robust", f"a scalar or of shape ({d},)", f"shape {radius.shape}")
+    if not isinstance(radius, Tracer) and not np.all(np.asarray(radius) >= 0):
+        checks.fail(name, "robust", "not negative", robust)
+    radius = jnp.broadcast_to(radius, (d,))
+    gates, found = robust_gates(problem.X, problem.gates, problem.active, radius)
+    return eqx.tree_at(
+        lambda p: (p.gates, p.distinct, p.radius), problem, (gates, problem.distinct & found, radius),
+        is_leaf=lambda x: x is None,
+    )  # fmt: skip
 
 
 def activity(X: Array, gates: Array) -> Float[Array, "p n"]:
