@@ -156,7 +156,8 @@ def coverage(ndim, kind, sigma=0.05, draws=500, at=None):
         if at is None:
             yield [{"problem": name, **row, "coverage_95": float(held.mean()),
                     "worst_place_95": float(held.mean(0).min()), "spread_of_z": float(z.std()),
-                    "largest_z": float(np.abs(z).max()), "seconds": seconds, "compile_seconds": program.first_call_seconds}]  # fmt: skip
+                    "largest_z": float(np.abs(z).max()), "seconds": seconds,
+                    "compile_seconds": program.first_call_seconds}]  # fmt: skip
         else:
             yield [{"problem": f"{name}, at ({', '.join(f'{c:g}' for c in where)})", **row,
                     "coverage_95": float(h.mean()), "spread_of_z": float(v.std()), "largest_z": float(np.abs(v).max())}
