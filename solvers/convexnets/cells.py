@@ -1,5 +1,7 @@
 """All activation patterns of a neuron: the cells into which the examples' hyperplanes cut the space of its weights."""
 
+from __future__ import annotations
+
 from itertools import combinations, product
 from math import comb
 

@@ -13,6 +13,8 @@ to outputs and s the slacks of their cones:
 It departs from Bai, Gautam and Sojoudi, SIMODS 2023, who solve it by ADMM.
 """
 
+from __future__ import annotations
+
 from typing import NamedTuple
 
 import equinox as eqx

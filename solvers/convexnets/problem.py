@@ -1,5 +1,7 @@
 """The convex problem whose optimum is that of a two-layer ReLU network, its networks, and its certificate."""
 
+from __future__ import annotations
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp

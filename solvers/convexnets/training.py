@@ -1,5 +1,7 @@
 """Two-layer ReLU networks trained to a certificate of global optimality over their activation patterns."""
 
+from __future__ import annotations
+
 from typing import NamedTuple
 
 import equinox as eqx
@@ -171,6 +173,7 @@ def _solve(problem: ConvexReLU, x0, sketch: int, limits: Limits, unconverged: st
     a = lax.stop_gradient(unit_of(problem.X))
     b = lax.stop_gradient(unit_of(problem.y)) if problem.loss == "squared" else jnp.ones_like(a)
     problem = scaled(problem, a, b)
+    problem = eqx.tree_at(lambda p: p.beta, problem, jnp.where(problem.beta < 0, jnp.nan, problem.beta))  # no minimum
     frozen = lax.stop_gradient(problem)
     blocks = Blocks.of(frozen)
     data = Data(blocks, frozen.y, frozen.beta, frozen.loss, sketch)

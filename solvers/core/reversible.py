@@ -1,5 +1,7 @@
 """A scan whose derivative needs no memory of its steps: it runs them backwards."""
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from typing import Any
 

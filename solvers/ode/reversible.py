@@ -8,6 +8,8 @@ Solved for y[n-1] this is (1) once more, of the pair (y[n+1], y[n]) and with 1 /
 In both f is asked once, at y[n].
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from typing import Any, ClassVar, NamedTuple
 

@@ -7,6 +7,8 @@ others, 2022, algorithm 2), with h the step in ``log(alpha / sigma)``:
 (2) ``clean <- clean + share (clean - clean_before)``
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from typing import Any, NamedTuple
 

@@ -16,6 +16,8 @@ And DDIM run back to first order, with x_0 and e from the point that is known:
 (5) ``z[i+1] = z[i] + (alpha - a') x_0 + (sigma - s') e``
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from typing import Any, ClassVar, NamedTuple
 
