@@ -253,7 +253,7 @@ def robust(options) -> list[dict]:
         y = np.sign(y) if loss == "hinge" else y
         radius = np.append(np.full(d - 1, 0.01 * (1 + seed % 3)), 0.0)
         p = ConvexReLU.sampled(jnp.asarray(X), jnp.asarray(y), beta=10.0 ** (-2 + seed % 3), patterns=20, loss=loss,
-                               robust=jnp.asarray(radius), key=jax.random.key(seed))  # fmt: skip
+                               key=jax.random.key(seed)).robust(radius)  # fmt: skip
         run = harness.clock(lambda p=p: solve(p), repeat=3, warm=True)
         sol = run.output
         row = {

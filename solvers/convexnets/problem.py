@@ -31,8 +31,8 @@ class ConvexReLU(eqx.Module):
     It has the optimum of ``min loss(sum_j (X u_j)_+ a_j, y) + beta / 2 sum_j (|u_j|^2 + a_j^2)`` over all neurons with
     these patterns. Gated networks, ``f = sum_i D_i X u_i`` with fixed gates g_i, have no constraints.
 
-    With a radius it is trained against perturbations: each feature of each example may be off by as much, and the loss
-    is the worst within these boxes, for networks whose neurons change sides in none of them.
+    With a radius, see `robust`, it is trained against perturbations: each feature of each example may be off by as
+    much, and the loss is the worst within these boxes, for networks whose neurons change sides in none of them.
 
     Make one with `ConvexReLU.sampled`, with `ConvexReLU.exhaustive` over all patterns of data in few dimensions, or
     give gates of your own.
@@ -76,7 +76,6 @@ class ConvexReLU(eqx.Module):
         key: Array,
         loss: str = "squared",
         gated: bool = False,
-        robust: Any = None,
     ) -> "ConvexReLU":
         """Return the problem over the patterns of Gaussian gates.
 
@@ -93,9 +92,6 @@ class ConvexReLU(eqx.Module):
             Of ``jax.random.key``.
         loss, gated : str, bool
             See the class.
-        robust : scalar or Float[Array, "d"], optional
-            Train for the worst perturbation of each feature by as much; 0 in an array for a column of ones. Patterns in
-            which no neuron is found that keeps its sides do not count: a perceptron looks for one. Not with `gated`.
         """
         name = "ConvexReLU"
         X = checks.float_array(name, "X", X, ndim=2)
@@ -107,7 +103,7 @@ class ConvexReLU(eqx.Module):
             checks.fail(name, "patterns", "a positive Python integer", patterns)
         beta = checks.number(name, "beta", beta, positive=True, dtype=X.dtype)
         gates = jax.random.normal(key, (patterns, X.shape[1]), X.dtype)
-        return guarded(ConvexReLU(X, y, beta, gates, distinct_rows(activity(X, gates)), loss, gated), robust)
+        return ConvexReLU(X, y, beta, gates, distinct_rows(activity(X, gates)), loss, gated)
 
     @staticmethod
     def exhaustive(
@@ -117,7 +113,6 @@ class ConvexReLU(eqx.Module):
         beta: Scalar,
         loss: str = "squared",
         gated: bool = False,
-        robust: Any = None,
         most: int = 200_000,
     ) -> "ConvexReLU":
         """Return the problem over all patterns there are, whose bound then holds for every network of any width.
@@ -131,8 +126,8 @@ class ConvexReLU(eqx.Module):
             Examples and targets; concrete, any d examples independent.
         beta : scalar
             Weight decay, positive.
-        loss, gated, robust : str, bool, scalar or Float[Array, "d"]
-            See the class, and `sampled`.
+        loss, gated : str, bool
+            See the class.
         most : int
             Candidates to look at.
 
@@ -149,32 +144,43 @@ class ConvexReLU(eqx.Module):
         given = ConvexReLU.sampled(X, y, beta=beta, patterns=1, key=jax.random.key(41), loss=loss, gated=gated)
         gates = jnp.asarray(gates, given.X.dtype)
         distinct = distinct_rows(activity(given.X, gates))
-        return guarded(ConvexReLU(given.X, given.y, given.beta, gates, distinct, loss, gated), robust)
+        return ConvexReLU(given.X, given.y, given.beta, gates, distinct, loss, gated)
+
+    def robust(self, radius: Any) -> "ConvexReLU":
+        """Return the problem against perturbations of the examples: the worst loss within a box round each.
+
+        Parameters
+        ----------
+        radius : scalar or Float[Array, "d"]
+            By which each feature may be off; 0 in an array for a column of ones. Traced.
+
+        Returns
+        -------
+        ConvexReLU
+            Its gates are moved to where they keep their sides in all boxes; patterns in which a perceptron finds no
+            such neuron in a thousand steps no longer count.
+
+        Raises
+        ------
+        ValueError
+            A negative radius, or one of another shape; gated networks, whose gates perturbations would change.
+        """
+        name, d = "ConvexReLU", self.X.shape[1]
+        if self.gated:
+            checks.fail(name, "radius", "None with `gated`, whose gates the perturbations would change", radius)
+        radius = jnp.asarray(radius, self.X.dtype)
+        if radius.shape not in ((), (d,)):
+            checks.fail(name, "radius", f"a scalar or of shape ({d},)", f"shape {radius.shape}")
+        if not isinstance(radius, Tracer) and not np.all(np.asarray(radius) >= 0):
+            checks.fail(name, "radius", "not negative", radius)
+        radius = jnp.broadcast_to(radius, (d,))
+        gates, found = robust_gates(self.X, self.gates, self.active, radius)
+        return ConvexReLU(self.X, self.y, self.beta, gates, self.distinct & found, self.loss, radius=radius)
 
     @property
     def active(self) -> Float[Array, "p n"]:
         """The patterns, one a row, as zeros and ones."""
         return activity(self.X, self.gates)
-
-
-def guarded(problem: ConvexReLU, robust: Any) -> ConvexReLU:
-    """Return the problem against perturbations of that radius, its gates moved to where they keep their sides."""
-    if robust is None:
-        return problem
-    name, d = "ConvexReLU", problem.X.shape[1]
-    if problem.gated:
-        checks.fail(name, "robust", "None with `gated`, whose gates the perturbations would change", robust)
-    radius = jnp.asarray(robust, problem.X.dtype)
-    if radius.shape not in ((), (d,)):
-        checks.fail(name, "robust", f"a scalar or of shape ({d},)", f"shape {radius.shape}")
-    if not isinstance(radius, Tracer) and not np.all(np.asarray(radius) >= 0):
-        checks.fail(name, "robust", "not negative", robust)
-    radius = jnp.broadcast_to(radius, (d,))
-    gates, found = robust_gates(problem.X, problem.gates, problem.active, radius)
-    return eqx.tree_at(
-        lambda p: (p.gates, p.distinct, p.radius), problem, (gates, problem.distinct & found, radius),
-        is_leaf=lambda x: x is None,
-    )  # fmt: skip
 
 
 def activity(X: Array, gates: Array) -> Float[Array, "p n"]:

@@ -88,8 +88,8 @@ def mapped(data: RobustData, u: Array, a: Array, h: Array, r: Array) -> Rows:
     """Return what the inequalities are without their constants; zero where a feature is not moved."""
     blocks, (f, g) = data.blocks, (data.blocks.fit(u), gradients(data.blocks, u))
     off = matmul(h, data.radius)
-    pair = (r - f - off, r + f - off) if data.squared else (r, r + data.y * f - off)
-    cone = blocks.slack(u) - jnp.sum(data.wide * a, axis=1)[:, None]
+    pair = (r - f - off, r + f - off) if data.squared else (r, r + data.y * f - off)  # (2)
+    cone = blocks.slack(u) - jnp.sum(data.wide * a, axis=1)[:, None]  # (1)
     of_block, of_example = data.wide > 0, (data.radius > 0)[None, :]
     two = lambda moves, bound, x: (jnp.where(moves, bound - x, 0), jnp.where(moves, bound + x, 0))  # noqa: E731
     return Rows(cone, *two(of_block, a, u), *two(of_example, h, g), *pair)

@@ -133,7 +133,7 @@ def train_relu(
     hold whatever the iterates are: the upper one is a network's own objective, the lower one scales the
     multipliers until they are feasible.
 
-    With a radius, ``ConvexReLU.sampled(..., robust=0.1)``, the loss of each example is the worst of its box, and
+    With a radius, ``ConvexReLU.sampled(...).robust(0.1)``, the loss of each example is the worst of its box, and
     `objective` that of the network, exactly; the bound is for networks whose neurons change sides within no box. Others
     are left out, as by Bai, Gautam and Sojoudi, and where boxes are wide or many they may stand the perturbations
     better: with few patterns left (`ConvexReLU.distinct`), compare with the network of a smaller radius. A step

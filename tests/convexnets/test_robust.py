@@ -24,8 +24,9 @@ def problem(rng, loss="squared", robust=RADIUS, beta=0.05, scale=1.0):
     X = np.column_stack([rng.standard_normal((N, D - 1)), np.ones(N)])
     y = np.sin(3 * X[:, 0]) + 0.3 * rng.standard_normal(N)
     y = np.sign(y) if loss == "hinge" else scale * y
-    return ConvexReLU.sampled(jnp.asarray(X, FLOAT), jnp.asarray(y, FLOAT), beta=beta, patterns=P, loss=loss,
-                              robust=robust, key=jax.random.key(6))  # fmt: skip
+    plain = ConvexReLU.sampled(jnp.asarray(X, FLOAT), jnp.asarray(y, FLOAT), beta=beta, patterns=P, loss=loss,
+                               key=jax.random.key(6))  # fmt: skip
+    return plain if robust is None else plain.robust(robust)
 
 
 solve = jax.jit(lambda p, max_steps=200: train_relu(p, max_steps=max_steps))
@@ -177,9 +178,9 @@ def test_lanes_and_warm_starts(rng):
 
 def test_what_cannot_be_asked_for_raises(rng):
     p = problem(rng)
-    given = {"beta": 0.1, "patterns": 3, "key": jax.random.key(7)}
-    for options in ({"robust": -0.1}, {"robust": jnp.ones(2, FLOAT)}, {"robust": 0.1, "gated": True}):
-        with pytest.raises(ValueError, match="ConvexReLU: `robust`"):
-            ConvexReLU.sampled(p.X, p.y, **given, **options)
+    for gated, radius in ((False, -0.1), (False, jnp.ones(2, FLOAT)), (True, 0.1)):
+        plain = ConvexReLU.sampled(p.X, p.y, beta=0.1, patterns=3, key=jax.random.key(7), gated=gated)
+        with pytest.raises(ValueError, match="ConvexReLU: `radius`"):
+            plain.robust(radius)
     with pytest.raises(ValueError, match="sketch"):
         train_relu(p, sketch=3)

@@ -28,10 +28,10 @@ from jax import lax
 
 from ...core import checks
 from ...core.precision import eps
+from ...core.reversible import reversible_scan
 from ...core.solution import Solution, Status, StatusCode
 from ...core.typing import Array, Float, Scalar
 from ..variational.statement import length
-from .reversible import reversible_scan
 from .schedules import NoiseSchedule
 from .tweedie_formulas import KINDS, Noised, predict
 
