@@ -23,7 +23,7 @@ Differential equations
     `collocate`: by a `GaussianField`. `sobolev_descent`: an energy, in as many steps on every grid.
     `weak_residual` against a `wendland` function; `random_grid`, `MultiDomainProblem`; layers `DeepONet`, `MultiONet`,
     `KernelGridEncoder`, `GraphKernelIntegral`.
-    `TrackHeuristics` of a diffrax solver: `error_penalty`, `stiffness_penalty`.
+    `TrackHeuristics` of a diffrax solver: `error_penalty`, `stiffness_penalty`. `reversible_solve`: no memory of steps.
     `lstd`, `martingale_loss`, `td_learning` on `Paths`: value functions of stochastic equations.
 Curvature
     `hessian`, `gauss_newton`, `EmpiricalFisher`, `head_hessian`: operators. `trace`, `blockwise_trace`: with errors.
@@ -211,6 +211,7 @@ FACES: dict[str, tuple[str, ...]] = {
     ),
     "ode": (
         "error_penalty",
+        "reversible_solve",
         "stiffness_penalty",
         "Heuristics",
         "TrackHeuristics",

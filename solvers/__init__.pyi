@@ -161,6 +161,7 @@ from .lowrank import robust_recovery as robust_recovery
 from .ode import Heuristics as Heuristics
 from .ode import TrackHeuristics as TrackHeuristics
 from .ode import error_penalty as error_penalty
+from .ode import reversible_solve as reversible_solve
 from .ode import stiffness_penalty as stiffness_penalty
 from .pde import Box as Box
 from .pde import DeepONet as DeepONet

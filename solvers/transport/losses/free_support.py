@@ -1,5 +1,7 @@
 """Barycenters of point clouds whose own points move."""
 
+from __future__ import annotations
+
 from functools import partial
 from typing import Any, ClassVar, NamedTuple
 
@@ -211,8 +213,8 @@ def free_support_barycenter(
     m = init.shape[0]
     if m == 0 or init.shape[1] != d:
         checks.fail(name, "init", f"(m, {d}), points like those of `x`", init.shape)
-    given = {"a": (a, (k, n), n), "b": (b, (m,), m), "shares": (shares, (k,), k)}
-    a, b, share = (_weights(name, argument, *what, x.dtype) for argument, what in given.items())
+    a, b = _weights(name, "a", a, (k, n), x.dtype), _weights(name, "b", b, (m,), x.dtype)
+    share = _weights(name, "shares", shares, (k,), x.dtype)
     epsilon = checks.number(name, "epsilon", epsilon, positive=True, dtype=x.dtype)
     usual = 1e-6 if x.dtype == jnp.float64 else 1e-4
     tol = checks.number(name, "tol", usual if tol is None else tol, dtype=x.dtype)
@@ -222,9 +224,9 @@ def free_support_barycenter(
     return _solve(Data(x, a, b, share, epsilon), init, limits, bool(debiased), unconverged)
 
 
-def _weights(name: str, argument: str, weights, shape: tuple[int, ...], count: int, dtype):
+def _weights(name: str, argument: str, weights, shape: tuple[int, ...], dtype) -> Array:
     if weights is None:
-        return jnp.full(shape, 1 / count, dtype)
+        return jnp.full(shape, 1 / shape[-1], dtype)
     weights = checks.float_array(name, argument, weights, dtype=dtype).astype(dtype)
     if weights.shape != shape:
         checks.fail(name, argument, f"{shape}, one weight for each point or measure", weights.shape)
@@ -371,7 +373,7 @@ def evaluate(y, potentials, data: Data, debiased: bool, spread, tol) -> Point:
         towards, size = judged(swept)
         return _Inner(swept, towards, size, carry.sweeps + 1)
 
-    first = sweep(cost, within, *potentials, data)
+    first = sweep(cost, within, potentials[0], potentials[1], data)
     start = _Inner(first, *judged(first), jnp.zeros((), jnp.int32))
 
     def unfinished(c: _Inner):
