@@ -8,8 +8,8 @@ import jax.numpy as jnp
 from ..core import checks
 from ..core.typing import Array, Float, Progress, Scalar
 from .cycles.algebraic import AMG, AlgebraicLayout
-from .cycles.coarsening import Plan, coarsest_size, full_plan, invert, plan, strengths
-from .cycles.cycle import cycle
+from .cycles.coarsening import Plan, coarsest_size, full_plan, plan, strengths
+from .cycles.cycle import cycle, dense
 from .cycles.grids import hierarchy
 from .cycles.smoothing import chebyshev_smoother, gauss_seidel
 from .gcr import conjugate_residuals
@@ -42,10 +42,9 @@ class MultigridCG(Method):
     def preconditioner(self, system: Any, shape: tuple[int, ...]):
         """Return one cycle over the hierarchy of this system."""
         if isinstance(system, AlgebraicLayout):
-            levels, inverse = system.levels, system.inverse
+            levels, coarsest = system.levels, dense(system.inverse)
         else:
-            levels, coarsest = hierarchy(system, shape, self.plan)
-            inverse = invert(coarsest)
+            levels, coarsest = hierarchy(system, shape, self.plan, symmetric=self.symmetric)
 
         def smoother(level):
             if self.smoother == "red-black":
@@ -53,7 +52,7 @@ class MultigridCG(Method):
             return chebyshev_smoother(level.mv, level.scaling(), self.ratio, self.sweeps_each)
 
         smoothers = [smoother(x) for x in levels]
-        return cycle(levels, smoothers, inverse, twice=self.cycle == "W")
+        return cycle(levels, smoothers, coarsest, twice=self.cycle == "W")
 
 
 class MultigridGMRES(MultigridCG):

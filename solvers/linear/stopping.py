@@ -55,6 +55,22 @@ class Near(NamedTuple):
     on: Any
 
 
+def walk(closer: Callable[[Near], Near], start: Near, count: int) -> Near:
+    """Take up to `count` steps while they are on; accelerators take all of them and keep what came before.
+
+    There the host waits in every turn of a loop whose end is not known, longer than a step takes.
+    """
+
+    def kept(_, c: Near) -> Near:
+        return jax.tree.map(lambda new, old: jnp.where(c.on, new, old), closer(c), c)
+
+    return lax.platform_dependent(
+        start,
+        cpu=lambda c: lax.while_loop(lambda c: c.on & (c.k < count), closer, c),
+        default=lambda c: lax.fori_loop(0, count, kept, c),
+    )
+
+
 def drive(
     step: Callable[[Any], Any],
     start: Any,
@@ -121,7 +137,7 @@ def drive(
 
         # Most blocks end because the error has passed tol: then only the first state that does so matters.
         ended = ~ok & (error(last) <= tol) & (first > tol)
-        near, err, k, _ = lax.while_loop(lambda c: c.on & (c.k < every), closer, Near(before, first, zero, ended))
+        near, err, k, _ = walk(closer, Near(before, first, zero, ended), every)
         ended &= err <= tol
         start = jax.tree.map(lambda x, y, z: jnp.where(ok, x, jnp.where(ended, z, y)), last, before, near)
         steps = jnp.where(ended, steps + k, steps)

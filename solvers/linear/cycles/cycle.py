@@ -11,6 +11,7 @@ from abc import abstractmethod
 from collections.abc import Callable, Sequence
 
 import equinox as eqx
+from jax import lax
 
 from ...core.precision import matmul
 from ...core.typing import Array
@@ -37,19 +38,34 @@ class Level(eqx.Module):
     def prolong(self, z: Array) -> Array:
         """Return ``P z``."""
 
+    @property
+    def direct(self) -> Callable[[Array], Array] | None:
+        """A solve that takes fewer launches than a visit, for accelerators; None where there is none."""
+        return None
+
+
+def dense(inverse: Array) -> Callable[[Array], Array]:
+    """Return the solve on the coarsest level, one product with its inverse."""
+    return lambda r: matmul(inverse, r.ravel()).reshape(r.shape)
+
 
 def cycle(
-    levels: Sequence[Level], smoothers: Sequence[Smoother], inverse: Array, *, twice: bool
+    levels: Sequence[Level], smoothers: Sequence[Smoother], coarsest: Callable[[Array], Array], *, twice: bool
 ) -> Callable[[Array], Array]:
     """Return ``r -> z``, one cycle for ``A z = r`` from zero: symmetric if the levels are.
 
-    The coarsest level is one product with `inverse`. With `twice`, the W-cycle, levels between the first and the last
-    are visited twice.
+    `coarsest` solves on the level below the last. With `twice`, the W-cycle, levels between the first and the last are
+    visited twice.
     """
 
     def descend(k: int, r: Array) -> Array:
         if k == len(levels):
-            return matmul(inverse, r.ravel()).reshape(r.shape)  # (2)
+            return coarsest(r)  # (2)
+        if (direct := levels[k].direct) is not None:
+            return lax.platform_dependent(r, cpu=lambda r: visit(k, r), default=lambda r: direct(r))
+        return visit(k, r)
+
+    def visit(k: int, r: Array) -> Array:
         level, smoother = levels[k], smoothers[k]
         z, left = smoother.before(r)  # (1)
         d = level.prolong(descend(k + 1, settle(level.restrict(settle(left)))))  # (2)
