@@ -274,29 +274,28 @@ def norm(x):
 
 
 def alone(options):
-    """Measure single systems on one GPU."""
-    rows = []
-    for n in (64,) if options.quick else (256, 1024):
-        A, b = instance(n)
-        omega = float(young_omega(radius(A, b.shape, False)))
-        few = ("multigrid_cg", "chebyshev_cg degree 8", "sor at Young's omega")
+    """Yield single systems on one GPU."""
+    for n, variable in ((64, False), (64, True)) if options.quick else ((256, False), (256, True), (1024, False)):
+        A, b = instance(n, variable=variable)
+        omega = float(young_omega(radius(A, b.shape, variable)))
+        few = ("multigrid_cg",) if variable else ("multigrid_cg", "chebyshev_cg degree 8", "sor at Young's omega")
         calls = {label: solver for label, solver in ours(omega, every=8).items() if label in few}
-        calls["jax.scipy cg"] = lambda A, b: jax.scipy.sparse.linalg.cg(A.mv, b, tol=1e-8, maxiter=10000)[0]
+        if not variable:
+            calls["jax.scipy cg"] = lambda A, b: jax.scipy.sparse.linalg.cg(A.mv, b, tol=1e-8, maxiter=10000)[0]
         for label, solver in calls.items():
             program = harness.compiled(solver, A, b)
             timing = harness.clock(lambda p=program, A=A, b=b: p(A, b), repeat=9, budget=2, warm=True)
             x = timing.output if label.startswith("jax") else timing.output.value
             steps = None if label.startswith("jax") else int(timing.output.num_steps)
-            rows.append({
-                "what": f"{n} x {n}", "solver": label, "ms": 1e3 * timing.seconds, "steps": steps,
-                "error": judge(A, b, x), "compile": program.first_call_seconds,
-            })  # fmt: skip
-    return rows
+            yield {
+                "what": f"{n} x {n}" + ", variable" * variable, "solver": label, "ms": 1e3 * timing.seconds,
+                "steps": steps, "error": judge(A, b, x), "compile": program.first_call_seconds,
+            }  # fmt: skip
 
 
 def together(options):
-    """Measure a batch of systems on one GPU."""
-    rows, (lanes, n) = [], (8, 32) if options.quick else (1024, 64)
+    """Yield a batch of systems on one GPU."""
+    lanes, n = (8, 32) if options.quick else (1024, 64)
     kappa = jnp.linspace(0.1, 10, lanes)
     s = 0.5 * kappa * 1e-3 * (n + 1) ** 2
     omegas = young_omega(4 * s / (1 + 4 * s) * np.cos(np.pi / (n + 1)))
@@ -313,11 +312,10 @@ def together(options):
     }.items():
         program = harness.compiled(jax.vmap(solver), s, omegas, b)
         timing = harness.clock(lambda p=program: p(s, omegas, b), repeat=5, warm=True)
-        rows.append({
+        yield {
             "what": f"{lanes} of {n} x {n}", "solver": label, "us a system": 1e6 * timing.seconds / lanes,
             "steps": int(timing.output.num_steps.max()), "error": float(timing.output.error.max()),
-        })  # fmt: skip
-    return rows
+        }  # fmt: skip
 
 
 def sweep(options):

@@ -183,6 +183,8 @@ def multigrid_cg(
     Coarse operators are Galerkin products, computed axis by axis at the cost of a few products; the coarsest, of at
     most 64 unknowns, is inverted. Constant coefficients are interpolated linearly, varying ones by the operator itself,
     each row summed over the other axes, which keeps fluxes continuous across jumps and constants at walls without flux.
+    Where coefficients are constant and couple along axes only, grids of at most 64 points an axis (128 on accelerators)
+    are solved on exactly, by products with the eigenvectors of each axis: a system of that size takes one step.
     A cycle costs about ``4 (degree + 1)`` products, twice that if axes are halved one at a time; set-up is included in
     every solve. Strong couplings that are not along axes (rotated anisotropy), that change direction from place to
     place, or jumps from point to point slow it down: `AMG` of ``A.rows(b.shape)`` with ``kind="ruge_stuben"`` and
@@ -195,6 +197,8 @@ def multigrid_cg(
     J. E. Dendy, Black box multigrid, J. Comput. Phys. 48 (1982) 366-386.
     S. Schaffer, A semicoarsening multigrid method for elliptic PDEs with highly discontinuous and anisotropic
     coefficients, SIAM J. Sci. Comput. 20 (1998) 228-242.
+    R. E. Lynch, J. R. Rice, D. H. Thomas, Direct solution of partial difference equations by tensor product methods,
+    Numer. Math. 6 (1964) 185-199.
 
     Examples
     --------

@@ -1,15 +1,16 @@
 """Stencils of constant coefficients: their coarse operators in closed form, and exact solves on small grids.
 
-With S_o the shift by o along an axis (zero outside, or round it), P the interpolation along it, and (x) Kronecker's product:
+With S_o the shift by o along an axis (zero outside, or round it), P the interpolation along it, and (x) Kronecker's
+product:
 
 (1) ``A = sum_o c_o S_o1 (x) S_o2 (x) ...``, and after any number of halvings ``A = sum_o c_o T_o1 (x) T_o2 (x) ...``
 (2) ``T_o <- P' T_o P`` along each axis halved, ``T_o = S_o`` on the finest grid
 (3) ``K = T_-1 + T_1,  M = T_0,  K V = M V diag(l),  V' M V = 1``
 (4) ``A^-1 = (V (x) V ...) diag(1 / (c_0 + c_1 l_i + c_2 l_j ...)) (V (x) V ...)'`` where no offset is diagonal
 
-The T depend on the size of an axis alone and are found on the host. Of their rows only the last may differ from the others:
-an axis of even length ends half a coarse cell early. (4) is R. E. Lynch, J. R. Rice and D. H. Thomas, Direct solution of
-partial difference equations by tensor product methods, Numer. Math. 6 (1964) 185-199.
+The T depend on the size of an axis alone and are found on the host. Of their rows only the last may differ from the
+others: an axis of even length ends half a coarse cell early. (4) is R. E. Lynch, J. R. Rice and D. H. Thomas, Direct
+solution of partial difference equations by tensor product methods, Numer. Math. 6 (1964) 185-199.
 """
 
 import itertools
@@ -36,7 +37,7 @@ def shifts(size: int) -> Rows:
 
 
 def halved(rows: Rows, weights: np.ndarray, periodic: bool) -> Rows:
-    """Return the rows of ``P' T P`` (2), where `weights` are those of even points, one more than coarse points.
+    """Return the rows after a halving (2), where `weights` are those of even points, one more than coarse points.
 
     What points outside keeps pointing outside.
     """
@@ -49,7 +50,7 @@ def halved(rows: Rows, weights: np.ndarray, periodic: bool) -> Rows:
     first, second = even[:, 0] + weights * even[:, 1], even[:, 2] + weights * even[:, 1]
     below = below + here * first[:, :m]
     centre = centre + here * second[:, :m] + there * first[:, 1:]
-    return np.stack([below, centre, above + there * second[:, 1:]], 1)
+    return np.stack([below, centre, above + there * second[:, 1:]], 1)  # (2)
 
 
 def operator(stencil: Stencil, axes: Sequence[Rows]) -> Stencil:
@@ -65,6 +66,7 @@ def operator(stencil: Stencil, axes: Sequence[Rows]) -> Stencil:
         for end, o in zip(ends, offset, strict=True):
             part = np.multiply.outer(part, end[:, o + 1])
         parts.append(part.transpose([*range(0, 2 * dims, 2), *range(1, 2 * dims, 2)]).ravel())
+    # (1)
     table = matmul(stencil.coefficients, jnp.asarray(np.stack(parts), stencil.coefficients.dtype))
     table = table.reshape([len(end) for end in ends] + [3**dims])
     offsets = list(itertools.product((-1, 0, 1), repeat=dims))
@@ -116,7 +118,7 @@ def tensor_inverse(stencil: Stencil, axes: Sequence[Rows], periodic: Sequence[bo
             values = values + weight * jnp.asarray(np.expand_dims(found, [a for a in range(dims) if a != axis]), dtype)
     size = jnp.abs(values)
     sound = size > math.prod(size.shape) * eps(dtype) * jnp.max(size)
-    gains = jnp.where(sound, 1 / jnp.where(sound, values, 1), 0)
+    gains = jnp.where(sound, 1 / jnp.where(sound, values, 1), 0)  # (4)
     return TensorInverse(tuple(vectors), jnp.broadcast_to(gains, tuple(rows.shape[2] for rows in axes)))
 
 
@@ -129,7 +131,7 @@ def eigenpairs(rows: Rows, periodic: bool) -> tuple[np.ndarray, np.ndarray]:
             if periodic or 0 <= i + o < n:
                 full[:, i, (i + o) % n] += rows[:, o + 1, i]
     half = np.linalg.inv(np.linalg.cholesky(full[1]))
-    values, vectors = np.linalg.eigh(half @ (full[0] + full[2]) @ half.T)
+    values, vectors = np.linalg.eigh(half @ (full[0] + full[2]) @ half.T)  # (3)
     return values, half.T @ vectors
 
 

@@ -14,7 +14,7 @@ from .coarsening import Interpolation, Plan, coarser, full_plan, invert, linear,
 from .constant import TensorInverse, halved, operator, separable, shifts, tensor_inverse
 from .cycle import Level, dense
 
-SMALL = int(os.environ.get("SMALL", 32))
+SMALL = int(os.environ.get("SMALL", 64))
 """Grids of constant coefficients with at most this many points an axis are solved on exactly."""
 SMALL_ON_ACCELERATORS = int(os.environ.get("SMALLACC", 128))
 """The same on accelerators, where a product of matrices takes less time than the launches of a level."""
