@@ -11,7 +11,6 @@ from abc import abstractmethod
 from collections.abc import Callable, Sequence
 
 import equinox as eqx
-from jax import lax
 
 from ...core.precision import matmul
 from ...core.typing import Array
@@ -38,11 +37,6 @@ class Level(eqx.Module):
     def prolong(self, z: Array) -> Array:
         """Return ``P z``."""
 
-    @property
-    def direct(self) -> Callable[[Array], Array] | None:
-        """A solve that takes fewer launches than a visit, for accelerators; None where there is none."""
-        return None
-
 
 def dense(inverse: Array) -> Callable[[Array], Array]:
     """Return the solve on the coarsest level, one product with its inverse."""
@@ -61,11 +55,6 @@ def cycle(
     def descend(k: int, r: Array) -> Array:
         if k == len(levels):
             return coarsest(r)  # (2)
-        if (direct := levels[k].direct) is not None:
-            return lax.platform_dependent(r, cpu=lambda r: visit(k, r), default=lambda r: direct(r))
-        return visit(k, r)
-
-    def visit(k: int, r: Array) -> Array:
         level, smoother = levels[k], smoothers[k]
         z, left = smoother.before(r)  # (1)
         d = level.prolong(descend(k + 1, settle(level.restrict(settle(left)))))  # (2)

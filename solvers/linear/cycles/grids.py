@@ -1,7 +1,6 @@
 """Multigrid on regular grids: the levels of a stencil."""
 
 import math
-import os
 from collections.abc import Callable
 
 import equinox as eqx
@@ -11,13 +10,11 @@ import jax.numpy as jnp
 from ...core.typing import Array
 from ..systems.stencil import Stencil
 from .coarsening import Interpolation, Plan, coarser, full_plan, invert, linear, linear_weights
-from .constant import TensorInverse, halved, operator, separable, shifts, tensor_inverse
+from .constant import halved, operator, separable, shifts, tensor_inverse
 from .cycle import Level, dense
 
-SMALL = int(os.environ.get("SMALL", 64))
+SMALL, SMALL_ON_ACCELERATORS = 128, 256
 """Grids of constant coefficients with at most this many points an axis are solved on exactly."""
-SMALL_ON_ACCELERATORS = int(os.environ.get("SMALLACC", 128))
-"""The same on accelerators, where a product of matrices takes less time than the launches of a level."""
 
 
 class GridLevel(Level):
@@ -26,12 +23,6 @@ class GridLevel(Level):
     stencil: Stencil
     steps: tuple[Interpolation, ...]
     shape: tuple[int, ...] = eqx.field(static=True)
-    solver: TensorInverse | None = None
-
-    @property
-    def direct(self):
-        """The exact solve, where there is one."""
-        return self.solver
 
     def mv(self, z):
         """Return A z."""
@@ -61,7 +52,7 @@ def hierarchy(
 
     Constant coefficients and all that comes from them are interpolated linearly, which is cheaper and as good; others
     by the operator. While the axes halved are of odd length, or periodic, coefficients stay constant. Where those of a
-    `symmetric` system couple along axes only, grids of at most `SMALL` points an axis are solved on as they are.
+    `symmetric` system couple along axes only, grids of at most `SMALL` points an axis are solved on exactly.
     """
     plan = full_plan(shape, stencil.periodic) if plan is None else plan
     if stencil.coefficients.ndim == 1:
@@ -81,20 +72,18 @@ def constant_hierarchy(
     given, dtype, periodic = stencil, stencil.coefficients.dtype, stencil.periodic
     axes = [shifts(n) for n in shape]
     exact = symmetric and separable(stencil.offsets)
-    levels, offered = [], False
+    small = SMALL if jax.default_backend() == "cpu" else SMALL_ON_ACCELERATORS
+    levels = []
     for halved_axes in plan:
-        if exact and max(shape) <= SMALL:
+        if exact and max(shape) <= small:
             break
-        offer = exact and not offered and max(shape) <= SMALL_ON_ACCELERATORS
-        solver = tensor_inverse(given, axes, periodic) if offer else None
-        offered |= offer
         steps = tuple(linear(shape, a, periodic[a], dtype) for a in halved_axes)
-        levels.append(GridLevel(stencil, steps, shape, solver))
+        levels.append(GridLevel(stencil, steps, shape))
         for a in halved_axes:
             axes[a] = halved(axes[a], linear_weights(shape[a], periodic[a]), periodic[a])
         shape = halved_shape(shape, halved_axes)
         stencil = operator(given, axes)
-    if exact and max(shape) <= SMALL:
+    if exact and max(shape) <= small:
         return levels, tensor_inverse(given, axes, periodic)
     return levels, inverted(stencil, shape)
 
