@@ -59,8 +59,8 @@ def learners(low, high, bins):
 
 
 def heat(options, *, few=False):
-    """Run 5,000 heat steps at nx = 100, learning included, as one program; `few` leaves most comparisons out."""
-    rows, steps = [], 500 if options.quick else 5000
+    """Yield runs of 5,000 heat steps at nx = 100, learning included, one program each; `few` leaves most out."""
+    steps = 500 if options.quick else 5000
 
     def step(t, u, args):
         problem = heat_step(t, u)
@@ -71,6 +71,12 @@ def heat(options, *, few=False):
     runs = {
         "learned omega (Young prior)": lambda k: solve_sequence(
             step, learner=young_prior(), arms=Arms.sor(16), key=k, **common
+        ),
+        "learned omega (Young prior), tested every 16": lambda k: solve_sequence(
+            step, learner=young_prior(), arms=Arms.sor(16), key=k, every=16, **common
+        ),
+        "multigrid_cg": lambda k: solve_sequence(
+            step, learner=TsallisINF(), arms=Arms.multigrid_cg([4.0]), key=k, **common
         ),
         "learned omega (mix with Tsallis-INF)": lambda k: learned_sor(step, learner=safe_learner(), key=k, **common),
         "omega = 1.5": lambda k: solve_sequence(
@@ -83,17 +89,17 @@ def heat(options, *, few=False):
             step, learner=TsallisINF(), arms=Arms.chebyshev_cg([4], [30.0]), key=k, **common
         ),
     }
-    for name, run in list(runs.items())[: 1 if few else None]:
+    for name, run in list(runs.items())[: 3 if few else None]:
         program = harness.compiled(run, jax.random.key(9))
         timing = harness.clock(lambda p=program: p(jax.random.key(9)), repeat=3, budget=12)
         out = timing.output
-        rows.append({
+        row = {
             "run": name, "systems": steps, "seconds": timing.seconds, "compile": program.first_call_seconds,
             "ms a system": 1e3 * timing.seconds / steps, "mean steps": float(out.num_steps.mean()),
             "unsolved": int((~out.converged).sum()), "worst error": float(out.error.max()),
-        })  # fmt: skip
-        harness.table(rows[-1:])
-    return rows
+        }  # fmt: skip
+        harness.table([row])
+        yield row
 
 
 def instance(n, kappa=10.0, variable=False, dtype=jnp.float64):
@@ -343,8 +349,9 @@ def sweep(options):
 
 
 def heated(options):
-    """Measure the heat run with a learned omega on one GPU."""
-    return [{"what": "heat run", "solver": r["run"], **r} for r in heat(options, few=True)]
+    """Yield the heat run with a learned omega, and with multigrid, on one GPU."""
+    for row in heat(options, few=True):
+        yield {"what": f"heat run, {row['systems']:,} steps", "solver": row["run"], **row}
 
 
 ON_GPU = {"large": large, "elements": elements, "alone": alone, "together": together, "sweep": sweep, "heat": heated}
