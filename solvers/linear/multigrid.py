@@ -78,7 +78,7 @@ def coarsening_plan(A: Stencil, shape: tuple[int, ...]) -> Plan:
     >>> from solvers.linear import coarsening_plan
     >>> A = Stencil(jnp.array([202.0, -100.0, -100.0, -1.0, -1.0]), [(0, 0), (1, 0), (-1, 0), (0, 1), (0, -1)])
     >>> print(coarsening_plan(A, (63, 63)))
-    ((0,), (0,), (0, 1), (0, 1))
+    ((0,), (0,), (0,), (0, 1), (1,))
     """
     if not isinstance(A, Stencil):
         checks.fail("coarsening_plan", "A", "a Stencil", type(A).__name__, TypeError)
