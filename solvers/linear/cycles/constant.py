@@ -13,6 +13,8 @@ others: an axis of even length ends half a coarse cell early. (4) is R. E. Lynch
 solution of partial difference equations by tensor product methods, Numer. Math. 6 (1964) 185-199.
 """
 
+from __future__ import annotations
+
 import itertools
 import math
 from collections.abc import Sequence
