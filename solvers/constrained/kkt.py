@@ -65,11 +65,16 @@ class KKT(eqx.Module):
         """Return the norms of the rows of G, for scaling."""
         raise NotImplementedError
 
-    def cosine(self, model, c) -> Float[Array, ""]:
-        """Return how far c is from orthogonal to the range of G: the cosine between it and a vector of the range."""
-        pull = model.adjoint(c)
-        size = norm(model.jacobian(unit(pull))) * norm(c)
-        return norm(pull) / jnp.where(size > 0, size, 1)
+    def column_sizes(self, model, x, weights) -> Float[Array, " n"]:
+        """Return the squared norms of the columns of G, its rows weighted; zeros where they are not at hand."""
+        return jnp.zeros_like(x)
+
+    def at_minimum(self, model, c, first) -> Bool[Array, ""]:
+        """Whether ``|c|`` is at a minimum to second order, by `evidence`.
+
+        The H of `model` is that of ``u'c(x)`` with u = c; `first` are the `column_sizes` of the start.
+        """
+        raise NotImplementedError
 
     def multipliers(self, model, g) -> Float[Array, " m"]:
         """Return ``argmin_u |g + G'u|``, the least-squares multipliers for the gradient `g` of the objective."""
@@ -93,3 +98,8 @@ def unit(v):
     """Return ``v / |v|``, zero for zero."""
     size = norm(v)
     return v / jnp.where(size > 0, size, 1)
+
+
+def start_vector(n, dtype):
+    """Return a fixed vector that no symmetry of a problem is likely to share."""
+    return unit(jnp.cos(jnp.arange(1, n + 1, dtype=dtype) ** 2 * 0.7) + 0.1)

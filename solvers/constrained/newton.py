@@ -243,7 +243,8 @@ def _solve(arrays, x0, multipliers, limits: Limits, static: Static, unconverged:
         large = kkt == "auto" and start.size + m > DENSE_LIMIT
         kkt = KrylovKKT() if large or kkt == "krylov" else DenseKKT()
     fixed, start = lax.stop_gradient((data, start))
-    problem = Problem(partial(values, fixed), jnp.ones((), start.dtype), jnp.ones(m, start.dtype))
+    unscaled = jnp.ones((), start.dtype), jnp.ones(m, start.dtype), jnp.zeros_like(start)
+    problem = Problem(partial(values, fixed), *unscaled)
     problem, state = _begin(problem, kkt, start, _flat_multipliers(multipliers, m, start.dtype), limits)
     run = iterate(
         lambda s: iteration.step(s, problem, kkt, limits.tol),
@@ -291,7 +292,8 @@ def _begin(problem: Problem, kkt: KKT, x, lam, limits: Limits):
         size = jnp.max(jnp.abs(lam * scale_f / scale_c), initial=0)
         lam = jnp.where(size <= LARGE_MULTIPLIER, lam, 0)
     g = scale_f * (gradient + model.adjoint(lam))
-    problem = Problem(problem.posed, scale_f, scale_c)
+    columns = kkt.column_sizes(model, x, scale_c)
+    problem = Problem(problem.posed, scale_f, scale_c, columns)
     point = Point(scale_f * f, scale_c * c, g)
     lam = lam * scale_f / scale_c
     return problem, iteration.start(problem, x, lam, point, tol=limits.tol, max_steps=limits.max_steps)

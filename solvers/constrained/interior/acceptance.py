@@ -103,6 +103,8 @@ class Rules(NamedTuple):
     phi: Float[Array, ""]
     slope: Float[Array, ""]
     filter: Filter
+    demand: Float[Array, ""]
+    """By how much phi must fall at least, zero but where the search is to look for what derivatives cannot tell."""
     theta_min: Float[Array, ""]
     theta_max: Float[Array, ""]
     lenient: Bool[Array, ""]
@@ -119,12 +121,13 @@ class Rules(NamedTuple):
     def accept(self, alpha, trial: Trial):
         """Apply Armijo's test where switched, else ask for progress in theta or phi; and consult the filter."""
         noise = 10 * eps(self.phi.dtype) * jnp.maximum(jnp.abs(self.phi), 1)
-        armijo = trial.phi - self.phi <= ETA * alpha * self.slope + noise  # (20)
+        armijo = trial.phi - self.phi <= ETA * alpha * self.slope + noise - self.demand  # (20)
         # (18)
         progress = (trial.theta <= (1 - GAMMA) * self.theta) | (trial.phi - self.phi <= -GAMMA * self.theta + noise)
         welcome = (trial.theta <= self.theta_max) & ~self.filter.refuses(trial.theta, trial.phi)
         finite = jnp.isfinite(trial.theta) & jnp.isfinite(trial.phi)
-        return finite & (self.lenient | (welcome & jnp.where(self.switched(alpha), armijo, progress)))
+        strict = self.switched(alpha) | (self.demand > 0)
+        return finite & (self.lenient | (welcome & jnp.where(strict, armijo, progress)))
 
     def shortest(self):
         """Return the length below which the search gives up."""

@@ -24,13 +24,15 @@ It departs from the paper in the restoration, which minimises the squared violat
 
 import jax.numpy as jnp
 
+from ...core.loop import when
 from ...core.precision import dot, eps, matmul
 from ...core.solution import Status
 from ...core.typing import Array
+from ..evidence import at_minimum
 from .acceptance import Filter, Found, Rules, Trial, barrier, boundary, empty_filter, search, violation
 from .direction import Plan, plan
 from .newton_system import Direction, multipliers, newton
-from .standard import Iterate, Model, Residual, Standard, Values, gradient, largest
+from .standard import Iterate, Model, Residual, Standard, Values, columns, gradient, largest
 from .state import ENTER, NEWTON, REFRESH, RESTORE, State, count, gaps_from, select
 
 WARM_PUSH = 1e-3
@@ -100,6 +102,7 @@ def look(s: State, problem: Standard, p: Plan, filter: Filter) -> Found:
         filter=select(restoring, empty_filter(dx.dtype), filter),
         theta_min=jnp.where(restoring, jnp.inf, s.theta_min).astype(dx.dtype),
         theta_max=s.theta_max,
+        demand=jnp.where(s.probe & restoring & ~p.leave, eps(dx.dtype) ** 0.5 * here.phi, 0),
         lenient=small & ~restoring & (here.theta <= s.theta_min),
         willing=((s.mode == NEWTON) | restoring) & p.system.valid & (~s.suspect | p.leave),
     )
@@ -183,20 +186,25 @@ def returns(s: State, problem: Standard, found: Found, filter: Filter, tol):
     return (s.mode == RESTORE) & found.accepted & (welcome | negligible), negligible
 
 
-def stationary(problem: Standard, w: Iterate, values: Values, model: Model, falls, tol):
+def stationary(problem: Standard, w: Iterate, values: Values, model: Model, tol):
     """Whether a restoration's conditions hold at w: the violation has no descent within the bounds, to first order.
 
-    A gradient that is merely small proves nothing while the violation still `falls`, for on the way to a singular root
-    the constraints' gradients fade: then it must be small beside what it is a sum of.
+    That proves nothing yet: on the way to a singular root and on a plateau the constraints' gradients fade.
     """
     slope = gradient(w, model, jnp.zeros((), w.x.dtype))
-    pull = matmul(jnp.abs(w.y), jnp.abs(model.C)) + matmul(jnp.abs(w.z), jnp.abs(model.G))
-    flat = largest(slope) <= eps(w.x.dtype) ** 0.6 * largest(pull)
     miss = jnp.sqrt(dot(values.c, values.c) + dot(values.g + w.s, values.g + w.s))
-    small = tol * jnp.minimum(1, miss)
     gaps = [largest(part) for part in gaps_from(problem, w, 0.0)]
     parts = [largest(slope), largest(values.g + w.s - w.z), *gaps]
-    return jnp.all(jnp.stack(parts) <= small) & (flat | ~falls)
+    return jnp.all(jnp.stack(parts) <= tol * jnp.minimum(1, miss))
+
+
+def least(s: State, problem: Standard, p: Plan):
+    """Whether a restoration stands at a minimum of the violation within the bounds, to second order."""
+    w, model = s.w, s.model
+    B = p.system.B + matmul(model.C.T, model.C)
+    miss = s.values.g + w.s
+    squares = dot(s.values.c, s.values.c) + dot(miss, miss)
+    return at_minimum(B, columns(model), problem.columns, gradient(w, model, jnp.zeros((), w.x.dtype)), squares)
 
 
 def beyond(problem: Standard, w: Iterate, values: Values, residual: Residual, tol):
@@ -249,16 +257,16 @@ def step(s: State, problem: Standard, tol) -> State:
     mode = jnp.where(refreshing, NEWTON, jnp.where(entering, RESTORE, mode))
     missed = dot(values.c, values.c) + dot(values.g + after.s, values.g + after.s)
     entered = jnp.minimum(s.mu, 0.1 * missed / count(problem, w))
-    idle = jnp.where(moved(w, after) | settle, 0, s.idle + 1)
+    idle = jnp.where(moved(w, after), 0, s.idle + jnp.where(settle, 0, 1))
 
     # What may be claimed? Where the Hessian was shifted, not before its curvature has been looked at.
-    falls = violation(values, after.s) < LEVEL * theta
     level = restoring & ~restored & (residual.violation > 10 * tol)
-    level = level & stationary(problem, after, values, model, falls, tol)
+    level = level & stationary(problem, after, values, model, tol) & (violation(values, after.s) >= LEVEL * theta)
+    proved = when(level, lambda _: least(s, problem, p), jnp.zeros((), bool))
     solved = (moving | refreshing) & (mode == NEWTON) & (residual.error() <= tol)
-    suspect = (level | solved) & (refreshing | (p.system.shift > 0)) & ~settle
+    suspect = ((level & ~proved) | solved) & (refreshing | (p.system.shift > 0)) & ~settle
     verdict = jnp.where(idle >= STANDSTILL, Status.STAGNATED, beyond(problem, after, values, residual, tol))
-    verdict = jnp.where(level & ~suspect, Status.INFEASIBLE, verdict)
+    verdict = jnp.where(proved & s.probe & ~found.accepted, Status.INFEASIBLE, verdict)
     hidden = (entering | (restoring & ~restored)) & (verdict != Status.INFEASIBLE)
     return State(
         w=after,
@@ -275,6 +283,7 @@ def step(s: State, problem: Standard, tol) -> State:
         reach=jnp.where(acting & found.accepted & ~finite, 0.25 * found.alpha, 1).astype(dtype),
         soft=jnp.where(soft, s.soft + 1, 0),
         suspect=suspect,
+        probe=proved & ~s.probe,
         residual=select(hidden, s.residual, residual),
         verdict=verdict.astype(jnp.int32),
         idle=jnp.where(acting, idle, s.idle).astype(jnp.int32),

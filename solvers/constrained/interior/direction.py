@@ -28,6 +28,9 @@ KAPPA_EPS, KAPPA_MU, THETA_MU = 10.0, 0.2, 1.5
 TAU = 0.99
 """Steps go at most this fraction of the way to the boundary, or ``1 - mu`` of it."""
 
+FAR = 4096.0
+"""Times the step, with which a restoration looks for what second derivatives cannot tell, as an inflection."""
+
 
 def lowered(problem: Standard, s: State, restoring, least):
     """Return the barrier parameter, lowered until the barrier problem's scaled error exceeds ``KAPPA_EPS mu``."""
@@ -84,6 +87,8 @@ def plan(s: State, problem: Standard, tol) -> Plan:
     )
     flat = eps(dtype) ** 0.5 * jnp.max(jnp.abs(s.model.H), initial=0)
     leave = s.suspect & (system.shift > 0) & (curvature < -flat)
+    far = jnp.where(s.probe & restoring, FAR, 1).astype(dtype)
+    direction = direction._replace(x=far * direction.x, s=far * direction.s)
     direction = select(leave, along(problem, s, v, direction), direction)
     tau = jnp.maximum(TAU, 1 - mu)  # (8)
     dual = boundary([(w.z, direction.z), (w.zl, direction.zl), (w.zu, direction.zu)], tau)

@@ -20,7 +20,7 @@ from ...core.static import Static
 from ...core.typing import Array, Float, Int, Progress, PyTree, Scalar
 from .active_set import differentiable
 from .barrier_step import WARM_PUSH, step
-from .standard import PUSH, Iterate, Model, Standard, Values, bounded, scales
+from .standard import PUSH, Iterate, Model, Standard, Values, bounded, columns, scales
 from .state import NEWTON
 from .state import start as begin
 
@@ -336,6 +336,7 @@ def _begin(problem: Standard, x, given):
         scale.f * model.H,
         scale.f * model.held,
     )
+    problem = problem._replace(columns=columns(model))
     s = jnp.maximum(-values.g, WARM_PUSH if warm else PUSH)
     w = Iterate(x, s, y, z, zl, zu)
     if warm:

@@ -84,6 +84,8 @@ class Standard(NamedTuple):
     above: Bool[Array, " n"]
     free: Bool[Array, " n"]
     scale: Values
+    columns: Float[Array, " n"]
+    """Squared norms of the columns of both constraints' scaled Jacobians at the start."""
 
     def values(self, x) -> Values:
         """Return the scaled values."""
@@ -149,6 +151,11 @@ def gradient(w: Iterate, model: Model, sigma: Scalar = 1.0):
     return sigma * model.df + matmul(w.y, model.C) + matmul(w.z, model.G) - w.zl + w.zu
 
 
+def columns(model: Model):
+    """Return the squared norms of the columns of both Jacobians together."""
+    return jnp.sum(model.C**2, axis=0) + jnp.sum(model.G**2, axis=0)
+
+
 def mean_size(total, count):
     """Return the mean of `count` multipliers over 100, at least one: the divisors of equation 5."""
     return jnp.maximum(total / max(count, 1), GRADIENT) / GRADIENT
@@ -172,6 +179,7 @@ def bounded(posed, lower, upper, p: int, q: int) -> Standard:
         above,
         free,
         Values(one, jnp.ones(p, lower.dtype), jnp.ones(q, lower.dtype)),
+        jnp.zeros_like(lower),
     )
 
 

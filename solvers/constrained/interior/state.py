@@ -44,6 +44,8 @@ class State(NamedTuple):
     """How many steps in a row the filter refused."""
     suspect: Bool[Array, ""]
     """About to be claimed, but the Hessian needed a shift: perhaps a saddle."""
+    probe: Bool[Array, ""]
+    """The violation looks minimal to second order: the next step looks far beyond before that is said."""
     residual: Residual
     verdict: Int[Array, ""]
     idle: Int[Array, ""]
@@ -72,6 +74,7 @@ def start(problem: Standard, w: Iterate, values: Values, model: Model, warm) -> 
         reach=zero + 1,
         soft=none,
         suspect=jnp.zeros((), bool),
+        probe=jnp.zeros((), bool),
         residual=problem.residual(w, values, model),
         verdict=none + Status.RUNNING,
         idle=none,
