@@ -95,7 +95,7 @@ class KrylovKKT(KKT):
             precondition = self._joint(model, ask.rx.size, ask.rc.size, shift, damping, dtype)
             rhs = ask.rx, jnp.where(tangential, 0, ask.rc)
             # Penalised, dlam = c solves the lower rows: what is left of the upper ones then is what must become small.
-            goal = jax.tree.map(lambda slope, r: jnp.where(ask.penalised, slope, r), (pull, jnp.zeros_like(ask.rc)), rhs)
+            goal = jnp.where(ask.penalised, pull, rhs[0]), jnp.where(ask.penalised, 0, rhs[1])
             size = jnp.sqrt(dot(goal[0], goal[0]) + dot(goal[1], goal[1]))
 
             def product(z):
