@@ -71,12 +71,12 @@ class DenseKKT(KKT):
 
     def column_sizes(self, model, x, weights):
         """Return the exact sizes."""
-        return matmul(weights**2, model.G**2)
+        return jnp.max(jnp.abs(weights[:, None] * model.G), axis=0, initial=0)
 
     def at_minimum(self, model, c, first):
         """Judge by a factorisation of ``H + G'G``."""
         B = model.H + matmul(model.G.T, model.G)
-        return at_minimum(B, jnp.sum(model.G**2, axis=0), first, model.adjoint(c), dot(c, c))
+        return at_minimum(B, self.column_sizes(model, first, jnp.ones_like(c)), first, model.adjoint(c), dot(c, c))
 
     def multipliers(self, model, g):
         """Solve the regularised normal equations ``(GG' + d I) u = -G g``, refined once."""

@@ -66,7 +66,7 @@ class KKT(eqx.Module):
         raise NotImplementedError
 
     def column_sizes(self, model, x, weights) -> Float[Array, " n"]:
-        """Return the squared norms of the columns of G, its rows weighted; zeros where they are not at hand."""
+        """Return the largest entries of the columns of G, its rows weighted; zeros where they are not at hand."""
         return jnp.zeros_like(x)
 
     def at_minimum(self, model, c, first) -> Bool[Array, ""]:

@@ -60,8 +60,8 @@ class KrylovKKT(KKT):
         return jnp.zeros(m, dtype)
 
     def column_sizes(self, model, x, weights):
-        """Return the squared entries of ``G'u`` for a fixed u."""
-        return model.adjoint(weights * start_vector(weights.size, x.dtype)) ** 2
+        """Return the entries of ``G'u`` for a fixed u."""
+        return jnp.abs(model.adjoint(weights * start_vector(weights.size, x.dtype)))
 
     def at_minimum(self, model, c, first):
         """Judge by conjugate gradients with ``H + G'G``."""

@@ -21,7 +21,7 @@ from .newton_system import Direction, System, Target, assemble, bend, newton
 from .standard import Standard, gradient, largest, mean_size, total
 from .state import NEWTON, RESTORE, State, count, gaps_from, select
 
-KAPPA_EPS, KAPPA_MU, THETA_MU = 10.0, 0.2, 1.5
+KAPPA_EPS, KAPPA_MU, THETA_MU = 10.0, 0.1, 1.7
 """The barrier parameter falls to ``min(KAPPA_MU mu, mu^THETA_MU)`` once the barrier problem's error is below
 ``KAPPA_EPS mu``."""
 TAU = 0.99

@@ -85,7 +85,7 @@ class Standard(NamedTuple):
     free: Bool[Array, " n"]
     scale: Values
     columns: Float[Array, " n"]
-    """Squared norms of the columns of both constraints' scaled Jacobians at the start."""
+    """Largest entries of the columns of both constraints' scaled Jacobians at the start."""
 
     def values(self, x) -> Values:
         """Return the scaled values."""
@@ -151,8 +151,8 @@ def gradient(w: Iterate, model: Model, sigma: Scalar = 1.0):
 
 
 def columns(model: Model):
-    """Return the squared norms of the columns of both Jacobians together."""
-    return jnp.sum(model.C**2, axis=0) + jnp.sum(model.G**2, axis=0)
+    """Return the largest entries of the columns of both Jacobians."""
+    return jnp.max(jnp.abs(jnp.concatenate([model.C, model.G])), axis=0, initial=0)
 
 
 def mean_size(total, count):
