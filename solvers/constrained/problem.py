@@ -29,7 +29,7 @@ class Problem(NamedTuple):
     scale_f: Float[Array, ""]
     scale_c: Float[Array, " m"]
     columns: Float[Array, " n"]
-    """Largest entries of the columns of the constraints' scaled Jacobian at the start, zeros if they are not at hand."""
+    """Largest entries of the columns of the scaled Jacobian at the start, zeros where they are not at hand."""
 
     def evaluate(self, x, lam) -> Point:
         """Return ``f, c, g`` from one reverse sweep."""
