@@ -7,6 +7,8 @@ How the system of a `Question` is solved, with rho > 0 and ``half^2 = 1 - rho d`
 (3) ``S = half^2 G K^-1 G' + d I``, the negated complement
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from typing import Any, ClassVar, NamedTuple
 

@@ -23,6 +23,8 @@ It departs from the paper where it has no rule: the modes RESTORE and REFRESH, n
 anew, and multipliers from ``-(g, 0)`` where a shift was needed.
 """
 
+from __future__ import annotations
+
 from typing import NamedTuple
 
 import jax.numpy as jnp

@@ -1,5 +1,7 @@
 """What the Newton iteration asks of a solver of Karush-Kuhn-Tucker (KKT) systems, and what it is told."""
 
+from __future__ import annotations
+
 from typing import Any, ClassVar, NamedTuple
 
 import equinox as eqx

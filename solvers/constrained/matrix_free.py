@@ -1,5 +1,7 @@
 """KKT systems by MINRES from products with H, G and G' alone."""
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from typing import NamedTuple
 

@@ -1,5 +1,7 @@
 """Equality-constrained optimisation: the public call, its answer and the derivatives of that answer."""
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from functools import partial
 from typing import Any

@@ -1,5 +1,7 @@
 """The problem on flat, scaled vectors, as the merit function and the KKT solvers see it."""
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from typing import NamedTuple
 

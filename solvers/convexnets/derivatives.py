@@ -1,5 +1,7 @@
 """Derivatives of a trained network in its data: those of a point on the central path, where everything is smooth."""
 
+from __future__ import annotations
+
 from typing import NamedTuple
 
 import jax

@@ -13,6 +13,8 @@ to outputs and s the slacks of their cones:
 It departs from Bai, Gautam and Sojoudi, SIMODS 2023, who solve it by ADMM.
 """
 
+from __future__ import annotations
+
 from typing import NamedTuple
 
 import equinox as eqx
@@ -115,13 +117,13 @@ class Scaling(NamedTuple):
     bulge: Array
 
 
-def scaling(data: Data, p: Point) -> Scaling:
+def scaling(beta: Array, t: Array, u: Array, q: Array) -> Scaling:
     """Return the scaling of each block; `bulge` is ``t^2 - |u|^2``."""
-    size, other = lengths(p.u), lengths(p.q)
-    bulge = jnp.maximum((p.t - size) * (p.t + size), tiny(size.dtype))
-    other = jnp.maximum((data.beta - other) * (data.beta + other), tiny(size.dtype))
-    x0, x1 = p.t / jnp.sqrt(bulge), p.u / jnp.sqrt(bulge)[:, None]
-    y0, y1 = data.beta / jnp.sqrt(other), -p.q / jnp.sqrt(other)[:, None]
+    size, other = lengths(u), lengths(q)
+    bulge = jnp.maximum((t - size) * (t + size), tiny(size.dtype))
+    other = jnp.maximum((beta - other) * (beta + other), tiny(size.dtype))
+    x0, x1 = t / jnp.sqrt(bulge), u / jnp.sqrt(bulge)[:, None]
+    y0, y1 = beta / jnp.sqrt(other), -q / jnp.sqrt(other)[:, None]
     gamma = jnp.sqrt(jnp.maximum((1 + x0 * y0 + jnp.sum(x1 * y1, axis=1)) / 2, 1))
     # (2)
     return Scaling((x0 + y0) / (2 * gamma), (x1 - y1) / (2 * gamma)[:, None], jnp.sqrt(bulge / other), bulge)
@@ -191,7 +193,7 @@ def newton(data: Data, p: Point):
     Everything but u is eliminated, block by block, and then the blocks: ``(W^-1 + F H^-1 F') x = F H^-1 g``.
     """
     blocks, y, beta = data.blocks, data.y, data.beta
-    pairs, scale = products(data, p), scaling(data, p)
+    pairs, scale = products(data, p), scaling(beta, p.t, p.u, p.q)
     safe = jnp.maximum(pairs.slack, tiny(y.dtype))
     bend = 2 * scale.w0**2 - 1
     flat, spread = jnp.ones_like(y), jnp.ones_like(y)

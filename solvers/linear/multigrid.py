@@ -1,5 +1,7 @@
 """Krylov methods preconditioned by a multigrid cycle."""
 
+from __future__ import annotations
+
 from typing import Any, ClassVar
 
 import equinox as eqx

@@ -7,6 +7,8 @@ With z the preconditioned residual; the second is Kaneda et al., ICML 2023, algo
 (3) ``x <- x + alpha p,  r <- r - alpha A p,  alpha = p'r / p'A p``
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from typing import Any, NamedTuple
 

@@ -1,5 +1,7 @@
 """From a method and a system to a `Solution`: checks, scaling, the solve in its layout, exact derivatives."""
 
+from __future__ import annotations
+
 from abc import abstractmethod
 from collections.abc import Callable
 from functools import partial

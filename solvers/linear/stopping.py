@@ -1,5 +1,7 @@
 """The loop of the linear solvers: the stopping test is made every few steps, and the count is still exact."""
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from typing import Any, NamedTuple
 

@@ -15,6 +15,8 @@ function:
 It departs from the paper in allowing for rounding in 18 and 20, and in a filter of `CAPACITY` entries.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from typing import NamedTuple
 

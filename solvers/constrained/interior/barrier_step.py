@@ -22,6 +22,8 @@ The numbers are those of Waechter and Biegler, Math. Program. 106 (2006):
 It departs from the paper in the restoration, which minimises the squared violation by the same Newton system.
 """
 
+from __future__ import annotations
+
 import jax.numpy as jnp
 
 from ...core.loop import when

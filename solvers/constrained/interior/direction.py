@@ -8,6 +8,8 @@ The numbers are those of Waechter and Biegler, Math. Program. 106 (2006):
 It departs from the paper in ``least``, a tenth of `tol` there and ``tol / 11`` times the smallest scale here.
 """
 
+from __future__ import annotations
+
 from typing import NamedTuple
 
 import jax.numpy as jnp

@@ -12,6 +12,8 @@ It departs from the paper in d, which is always there, and in the inertia, which
 ``B + shift I + rho C'C`` in place of an indefinite factorisation.
 """
 
+from __future__ import annotations
+
 from typing import NamedTuple
 
 import jax.numpy as jnp

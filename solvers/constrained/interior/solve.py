@@ -1,5 +1,7 @@
 """Optimisation with inequalities and bounds: the public call, its answer and the derivatives of that answer."""
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple

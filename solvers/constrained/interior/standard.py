@@ -7,6 +7,8 @@ The number is that of Waechter and Biegler, Math. Program. 106 (2006), the sign 
 with ``s_d = max(100, mean of |y|, z, zl, zu) / 100`` and s_c the same without y, at mu = 0.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from typing import NamedTuple
 

@@ -6,6 +6,8 @@ The number is that of Waechter and Biegler, Math. Program. 106 (2006):
     start
 """
 
+from __future__ import annotations
+
 from typing import NamedTuple
 
 import jax

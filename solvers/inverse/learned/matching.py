@@ -7,6 +7,8 @@ Proximal matching, by Fang, Buchanan, Sulam (ICLR 2024), numbered as in the comm
 (3) ``min_theta mean over examples of loss(f_theta(y), x)``, for one falling gamma after another
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 

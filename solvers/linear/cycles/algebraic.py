@@ -1,5 +1,7 @@
 """Algebraic multigrid: a hierarchy built once on the host by PyAMG, cycles and coarse products on the device."""
 
+from __future__ import annotations
+
 from typing import Any
 
 import equinox as eqx

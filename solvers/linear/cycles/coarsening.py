@@ -15,6 +15,8 @@ After Dendy (1982) and Schaffer (1998), along one axis at a time, u on the fine 
 It departs from the papers in that l and r are at least zero and c at least ``l + r``.
 """
 
+from __future__ import annotations
+
 import itertools
 import math
 from collections.abc import Callable

@@ -7,6 +7,8 @@ With S the smoother and P the interpolation from the next level:
 (3) ``z <- z + d``, then ``z <- z + S'(r - A z)``
 """
 
+from __future__ import annotations
+
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
 

@@ -1,5 +1,7 @@
 """Multigrid on regular grids: the levels of a stencil."""
 
+from __future__ import annotations
+
 import math
 
 import equinox as eqx

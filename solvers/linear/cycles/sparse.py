@@ -1,5 +1,7 @@
 """Sums of products along fixed lists of places: sparse matrices times vectors, and times sparse matrices."""
 
+from __future__ import annotations
+
 from typing import Any
 
 import equinox as eqx

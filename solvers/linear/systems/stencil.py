@@ -1,5 +1,7 @@
 """Stencil systems on regular grids, and the polyphase layout that makes their sweeps fast."""
 
+from __future__ import annotations
+
 import functools
 import itertools
 from collections.abc import Sequence
