@@ -72,9 +72,10 @@ def least_around(name, x, rng):
     """Return by how much points around x violate less, relative to the violation there; nothing of ours is asked."""
     sizes = np.repeat(10.0 ** -np.arange(0.5, 4), 50)[:, None] * (1 + np.abs(x))
     around = x + sizes * rng.standard_normal((len(sizes), 2))
-    violation = lambda x: np.linalg.norm(
-        np.stack([np.asarray(v, float) * np.ones(len(x)) for v in MAPS[name](x.T)]), axis=0
-    )  # noqa: E731, E501
+
+    def violation(x):
+        return np.linalg.norm([np.asarray(v, float) * np.ones(len(x)) for v in MAPS[name](x.T)], axis=0)
+
     here = violation(x[None])[0]
     return 1 - np.min(violation(around)) / here
 
