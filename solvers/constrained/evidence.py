@@ -13,6 +13,8 @@ variable whose ``S_j^-1`` is `FADED` times the ``|J_j|`` of the start has left t
 are largest entries, for squares leave it sooner.
 """
 
+from __future__ import annotations
+
 import jax.numpy as jnp
 from jax import lax
 from jax.scipy.linalg import solve_triangular
