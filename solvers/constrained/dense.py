@@ -19,8 +19,7 @@ from jax.scipy.linalg import solve_triangular
 
 from ..core.precision import dot, eps, matmul
 from ..core.typing import Array, Bool, Float, Int
-from .evidence import at_minimum
-from .kkt import KKT, SHIFTS, Answer, Question, norm, start_vector, unit
+from .kkt import KKT, SHIFTS, Answer, Question, at_minimum, norm, start_vector, unit
 
 SWEPT = 16
 """Systems up to this size are inverted by sweeps, one kernel a pivot; larger ones by Cholesky factorisation."""

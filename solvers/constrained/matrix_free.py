@@ -13,8 +13,7 @@ from ..core.krylov.cg import cg
 from ..core.krylov.minres import minres
 from ..core.precision import dot, eps
 from ..core.typing import Array, Scalar
-from .evidence import seems_at_minimum
-from .kkt import KKT, SHIFTS, Answer, start_vector
+from .kkt import KKT, SHIFTS, Answer, seems_at_minimum, start_vector
 from .preconditioning import Precondition, Preconditioner
 
 

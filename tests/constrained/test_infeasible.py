@@ -9,7 +9,7 @@ import pytest
 from jax import lax
 
 from solvers import Status, interior_point, sketched_newton
-from solvers.constrained.evidence import at_minimum, seems_at_minimum
+from solvers.constrained.kkt import at_minimum, seems_at_minimum
 
 from ..conftest import FLOAT, X64
 

@@ -30,7 +30,7 @@ from ...core.loop import when
 from ...core.precision import eps, matmul
 from ...core.solution import Status
 from ...core.typing import Array
-from ..evidence import at_minimum
+from ..kkt import at_minimum
 from .acceptance import Filter, Found, Rules, Trial, barrier, boundary, empty_filter, search, squares, violation
 from .direction import Plan, plan
 from .newton_system import Direction, multipliers, newton
