@@ -6,6 +6,7 @@ Transport
     `sns_sinkhorn`, `sinkhorn`: entropic optimal transport. `unbalanced_sinkhorn`: masses that differ.
     `transport_exactly`: without entropy, to a certified gap.
     `PointCloud`, `Grid`: costs that are never stored. `sinkhorn_divergence`, `monge_gap`, `fit_transport_map`.
+    `barycenter` on a given support, `free_support_barycenter` of point clouds.
 Inverse problems
     `admm`, `pgd`, `hqs`: data through `Radon`, `Blur`, `FourierSampling`, ..., a prior by its proximal map.
     `LearnedProx`: such a map, learned. `posterior_sample`, `invert`, `tweedie`: priors by a diffusion model's score.
@@ -53,6 +54,7 @@ FACES: dict[str, tuple[str, ...]] = {
     "transport": (
         "barycenter",
         "fit_transport_map",
+        "free_support_barycenter",
         "monge_gap",
         "sinkhorn",
         "sinkhorn_divergence",
@@ -63,6 +65,7 @@ FACES: dict[str, tuple[str, ...]] = {
         "BarycenterSolution",
         "DivergenceSolution",
         "ExactSolution",
+        "FreeBarycenterSolution",
         "Grid",
         "MapSolution",
         "MongeGapSolution",

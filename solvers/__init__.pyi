@@ -266,6 +266,7 @@ from .tensor import spherical_harmonics as spherical_harmonics
 from .transport import BarycenterSolution as BarycenterSolution
 from .transport import DivergenceSolution as DivergenceSolution
 from .transport import ExactSolution as ExactSolution
+from .transport import FreeBarycenterSolution as FreeBarycenterSolution
 from .transport import Grid as Grid
 from .transport import MapSolution as MapSolution
 from .transport import MongeGapSolution as MongeGapSolution
@@ -277,6 +278,7 @@ from .transport import TransportStatus as TransportStatus
 from .transport import UnbalancedSolution as UnbalancedSolution
 from .transport import barycenter as barycenter
 from .transport import fit_transport_map as fit_transport_map
+from .transport import free_support_barycenter as free_support_barycenter
 from .transport import monge_gap as monge_gap
 from .transport import sinkhorn as sinkhorn
 from .transport import sinkhorn_divergence as sinkhorn_divergence

@@ -26,7 +26,7 @@ class ConvexReLUSolution(Solution):
     lower_bound : Float[Array, ""]
         Of the problem's optimum, from a feasible point of the dual problem.
     slope : Float[Array, "n"]
-        Derivatives of the loss in the outputs.
+        Derivatives of the loss in the outputs; with a radius (n, 1 + d), those in the outputs' gradients behind them.
     multipliers : Float[Array, "b n"]
         Of the cones; zero for a gated network.
     signs : Float[Array, "b"]
