@@ -30,6 +30,8 @@ class Problem(NamedTuple):
     posed: Callable[[Array], tuple[Array, Array]]
     scale_f: Float[Array, ""]
     scale_c: Float[Array, " m"]
+    columns: Float[Array, " n"]
+    """Largest entries of the columns of the scaled Jacobian at the start, zeros where they are not at hand."""
 
     def evaluate(self, x, lam) -> Point:
         """Return ``f, c, g`` from one reverse sweep."""

@@ -140,10 +140,11 @@ def block_hessians(data: Data, p: Point, scale: Scaling, slack: Array) -> Array:
     return hessian
 
 
-def eliminated(blocks: Blocks, hessian: Array, flat: Array, sketch: int = 0):
+def eliminated(blocks: Blocks, hessian: Array, flat: Array, sketch: int = 0, *, even: bool = False):
     """Return ``g -> (v, W F v)`` with ``(H + F' W F) v = g`` for block-diagonal H and diagonal ``W = 1 / flat``.
 
     With a `sketch` the n x n matrix is not formed: conjugate gradients, preconditioned by a Nystrom approximation.
+    `even`: W is of one size; then the system in the neurons is as good as that in the examples, and taken if smaller.
     """
     d = hessian.shape[1]
     floor = 10 * eps(hessian.dtype) * jnp.trace(hessian, axis1=1, axis2=2) / d + tiny(hessian.dtype)
@@ -151,6 +152,19 @@ def eliminated(blocks: Blocks, hessian: Array, flat: Array, sketch: int = 0):
     rows = jnp.broadcast_to(blocks.X.T[None], (hessian.shape[0], *blocks.X.T.shape))
     whitened = lax.linalg.triangular_solve(lower, rows, left_side=True, lower=True)
     whitened = (whitened * (blocks.sign[:, None] * blocks.active)[:, None, :]).reshape(-1, blocks.X.shape[0])
+    if even and not sketch and whitened.shape[0] < flat.shape[0]:
+        inner = jnp.eye(whitened.shape[0], dtype=flat.dtype) + matmul(whitened / flat[None, :], whitened.T)
+        system = jnp.linalg.cholesky(inner), True
+
+        def narrow(g):
+            half = lax.linalg.triangular_solve(lower, g[:, :, None], left_side=True, lower=True)
+            half = jax.scipy.linalg.cho_solve(system, half.reshape(-1))
+            v = lax.linalg.triangular_solve(
+                lower, half.reshape(*g.shape, 1), left_side=True, lower=True, transpose_a=True
+            )
+            return v[:, :, 0], matmul(whitened.T, half) / flat
+
+        return narrow
     # (4)
     if sketch:
         invert = by_sketch(whitened, flat, min(sketch, flat.shape[0]))
@@ -200,7 +214,8 @@ def newton(data: Data, p: Point):
     if data.loss == "hinge":
         spread = pairs.margin + p.alpha * p.excess / (1 - p.alpha)
         flat = spread / p.alpha
-    solve = eliminated(blocks, block_hessians(data, p, scale, pairs.slack), flat, data.sketch)
+    hessian = block_hessians(data, p, scale, pairs.slack)
+    solve = eliminated(blocks, hessian, flat, data.sketch, even=data.loss == "squared")
 
     def direction(mu, bent: tuple[Array, Array, Array]) -> Point:
         a0 = -beta + mu * p.t / scale.bulge

@@ -126,8 +126,9 @@ def train_relu(
     -----
     A step is Mehrotra's, with Nesterov and Todd's scaling of the neurons' lengths: the blocks are eliminated one by
     one, O(p n d^2), and an n x n matrix is formed in O(p d n^2) and factorised, or, with a `sketch`, multiplied some
-    tens of times at O(p d n). Memory 2 p d n numbers. It starts inside all cones, at multiples of the gates. Examples
-    and targets are scaled by powers of two, so their size does not matter.
+    tens of times at O(p d n). Of the squared loss it is a matrix of 2 p d rows, in O((p d)^2 n), where that is smaller.
+    Memory 2 p d n numbers. It starts inside all cones, at multiples of the gates. Examples and targets are scaled by
+    powers of two, so their size does not matter.
 
     In float32 rounding may end it at a gap of some percent, as stagnated; take float64 for a certificate. Both bounds
     hold whatever the iterates are: the upper one is a network's own objective, the lower one scales the
