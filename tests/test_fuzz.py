@@ -84,7 +84,11 @@ def newton_lane(solve, data):
     jacobian = data["rows"] + 0.2 * x[None, :]
     gradient = x - data["target"] + 0.4 * x**3 + jacobian.T @ y
     violation = data["rows"] @ x + 0.1 * jnp.sum(x**2) - data["rhs"]
-    return solution, jnp.linalg.norm(jnp.concatenate([gradient, violation]))
+    size = jnp.concatenate(
+        [jnp.abs(jacobian.T) @ jnp.abs(y), jnp.abs(data["rows"]) @ jnp.abs(x) + jnp.abs(data["rhs"])]
+    )
+    floor = 16 * jnp.finfo(x.dtype).eps * jnp.linalg.norm(size)  # what the terms' own rounding leaves
+    return solution, jnp.maximum(jnp.linalg.norm(jnp.concatenate([gradient, violation])) - floor, 0)
 
 
 def interior_lane(solve, data):
@@ -152,7 +156,8 @@ def gp_lane(solve, data):
     x = jnp.linspace(0, 1, 5, dtype=data["c"].dtype)
     u, bend = solution.mean(x), solution.derivative(x, (2,))
     terms = jnp.stack([bend, data["c"] * u, data["f"] * jnp.sin(3 * x)])
-    equation = jnp.max(jnp.abs(terms[0] - terms[1] - terms[2])) / (jnp.max(jnp.abs(terms)) + jnp.abs(data["left"]) + 1)
+    size = jnp.max(jnp.abs(terms)) + jnp.abs(data["left"]) + jnp.max(jnp.abs(u)) + 1
+    equation = jnp.max(jnp.abs(terms[0] - terms[1] - terms[2])) / size
     return solution, equation + jnp.abs(u[0] - data["left"]) / (1 + jnp.max(jnp.abs(u)))
 
 
