@@ -4,8 +4,8 @@ Two parts. `contract`: every solver of the contract, alone, under vmap and in a 
 example of every public name, all it compiles together: what somebody waits for who pastes it into a new process.
 
 ``python bench/compile_time.py`` takes some twenty minutes on two cores and writes ``bench/results/compile_time.json``;
-``--quick`` compiles once instead of three times, ``--slice 0/4`` measures a quarter, ``--only sor`` what has that in its
-name. The size of each traced program, which does not depend on the machine, is compared in the tests
+``--quick`` compiles once instead of three times, ``--slice 0/4`` measures a quarter, ``--only sor`` what has that in
+its name. The size of each traced program, which does not depend on the machine, is compared in the tests
 (``bench/counts.py``).
 """
 
