@@ -3,11 +3,13 @@
 Both solve the same convex problem over the same patterns, ours by `train_relu`, Clarabel as a second-order cone program
 to its tightest tolerances. `gap` is the certificate of ours; `above_clarabel` the relative distance of the objectives;
 `network_objective` the nonconvex objective of the network that comes out, relative to it.
-`pyscnn`: the augmented Lagrangian method of that package, in PyTorch, on the same gates.
+`pyscnn`: the augmented Lagrangian method of that package, in PyTorch, on the same gates. `robust`: against
+perturbations of each feature, beside Clarabel; `network_objective` is then the worst corner of every box, enumerated.
 """
 
 import contextlib
 import importlib
+import itertools
 import sys
 import time
 from unittest import mock
@@ -173,20 +175,104 @@ def pyscnn(options) -> list[dict]:
 
 
 def large(options) -> list[dict]:
-    """Factorise each step's system or solve it with a sketch: to the end on 300 examples, eight steps on 3,000."""
+    """Factorise each step's system or solve it with a sketch, to the end, on 300 and on 3,000 examples."""
     rows = []
-    for n, steps in ((300, 60),) if options.quick else ((300, 60), (3000, 8)):
+    for n, steps in ((300, 60),) if options.quick else ((300, 60), (3000, 100)):
         p = problem(5, n, 8, 20, 1.0)
         for name, sketch in (("factorised", None), ("sketch of rank 100", 100)):
-            solve = jax.jit(lambda p, s=sketch, steps=steps: train_relu(p, sketch=s, tol=1e-6, max_steps=steps))
-            jax.block_until_ready(solve(p))
-            run = harness.clock(lambda solve=solve, p=p: solve(p), repeat=1)
+            solve = jax.jit(lambda p, steps, s=sketch: train_relu(p, sketch=s, tol=1e-6, max_steps=steps))
+            jax.block_until_ready(solve(p, 1))
+            run = harness.clock(lambda solve=solve, p=p, steps=steps: solve(p, steps), repeat=1)
             sol = run.output
             rows.append({
                 "part": "large", "case": f"n={n}, d=8, {int(p.distinct.sum())} patterns", "method": name,
                 "objective": float(sol.objective), "gap": float(sol.error), "steps": int(sol.num_steps),
                 "converged": bool(sol.converged), "seconds_a_step": run.seconds / int(sol.num_steps),
+                "seconds": run.seconds,
             })  # fmt: skip
+            print(rows[-1], flush=True)
+    return rows
+
+
+def robust_program(p: ConvexReLU):
+    """Return quadratic, linear, rows, right-hand sides and cones of the robust problem in (u, a, t, h, r)."""
+    X, y, beta, e = (np.asarray(v) for v in (p.X, p.y, p.beta, p.radius))
+    masks = np.asarray(p.active)[np.asarray(p.distinct)]
+    signs, blocks = np.repeat([1.0, -1.0], len(masks)), np.concatenate([masks, masks])
+    (n, d), b = X.shape, len(blocks)
+    fit = sp.csc_matrix(np.concatenate([s * m[:, None] * X for s, m in zip(signs, blocks, strict=True)], axis=1))
+    turn = sp.kron(sp.csc_matrix(blocks.T * signs), sp.eye(d))
+    none = lambda rows, columns: sp.csc_matrix((rows, columns))  # noqa: E731
+    row = lambda u=None, a=None, h=None, r=None, k=1: sp.hstack([  # noqa: E731
+        none(k, b * d) if u is None else u, none(k, b * d) if a is None else a, none(k, b),
+        none(k, n * d) if h is None else h, none(k, n) if r is None else r])  # fmt: skip
+    sides = sp.block_diag([(2 * m - 1)[:, None] * X for m in blocks])
+    wide, reach = sp.kron(sp.eye(b), np.tile(e, (n, 1))), sp.kron(sp.eye(n), e[None, :])
+    I, H, R = sp.eye(b * d), sp.eye(n * d), sp.eye(n)  # noqa: E741
+    inside = [row(sides, -wide, k=n * b), row(-I, I, k=b * d), row(I, I, k=b * d), row(-turn, h=H, k=n * d),
+              row(turn, h=H, k=n * d)]  # fmt: skip
+    zeros = np.zeros(n * b + 2 * b * d + 2 * n * d)
+    if p.loss == "squared":
+        inside += [row(-fit, h=-reach, r=R, k=n), row(fit, h=-reach, r=R, k=n)]
+        constants = np.concatenate([zeros, y, -y])
+    else:
+        inside += [row(r=R, k=n), row(sp.diags(y) @ fit, h=-reach, r=R, k=n)]
+        constants = np.concatenate([zeros, np.zeros(n), -np.ones(n)])
+    size = 2 * b * d + b + n * d + n
+    cones, lengths = [clarabel.NonnegativeConeT(len(constants))], sp.lil_matrix((b * (d + 1), size))
+    for i in range(b):
+        lengths[i * (d + 1), 2 * b * d + i] = -1
+        for j in range(d):
+            lengths[i * (d + 1) + 1 + j, i * d + j] = -1
+        cones.append(clarabel.SecondOrderConeT(d + 1))
+    last = np.concatenate([np.zeros(size - n), np.ones(n)])
+    squared = p.loss == "squared"
+    linear = np.concatenate(
+        [np.zeros(2 * b * d), np.full(b, beta), np.zeros(n * d), np.zeros(n) if squared else np.ones(n)]
+    )
+    rows = sp.vstack([-sp.vstack(inside), lengths]).tocsc()
+    return sp.diags(last * squared).tocsc(), linear, rows, np.concatenate([constants, np.zeros(b * (d + 1))]), cones
+
+
+def worst_corner(net, p: ConvexReLU) -> float:
+    """Return the nonconvex objective with the worst corner of each example's box, in NumPy."""
+    X, y, radius = np.asarray(p.X), np.asarray(p.y), np.asarray(p.radius)
+    hidden, output = np.asarray(net.hidden), np.asarray(net.output)
+    losses = []
+    for corner in itertools.product((-1.0, 1.0), repeat=X.shape[1]):
+        f = np.maximum((X + radius * np.array(corner)) @ hidden.T, 0) @ output
+        losses.append((f - y) ** 2 / 2 if p.loss == "squared" else np.maximum(1 - y * f, 0))
+    return np.sum(np.max(losses, axis=0)) + float(p.beta) * (np.sum(hidden**2) + np.sum(output**2)) / 2
+
+
+def robust(options) -> list[dict]:
+    """Solve ten problems of each loss against perturbations, beside Clarabel."""
+    solve, rows, (n, d) = jax.jit(train_relu), [], (30, 4)
+    for loss, seed in itertools.product(("squared", "hinge"), range(5, 7 if options.quick else 15)):
+        X, y = noisy_ridges(seed, n, d)
+        y = np.sign(y) if loss == "hinge" else y
+        radius = np.append(np.full(d - 1, 0.01 * (1 + seed % 3)), 0.0)
+        p = ConvexReLU.sampled(jnp.asarray(X), jnp.asarray(y), beta=10.0 ** (-2 + seed % 3), patterns=20, loss=loss,
+                               key=jax.random.key(seed)).robust(radius)  # fmt: skip
+        run = harness.clock(lambda p=p: solve(p), repeat=3, warm=True)
+        sol = run.output
+        row = {
+            "part": "robust", "case": f"{loss} {seed}", "rows": n, "columns": d, "patterns": int(p.distinct.sum()),
+            "radius": float(radius[0]), "beta": float(p.beta), "steps": int(sol.num_steps), "gap": float(sol.error),
+            "converged": bool(sol.converged), "seconds": run.seconds,
+            "network_objective": worst_corner(sol.to_network(), p) / float(sol.objective) - 1,
+        }  # fmt: skip
+        if "clarabel" in globals():
+            settings = clarabel.DefaultSettings()
+            settings.verbose = False
+            settings.tol_gap_abs = settings.tol_gap_rel = settings.tol_feas = 1e-9
+            program = robust_program(p)
+            begin = time.perf_counter()
+            answer = clarabel.DefaultSolver(*program, settings).solve()
+            row |= {"clarabel_seconds": time.perf_counter() - begin, "clarabel_iterations": answer.iterations,
+                    "clarabel_status": str(answer.status), "above_clarabel": float(sol.objective) / answer.obj_val - 1,
+                    "bound_below_clarabel": 1 - float(sol.lower_bound) / answer.obj_val}  # fmt: skip
+        rows.append(row)
     return rows
 
 
@@ -199,6 +285,7 @@ def main() -> None:
         "digits": lambda options: digits(options.quick),
         "pyscnn": pyscnn,
         "large": large,
+        "robust": robust,
     }
     record = harness.machine("clarabel", "scikit-learn", "pyscnn")
     harness.run_parts(options, "convexnets", parts, key=("part", "case", "method"), record=record)

@@ -14,6 +14,7 @@ import platform
 import textwrap
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
@@ -115,6 +116,22 @@ def alternate(calls: dict[str, Callable[[], Any]], *, repeat: int = 5) -> dict[s
     """Time several calls in turns, so that a ratio of two of them sees the same machine."""
     rounds = [{name: clock(call, repeat=1) for name, call in calls.items()} for _ in range(repeat)]
     return {name: Timing(tuple(r[name].runs[0] for r in rounds), rounds[-1][name].output) for name in calls}
+
+
+def on_host() -> contextlib.AbstractContextManager:
+    """Make arrays and run small programs in the body on the CPU: on an accelerator each of them is compiled for it."""
+    return jax.default_device(jax.devices("cpu")[0])
+
+
+def on_device(tree: Any) -> Any:
+    """Move the arrays of a pytree to the device that is measured."""
+    return jax.tree.map(lambda x: jax.device_put(x, jax.devices()[0]) if isinstance(x, jax.Array) else x, tree)
+
+
+def warm(calls: Sequence[Callable[[], Any]]) -> None:
+    """Run ``calls`` once, at the same time where there are cores: what is compiled for the first time waits for XLA."""
+    with ThreadPoolExecutor(max(1, min(len(calls), len(os.sched_getaffinity(0))))) as pool:
+        jax.block_until_ready(list(pool.map(lambda call: call(), calls)))
 
 
 @dataclass(frozen=True)

@@ -184,29 +184,63 @@ TRIALS = {
 
 def prox(options, name: str) -> list[dict]:
     """Return distances from soft thresholding on [-4, 4] after training to smaller and smaller gammas."""
-    y = np.linspace(-4, 4, 401)
-    soft = np.sign(y) * np.maximum(np.abs(y) - 1, 0)
     gammas, batch, beta, steps, rate = TRIALS[name]
     steps = 30 if options.quick else steps
     network = inverse.convex_network(jax.random.key(3), 1, width=32, depth=2, beta=beta, dtype=jnp.float32)
     stages = [Stage(inverse.absolute_loss, 2 * steps, 1e-2)]
     stages += [Stage(inverse.proximal_matching_loss(g), steps, rate) for g in gammas]
+    draw = lambda key: jax.random.laplace(key, (batch, 1), jnp.float32)  # noqa: E731
+    return judged(network, draw, stages, None, {"instance": f"gamma {gammas[-1]}, batch {batch}", "contestant": name},
+                  gammas[-1])  # fmt: skip
+
+
+def judged(network, draw, stages, at, named: dict, gamma: float = 0.02) -> list[dict]:
+    """Train, and return how far the map is from soft thresholding on [-4, 4], and from the minimiser of its loss."""
+    y = np.linspace(-4, 4, 401)
+    soft = np.sign(y) * np.maximum(np.abs(y) - 1, 0)
     begin = time.perf_counter()
     fitted = inverse.fit_prox(
-        inverse.LearnedProx(network), lambda key: jax.random.laplace(key, (batch, 1), jnp.float32), jax.random.key(5),
-        noise=1.0, stages=stages,
+        inverse.LearnedProx(network), draw, jax.random.key(5), noise=1.0, stages=stages, at=at,
     )  # fmt: skip
     jax.block_until_ready(fitted.losses)
     seconds = time.perf_counter() - begin
     found = np.asarray(jax.vmap(fitted.model.prox)(jnp.asarray(y, jnp.float32)[:, None])[:, 0], float)
-    limit = smoothed_mode(gammas[-1], y)
+    limit = smoothed_mode(gamma, y)
     return [{
-        "part": "prox", "instance": f"gamma {gammas[-1]}, batch {batch}", "contestant": name, "seconds": seconds,
-        "steps": steps * (2 + len(gammas)), "error": float(np.max(np.abs(found - soft))),
+        "part": "prox", **named, "seconds": seconds, "steps": sum(stage.steps for stage in stages),
+        "error": float(np.max(np.abs(found - soft))),
         "at": float(y[np.argmax(np.abs(found - soft))]), "mean_error": float(np.mean(np.abs(found - soft))),
         "limit_of_the_loss": float(np.max(np.abs(limit - soft))),
         "from_the_limit": float(np.max(np.abs(found - limit))),
     }]  # fmt: skip
+
+
+STRATA = {
+    "48 points, 16,384 examples in strata": (16_384, 48, ((0.3, 300, 1e-2), (0.1, 300, 1e-2), (0.03, 300, 1e-2),
+                                                          (0.02, 3000, 1e-2), (0.02, 1500, 1e-3))),
+    "32 points, 32,768 examples in strata": (32_768, 32, ((0.3, 300, 1e-2), (0.1, 300, 1e-2), (0.03, 300, 1e-2),
+                                                          (0.02, 2500, 1e-2), (0.02, 1500, 1e-3))),
+    "64 points, 16,384 examples in strata": (16_384, 64, ((0.3, 300, 1e-2), (0.1, 300, 1e-2), (0.05, 600, 1e-2),
+                                                          (0.02, 2000, 5e-3), (0.02, 1500, 1e-3))),
+}  # fmt: skip
+"""Examples, points, and stages of matching: gamma, steps, rate."""
+
+
+def in_strata(options, name: str) -> list[dict]:
+    """Return the same after training at points spread evenly over [-5, 5], each beside all examples of the batch."""
+    count, points, plan = STRATA[name]
+    plan = [(gamma, 10 if options.quick else steps, rate) for gamma, steps, rate in plan]
+    spread = lambda key, n: (jnp.arange(n) + jax.random.uniform(key, (n,))) / n  # noqa: E731
+
+    def draw(key):
+        chance = 2 * jnp.clip(spread(key, count), 1e-7, 1 - 1e-7) - 1
+        return (-jnp.sign(chance) * jnp.log1p(-jnp.abs(chance))).astype(jnp.float32)[:, None]
+
+    at = lambda key: (10 * spread(key, points) - 5).astype(jnp.float32)[:, None]  # noqa: E731
+    network = inverse.convex_network(jax.random.key(3), 1, width=32, depth=2, beta=20.0, dtype=jnp.float32)
+    stages = [Stage(inverse.absolute_loss, 10 if options.quick else 400, 1e-2)]
+    stages += [Stage(inverse.proximal_matching_loss(gamma), steps, rate) for gamma, steps, rate in plan]
+    return judged(network, draw, stages, at, {"instance": f"gamma {plan[-1][0]}, evenly spread", "contestant": name})
 
 
 def preimage(options) -> list[dict]:
@@ -240,7 +274,8 @@ def preimage(options) -> list[dict]:
 
 
 PARTS = {"posterior": posterior, "mixture": mixture, "order": order, "round trip": round_trip, "memory": memory,
-         "preimage": preimage, **{f"prox {name}": functools.partial(prox, name=name) for name in TRIALS}}  # fmt: skip
+         "preimage": preimage, **{f"prox {name}": functools.partial(prox, name=name) for name in TRIALS},
+         **{f"prox {name}": functools.partial(in_strata, name=name) for name in STRATA}}  # fmt: skip
 
 
 def draw(result: dict, path) -> None:

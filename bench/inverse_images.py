@@ -85,32 +85,32 @@ def _exact(grid, angle: float, size: int) -> np.ndarray:
 
 def step(options) -> list[dict]:
     """Return seconds of a DDS step, and of a network call with as many products with A'A."""
-    size, steps = (64, 5) if options.quick else (256, 20)
+    size, steps = (64, 5) if options.quick else (256, 20 if options.gpu else 4)
     A, schedule = scanner(size), inverse_models.PHANTOMS
     model = inverse_models.Denoiser(jax.tree.map(lambda v: v.astype(jnp.float32),
                                                  inverse_models.UNet(jax.random.key(3)))).model(schedule)  # fmt: skip
     y, key = A.mv(phantom(size, jnp.float32)), jax.random.key(5)
-    rows = []
+
+    def whole(y, key, M):
+        guidance = DDS(gamma=0.01, cg_steps=M)
+        return posterior_sample(model, schedule, A, y, key, noise=1.0, guidance=guidance, steps=steps, kind="denoiser")
+
+    def parts(y, key, M):
+        def one(x, t):
+            x = model(x, t)
+            return jax.lax.fori_loop(0, M, lambda _, x: 1e-4 * A.normal_mv(x), x), None
+
+        times = jnp.linspace(1, 0.1, steps, dtype="float32")
+        return jax.lax.scan(one, jnp.zeros((size, size), jnp.float32), times)[0]
+
+    some, rows = jnp.int32(5), []
+    functions = {"DDS": whole, "network and pairs": parts}
+    programs = {name: harness.compiled(f, y, key, some) for name, f in functions.items()}
     for M in (5, 10):
-
-        def whole(y, key, M=M):
-            guidance = DDS(gamma=0.01, cg_steps=M)
-            return posterior_sample(model, schedule, A, y, key, noise=1.0, guidance=guidance, steps=steps,
-                                    kind="denoiser")  # fmt: skip
-
-        def parts(y, key, M=M):
-            def one(x, t):
-                x = model(x, t)
-                return jax.lax.fori_loop(0, M, lambda _, x: 1e-4 * A.normal_mv(x), x), None
-
-            times = jnp.linspace(1, 0.1, steps, dtype="float32")
-            return jax.lax.scan(one, jnp.zeros((size, size), jnp.float32), times)[0]
-
-        programs = {"DDS": harness.compiled(whole, y, key), "network and pairs": harness.compiled(parts, y, key)}
-        calls = {name: functools.partial(program, y, key) for name, program in programs.items()}
+        calls = {name: functools.partial(program, y, key, jnp.int32(M)) for name, program in programs.items()}
         for call in calls.values():
             jax.block_until_ready(call())
-        times = harness.alternate(calls, repeat=5)
+        times = harness.alternate(calls, repeat=5 if options.gpu else 3)
         for name, timing in times.items():
             row = {"part": "step", "instance": f"{size} x {size}, {VIEWS} views, M {M}", "contestant": name}
             row |= {
@@ -118,6 +118,7 @@ def step(options) -> list[dict]:
                 "ratio": timing.seconds / times["network and pairs"].seconds,
             }
             rows.append(row | {"compile_seconds": programs[name].first_call_seconds})
+            print(rows[-1], flush=True)
     return rows
 
 
@@ -153,6 +154,7 @@ def variation(options) -> list[dict]:
         "products": int(timing.output.linear_steps), "iterations": int(timing.output.num_steps),
         "objective": objective(timing.output.value),
     }]  # fmt: skip
+    print(rows[-1], flush=True)
     try:
         from scico import functional, linop, loss
         from scico.optimize.admm import ADMM, LinearSubproblemSolver
@@ -179,6 +181,7 @@ def variation(options) -> list[dict]:
             "contestant": f"scico, inner tolerance {tol}", "seconds": peer.seconds, "iterations": iterations,
             "objective": objective(peer.output), "ratio": peer.seconds / timing.seconds,
         })  # fmt: skip
+        print(rows[-1], flush=True)
     return rows
 
 

@@ -11,6 +11,7 @@ meant for an accelerator; `--seconds` bounds it and the first.
 import functools
 import sys
 import time
+from collections.abc import Callable
 
 import equinox as eqx
 import harness
@@ -164,16 +165,18 @@ def digits() -> np.ndarray:
     return np.asarray(load_digits().images / 16, np.float32)
 
 
-def train_digits(seconds: float, quick: bool):
+def train_digits(seconds: float, quick: bool, keep: Callable):
     """Return a model of all digits but the last hundred."""
+    del keep
     images = jnp.asarray(digits()[:-100])
     draw = lambda key: images[jax.random.randint(key, (256,), 0, len(images))]  # noqa: E731
     return train(Dense(jax.random.key(3)), draw, jax.random.key(5), low=0.01, high=6.0, rate=2e-3,
                  most=100 if quick else 8000, seconds=seconds)  # fmt: skip
 
 
-def train_phantoms(seconds: float, quick: bool):
+def train_phantoms(seconds: float, quick: bool, keep: Callable):
     """Return a model of random ellipses."""
+    del keep
     size, batch = (32, 2) if quick else (256, 12)
     draw = lambda key: jax.vmap(lambda k: random_ellipses(k, size, dtype=jnp.float32))(jax.random.split(key, batch))  # noqa: E731
     return train(UNet(jax.random.key(3)), draw, jax.random.key(5), low=0.005, high=4.0, rate=2e-3,
@@ -186,10 +189,13 @@ def prox_network() -> LearnedProx:
                                       dtype=jnp.float32))  # fmt: skip
 
 
-def train_prox(seconds: float, quick: bool):
-    """Return a proximal network for phantoms with noise, trained on pieces of them; longer on an accelerator."""
+def train_prox(seconds: float, quick: bool, keep: Callable):
+    """Return a proximal network for phantoms with noise, trained on pieces of them; longer on an accelerator.
+
+    It is kept after each stage; none begins after so many seconds.
+    """
     fast = jax.default_backend() != "cpu"
-    batch, steps, side = (2, 4, 24) if quick else (16, 3000, 48) if fast else (4, 240, 24)
+    batch, steps, side = (2, 4, 24) if quick else (16, 1500, 48) if fast else (4, 120, 24)
 
     def draw(key):
         def one(key):
@@ -200,16 +206,27 @@ def train_prox(seconds: float, quick: bool):
         return jax.vmap(one)(jax.random.split(key, batch))
 
     # gamma falls to 0.08 sqrt(entries) noise / 0.1, as published
-    stages = [Stage(absolute_loss, steps, 3e-3)]
-    stages += [Stage(proximal_matching_loss(g * side * NOISE), steps // 3, 1e-3) for g in (1.6, 0.8)]
+    stages = [Stage(absolute_loss, steps, 3e-3), Stage(absolute_loss, steps, 1e-3)]
+    stages += [Stage(proximal_matching_loss(g * side * NOISE), 2 * steps // 3, 1e-3) for g in (1.6, 0.8)]
     begin = time.perf_counter()
 
     def tell(step, loss):
         if step % 60 == 0 or (fast and step % 600 < 30):
             print(f"{step:>6} steps, {time.perf_counter() - begin:5.0f} s, loss {loss:.4f}", flush=True)
 
-    fitted = fit_prox(prox_network(), draw, jax.random.key(7), noise=NOISE, stages=stages, progress=tell)
-    return fitted.model, [float(x) for x in fitted.losses[::50]]
+    model, losses = prox_network(), []
+    for i, stage in enumerate(stages):
+        key = jax.random.fold_in(jax.random.key(7), i)
+        fitted = fit_prox(model, draw, key, noise=NOISE, stages=[stage], progress=tell)
+        model, losses = fitted.model, losses + [float(x) for x in fitted.losses[::50]]
+        x = draw(jax.random.key(11))
+        noisy = x + NOISE * jax.random.normal(jax.random.key(13), x.shape)
+        left = jnp.sqrt(jnp.mean((jax.vmap(model.prox)(noisy) - x) ** 2))
+        print(f"stage {i}: deviation {NOISE} becomes {float(left):.4f}", flush=True)
+        keep(model, losses)
+        if time.perf_counter() - begin > seconds:
+            break
+    return model, losses
 
 
 def save(path, model, losses) -> None:
@@ -243,7 +260,8 @@ def main() -> int:
     options = harness.finished(parser.parse_args())
     for name, training in TRAININGS.items():
         if harness.chosen(name, options.only):
-            save(options.out / f"{name}.npz", *functools.partial(training, options.seconds, options.quick)())
+            keep = functools.partial(save, options.out / f"{name}.npz")
+            keep(*training(options.seconds, options.quick, keep))
     return 0
 
 

@@ -59,8 +59,8 @@ def learners(low, high, bins):
 
 
 def heat(options, *, few=False):
-    """Run 5,000 heat steps at nx = 100, learning included, as one program; `few` leaves most comparisons out."""
-    rows, steps = [], 500 if options.quick else 5000
+    """Yield runs of 5,000 heat steps at nx = 100, learning included, one program each; `few` leaves most out."""
+    steps = 500 if options.quick else 5000
 
     def step(t, u, args):
         problem = heat_step(t, u)
@@ -71,6 +71,12 @@ def heat(options, *, few=False):
     runs = {
         "learned omega (Young prior)": lambda k: solve_sequence(
             step, learner=young_prior(), arms=Arms.sor(16), key=k, **common
+        ),
+        "learned omega (Young prior), tested every 16": lambda k: solve_sequence(
+            step, learner=young_prior(), arms=Arms.sor(16), key=k, every=16, **common
+        ),
+        "multigrid_cg": lambda k: solve_sequence(
+            step, learner=TsallisINF(), arms=Arms.multigrid_cg([4.0]), key=k, **common
         ),
         "learned omega (mix with Tsallis-INF)": lambda k: learned_sor(step, learner=safe_learner(), key=k, **common),
         "omega = 1.5": lambda k: solve_sequence(
@@ -83,17 +89,17 @@ def heat(options, *, few=False):
             step, learner=TsallisINF(), arms=Arms.chebyshev_cg([4], [30.0]), key=k, **common
         ),
     }
-    for name, run in list(runs.items())[: 1 if few else None]:
+    for name, run in list(runs.items())[: 3 if few else None]:
         program = harness.compiled(run, jax.random.key(9))
         timing = harness.clock(lambda p=program: p(jax.random.key(9)), repeat=3, budget=12)
         out = timing.output
-        rows.append({
+        row = {
             "run": name, "systems": steps, "seconds": timing.seconds, "compile": program.first_call_seconds,
             "ms a system": 1e3 * timing.seconds / steps, "mean steps": float(out.num_steps.mean()),
             "unsolved": int((~out.converged).sum()), "worst error": float(out.error.max()),
-        })  # fmt: skip
-        harness.table(rows[-1:])
-    return rows
+        }  # fmt: skip
+        harness.table([row])
+        yield row
 
 
 def instance(n, kappa=10.0, variable=False, dtype=jnp.float64):
@@ -274,29 +280,28 @@ def norm(x):
 
 
 def alone(options):
-    """Measure single systems on one GPU."""
-    rows = []
-    for n in (64,) if options.quick else (256, 1024):
-        A, b = instance(n)
-        omega = float(young_omega(radius(A, b.shape, False)))
-        few = ("multigrid_cg", "chebyshev_cg degree 8", "sor at Young's omega")
+    """Yield single systems on one GPU."""
+    for n, variable in ((64, False), (64, True)) if options.quick else ((256, False), (256, True), (1024, False)):
+        A, b = instance(n, variable=variable)
+        omega = float(young_omega(radius(A, b.shape, variable)))
+        few = ("multigrid_cg",) if variable else ("multigrid_cg", "chebyshev_cg degree 8", "sor at Young's omega")
         calls = {label: solver for label, solver in ours(omega, every=8).items() if label in few}
-        calls["jax.scipy cg"] = lambda A, b: jax.scipy.sparse.linalg.cg(A.mv, b, tol=1e-8, maxiter=10000)[0]
+        if not variable:
+            calls["jax.scipy cg"] = lambda A, b: jax.scipy.sparse.linalg.cg(A.mv, b, tol=1e-8, maxiter=10000)[0]
         for label, solver in calls.items():
             program = harness.compiled(solver, A, b)
             timing = harness.clock(lambda p=program, A=A, b=b: p(A, b), repeat=9, budget=2, warm=True)
             x = timing.output if label.startswith("jax") else timing.output.value
             steps = None if label.startswith("jax") else int(timing.output.num_steps)
-            rows.append({
-                "what": f"{n} x {n}", "solver": label, "ms": 1e3 * timing.seconds, "steps": steps,
-                "error": judge(A, b, x), "compile": program.first_call_seconds,
-            })  # fmt: skip
-    return rows
+            yield {
+                "what": f"{n} x {n}" + ", variable" * variable, "solver": label, "ms": 1e3 * timing.seconds,
+                "steps": steps, "error": judge(A, b, x), "compile": program.first_call_seconds,
+            }  # fmt: skip
 
 
 def together(options):
-    """Measure a batch of systems on one GPU."""
-    rows, (lanes, n) = [], (8, 32) if options.quick else (1024, 64)
+    """Yield a batch of systems on one GPU."""
+    lanes, n = (8, 32) if options.quick else (1024, 64)
     kappa = jnp.linspace(0.1, 10, lanes)
     s = 0.5 * kappa * 1e-3 * (n + 1) ** 2
     omegas = young_omega(4 * s / (1 + 4 * s) * np.cos(np.pi / (n + 1)))
@@ -313,11 +318,10 @@ def together(options):
     }.items():
         program = harness.compiled(jax.vmap(solver), s, omegas, b)
         timing = harness.clock(lambda p=program: p(s, omegas, b), repeat=5, warm=True)
-        rows.append({
+        yield {
             "what": f"{lanes} of {n} x {n}", "solver": label, "us a system": 1e6 * timing.seconds / lanes,
             "steps": int(timing.output.num_steps.max()), "error": float(timing.output.error.max()),
-        })  # fmt: skip
-    return rows
+        }  # fmt: skip
 
 
 def sweep(options):
@@ -345,8 +349,9 @@ def sweep(options):
 
 
 def heated(options):
-    """Measure the heat run with a learned omega on one GPU."""
-    return [{"what": "heat run", "solver": r["run"], **r} for r in heat(options, few=True)]
+    """Yield the heat run with a learned omega, and with multigrid, on one GPU."""
+    for row in heat(options, few=True):
+        yield {"what": f"heat run, {row['systems']:,} steps", "solver": row["run"], **row}
 
 
 ON_GPU = {"large": large, "elements": elements, "alone": alone, "together": together, "sweep": sweep, "heat": heated}

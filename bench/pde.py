@@ -215,11 +215,12 @@ def main():
     for name, job in (gpu_jobs if options.gpu else cpu_jobs)(options.quick):
         if not chosen(name, options.only):
             continue
-        row, kind = job(), name.split()[0]
-        table([row], columns)
+        found, kind = job(), name.split()[0]
         stem = f"pde_{kind}" if kind in ("size", "hard") else "pde"
-        path = options.out / f"{stem}{'_gpu' * options.gpu}.json"
-        save(path, [row], key=("problem", "method"), record=record)
+        path, last = options.out / f"{stem}{'_gpu' * options.gpu}.json", []
+        for last in [[found]] if isinstance(found, dict) else found:  # one row, or rows of what is known by then
+            save(path, last, key=("problem", "method"), record=record)
+        table(last, columns)
         rows.append(stem)
     if "pde" in rows and not options.gpu:
         result = json.loads((options.out / "pde.json").read_text())

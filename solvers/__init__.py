@@ -6,6 +6,7 @@ Transport
     `sns_sinkhorn`, `sinkhorn`: entropic optimal transport. `unbalanced_sinkhorn`: masses that differ.
     `transport_exactly`: without entropy, to a certified gap.
     `PointCloud`, `Grid`: costs that are never stored. `sinkhorn_divergence`, `monge_gap`, `fit_transport_map`.
+    `barycenter` on a given support, `free_support_barycenter` of point clouds.
 Inverse problems
     `admm`, `pgd`, `hqs`: data through `Radon`, `Blur`, `FourierSampling`, ..., a prior by its proximal map.
     `LearnedProx`: such a map, learned. `posterior_sample`, `invert`, `tweedie`: priors by a diffusion model's score.
@@ -22,7 +23,7 @@ Differential equations
     `collocate`: by a `GaussianField`. `sobolev_descent`: an energy, in as many steps on every grid.
     `weak_residual` against a `wendland` function; `random_grid`, `MultiDomainProblem`; layers `DeepONet`, `MultiONet`,
     `KernelGridEncoder`, `GraphKernelIntegral`.
-    `TrackHeuristics` of a diffrax solver: `error_penalty`, `stiffness_penalty`.
+    `TrackHeuristics` of a diffrax solver: `error_penalty`, `stiffness_penalty`. `reversible_solve`: no memory of steps.
     `lstd`, `martingale_loss`, `td_learning` on `Paths`: value functions of stochastic equations.
 Curvature
     `hessian`, `gauss_newton`, `EmpiricalFisher`, `head_hessian`: operators. `trace`, `blockwise_trace`: with errors.
@@ -53,6 +54,7 @@ FACES: dict[str, tuple[str, ...]] = {
     "transport": (
         "barycenter",
         "fit_transport_map",
+        "free_support_barycenter",
         "monge_gap",
         "sinkhorn",
         "sinkhorn_divergence",
@@ -63,6 +65,7 @@ FACES: dict[str, tuple[str, ...]] = {
         "BarycenterSolution",
         "DivergenceSolution",
         "ExactSolution",
+        "FreeBarycenterSolution",
         "Grid",
         "MapSolution",
         "MongeGapSolution",
@@ -208,6 +211,7 @@ FACES: dict[str, tuple[str, ...]] = {
     ),
     "ode": (
         "error_penalty",
+        "reversible_solve",
         "stiffness_penalty",
         "Heuristics",
         "TrackHeuristics",

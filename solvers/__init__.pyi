@@ -161,6 +161,7 @@ from .lowrank import robust_recovery as robust_recovery
 from .ode import Heuristics as Heuristics
 from .ode import TrackHeuristics as TrackHeuristics
 from .ode import error_penalty as error_penalty
+from .ode import reversible_solve as reversible_solve
 from .ode import stiffness_penalty as stiffness_penalty
 from .pde import Box as Box
 from .pde import DeepONet as DeepONet
@@ -265,6 +266,7 @@ from .tensor import spherical_harmonics as spherical_harmonics
 from .transport import BarycenterSolution as BarycenterSolution
 from .transport import DivergenceSolution as DivergenceSolution
 from .transport import ExactSolution as ExactSolution
+from .transport import FreeBarycenterSolution as FreeBarycenterSolution
 from .transport import Grid as Grid
 from .transport import MapSolution as MapSolution
 from .transport import MongeGapSolution as MongeGapSolution
@@ -276,6 +278,7 @@ from .transport import TransportStatus as TransportStatus
 from .transport import UnbalancedSolution as UnbalancedSolution
 from .transport import barycenter as barycenter
 from .transport import fit_transport_map as fit_transport_map
+from .transport import free_support_barycenter as free_support_barycenter
 from .transport import monge_gap as monge_gap
 from .transport import sinkhorn as sinkhorn
 from .transport import sinkhorn_divergence as sinkhorn_divergence

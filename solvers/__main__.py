@@ -1,5 +1,7 @@
 """The tour: ``python -m solvers`` solves a real problem with every family, times it, compares it and draws it."""
 
+from __future__ import annotations
+
 import argparse
 import importlib.util
 import json

@@ -3,6 +3,8 @@
 Matplotlib is imported when a function is called, so that importing `solvers` stays light.
 """
 
+from __future__ import annotations
+
 from collections.abc import Mapping, Sequence
 from typing import Any
 

@@ -327,6 +327,15 @@ def test_public_names_are_documented(name):
     assert not inspect.signature(thing).parameters, f"{name} has parameters but no Parameters section"
 
 
+@pytest.mark.parametrize("name", sorted(n for n, thing in public().items() if callable(thing)))
+def test_help_prints_types_as_they_are_written(name):
+    try:
+        signature = str(inspect.signature(public()[name]))
+    except ValueError:  # an enumeration's members are made by Python
+        pytest.skip("no signature")
+    assert not re.search(r"jaxlib|jaxtyping|<class|solvers\.", signature), signature
+
+
 def test_names_in_docstrings_can_be_imported():
     """A class that a public docstring names is in the library or in one of its families."""
     rooms = [solvers, *(getattr(solvers, family) for family in FAMILIES)]
@@ -393,8 +402,7 @@ def test_solvers_have_an_example(name):
     assert name in EXAMPLES
 
 
-@pytest.mark.parametrize("name", sorted(EXAMPLES))
-def test_examples_run(name):
+def run_example(name):
     """Users have neither strict types nor rank checks, and examples must print the same in both precisions."""
     five = np.printoptions(precision=5)  # whether a rounded float32 prints as 3. or 3.0000002 depends on JAX's version
     with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"), five:
@@ -403,6 +411,11 @@ def test_examples_run(name):
         result = runner.run(EXAMPLES[name], out=report.append, clear_globs=False)
     assert result.attempted > 0
     assert not result.failed, "".join(report)
+
+
+@pytest.mark.parametrize("name", sorted(EXAMPLES))
+def test_examples_run(name):
+    run_example(name)
 
 
 def test_importing_is_light():

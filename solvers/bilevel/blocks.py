@@ -14,6 +14,8 @@ lower Hessian, a bar marks the point before, and I of m blocks are drawn:
 It departs from the paper in the steps, all multiplied by ``I / m`` unless asked not to.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from typing import Any, NamedTuple
 

@@ -1,5 +1,7 @@
 """Gradients through a lower-level minimiser, by four ways of solving one linear system."""
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from typing import Any
 

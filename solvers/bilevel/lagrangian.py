@@ -12,6 +12,8 @@ the constraint, l its multipliers, w weights:
 It departs from the paper in (3), where that takes a step of ascent (`published_step` does), and in w, one a constraint.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from typing import Any
 

@@ -19,6 +19,8 @@ In (1) v is minus that of the authors' later programs. In (4) and (5) one batch 
 is that of the sum over c.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from typing import Any
 

@@ -18,6 +18,8 @@ In their places `own_step` has, at points extrapolated as in Nesterov's method, 
 (8) ``z <- z + (l - z) / 2``
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple

@@ -9,6 +9,8 @@ HAWQ-V2, Dong et al., NeurIPS 2020, section 3.2, with option c_l of layer l:
 It departs from the paper, which picks from an enumerated front: the choice is proved best.
 """
 
+from __future__ import annotations
+
 from itertools import pairwise
 from typing import Any, ClassVar, NamedTuple
 

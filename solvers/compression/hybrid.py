@@ -7,6 +7,8 @@ Chen et al., HESSO, 2024, and the authors' code, for groups x that are redundant
     family
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 

@@ -7,6 +7,8 @@ HAWQ-V2, Dong et al., NeurIPS 2020, for a layer of n weights W and the trace of 
 (3) ``sensitivity = trace / n |Q(W) - W|^2``
 """
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from typing import Any
 

@@ -1,5 +1,7 @@
 """How much a group of parameters matters: the published scores, put on one scale and added."""
 
+from __future__ import annotations
+
 from collections.abc import Mapping
 from typing import Any
 

@@ -1,5 +1,7 @@
 """Groups of parameters that go together, such as the channels of a convolution, and the smaller arrays without them."""
 
+from __future__ import annotations
+
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias

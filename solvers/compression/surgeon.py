@@ -8,6 +8,8 @@ pruned weights, k the kept ones, d the change:
 (3) ``d_p = -w_p,  d_k = F_kk^-1 G_k^T (G_p w_p) / m``, the minimum of ``d^T F d / 2``: here the default
 """
 
+from __future__ import annotations
+
 from typing import Any
 
 import equinox as eqx

@@ -7,6 +7,8 @@ How the system of a `Question` is solved, with rho > 0 and ``half^2 = 1 - rho d`
 (3) ``S = half^2 G K^-1 G' + d I``, the negated complement
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from typing import Any, ClassVar, NamedTuple
 
@@ -20,7 +22,7 @@ from ..core.loop import when
 from ..core.precision import dot, eps, matmul
 from ..core.typing import Array, Bool, Float, Int
 from . import unrolled
-from .kkt import KKT, SHIFTS, Answer, Question, norm, unit
+from .kkt import KKT, SHIFTS, Answer, Question, at_minimum, norm, start_vector, unit
 
 SWEPT = 16
 """Systems up to this size are inverted by sweeps, one kernel a pivot; larger ones by Cholesky factorisation."""
@@ -73,11 +75,14 @@ class DenseKKT(KKT):
         """Return the exact norms."""
         return jnp.sqrt(jnp.sum(model.G**2, axis=1))
 
-    def cosine(self, model, c):
-        """Return the largest cosine between c and a column of G, columns that are nothing but rounding left out."""
-        columns = jnp.sqrt(jnp.sum(model.G**2, axis=0))
-        size = jnp.maximum(columns, eps(c.dtype) * jnp.max(columns, initial=0)) * norm(c)
-        return jnp.max(jnp.abs(model.adjoint(c)) / jnp.where(size > 0, size, 1), initial=0)
+    def column_sizes(self, model, x, weights):
+        """Return the exact sizes."""
+        return jnp.max(jnp.abs(weights[:, None] * model.G), axis=0, initial=0)
+
+    def at_minimum(self, model, c, first):
+        """Judge by a factorisation of ``H + G'G``."""
+        B = model.H + matmul(model.G.T, model.G)
+        return at_minimum(B, self.column_sizes(model, first, jnp.ones_like(c)), first, model.adjoint(c), dot(c, c))
 
     def multipliers(self, model, g):
         """Solve the regularised normal equations ``(GG' + d I) u = -G g``, refined once."""
@@ -179,7 +184,8 @@ class System(NamedTuple):
         size_g = jnp.where(size_g > 0, size_g, 1)
         scale = jnp.where(size_h > 0, size_h, jnp.where(ask.hint > 0, ask.hint, 1))
         penalty = eps(dtype) ** -0.25 * scale / size_g
-        least = jnp.maximum(1e-3 * size_h, jnp.where(ask.hint > 0, 0, eps(dtype) ** 0.375))
+        unit = jnp.where(ask.penalised & (size_h > 0), jnp.minimum(size_h + dot(G, G), 1), 1)
+        least = jnp.maximum(1e-3 * size_h, jnp.where(ask.hint > 0, 0, eps(dtype) ** 0.375 * unit))
         initial = jnp.where(ask.penalised, 1, eps(dtype) ** 0.5 / penalty)
         return cls(H, product(G.T, G), size_h, size_g, penalty, jnp.maximum(ask.hint / 3, least), initial)
 
@@ -435,8 +441,3 @@ def sweep(A):
 
     A, pivots = lax.fori_loop(0, size, pivot_on, (A, jnp.zeros(size, A.dtype)))
     return -A, pivots
-
-
-def start_vector(n, dtype):
-    """Return a fixed vector that no symmetry of a problem is likely to share."""
-    return unit(jnp.cos(jnp.arange(1, n + 1, dtype=dtype) ** 2 * 0.7) + 0.1)

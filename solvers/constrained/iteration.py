@@ -23,10 +23,13 @@ It departs from the paper where it has no rule: the modes RESTORE and REFRESH, n
 anew, and multipliers from ``-(g, 0)`` where a shift was needed.
 """
 
+from __future__ import annotations
+
 from typing import NamedTuple
 
 import jax.numpy as jnp
 
+from ..core.loop import when
 from ..core.precision import dot, eps
 from ..core.solution import Status
 from ..core.typing import Array, Bool, Float, Int
@@ -39,12 +42,12 @@ NEWTON, RESTORE, REFRESH = 0, 1, 2
 
 IDLE = 6
 """Steps without progress before the run counts as stagnated."""
-FLATNESS = 0.6
-"""Cosines up to ``eps^FLATNESS``, 4e-10 in float64, between c and the columns of G are evidence of a minimum here."""
 SHORT = 12
 """So many shortened steps in a row mean that penalties, which only grow, hold the path too tightly: they start anew."""
 LEVEL = 0.999
 """A violation that falls by less than this factor in a step has stopped falling."""
+FAR = 4096.0
+"""Times the step: there an inflection of the violation, where second derivatives vanish too, shows itself."""
 
 
 class State(NamedTuple):
@@ -64,6 +67,8 @@ class State(NamedTuple):
     suspect: Bool[Array, ""]
     """Stationary, but reached with a shifted Hessian: perhaps a saddle or a maximiser."""
     slow: Bool[Array, ""]
+    probe: Bool[Array, ""]
+    """The violation looks minimal to second order: the next step looks `FAR` beyond before that is said."""
     least: Float[Array, ""]
     """The smallest error so far."""
     idle: Int[Array, ""]
@@ -92,6 +97,7 @@ def start(problem: Problem, x, lam, point: Point, *, tol, max_steps) -> State:
         verdict=none + Status.RUNNING,
         suspect=(error <= tol) & (max_steps > 0),
         slow=no,
+        probe=no,
         least=error,
         idle=none,
         short=none,
@@ -172,7 +178,7 @@ def direction(s: State, model, kkt: KKT) -> Direction:
     # At a saddle only curvature leads down, and only if the gradient's penalty does not undo it.
     uphill = dot(c, model.jacobian(answer.v)) + jnp.where(restore, 0, dot(g, answer.v))
     toward = jnp.where(uphill > 0, -1, 1) * jnp.maximum(norm(s.x), 1) * answer.v
-    dx, dlam = jnp.where(escape, toward, dx), jnp.where(escape, 0, dlam)
+    dx, dlam = jnp.where(escape, toward, jnp.where(s.probe & restore, FAR, 1) * dx), jnp.where(escape, 0, dlam)
     hv = model.hessian(answer.v)
     cap = 0.25 * jnp.abs(answer.curvature) / jnp.maximum(dot(hv, hv), jnp.finfo(dtype).tiny)
     return Direction(
@@ -204,7 +210,8 @@ def search(s: State, way: Direction, problem: Problem, width: int) -> Move:
         return measure(point, lam) - before, point
 
     def decrease(alpha):
-        return merit.BETA * (alpha * way.slope + 0.5 * alpha**2 * way.bend)  # (3)
+        enough = merit.BETA * (alpha * way.slope + 0.5 * alpha**2 * way.bend)  # (3)
+        return jnp.where(s.probe & restore & ~way.escape, -(eps(s.x.dtype) ** 0.5) * before, enough)
 
     willing = (way.answer.valid & ((way.slope < 0) | way.escape) | refresh) & ~way.settle
     found = merit.armijo(trial, decrease, s.point, noise=noise, willing=willing, always=refresh, width=width)
@@ -212,20 +219,6 @@ def search(s: State, way: Direction, problem: Problem, width: int) -> Move:
     lam = jnp.where(found.accepted, s.lam + found.alpha * way.dlam, s.lam)
     after = measure(found.point, lam)
     return Move(x, lam, found.point, found.alpha, found.accepted, found.trials, before, after, noise)
-
-
-def stands_still(s: State, model, kkt: KKT, after: Point, tol):
-    """Whether nothing nearby violates the constraints less.
-
-    On the way to a singular root G fades with c, so a gradient that is merely small proves nothing. Evidence is c
-    orthogonal to the range of G, or a G that vanishes beside a c that no longer falls: a singular root is approached by
-    a constant factor a step.
-    """
-    c, dtype = s.point.c, s.x.dtype
-    violation, pull = norm(c), model.adjoint(c)
-    orthogonal = kkt.cosine(model, c) <= eps(dtype) ** FLATNESS
-    level = (norm(pull) <= tol * violation) & (norm(after.c) >= LEVEL * violation)
-    return orthogonal | level
 
 
 def following(s: State, model, way: Direction, move: Move, problem: Problem, kkt: KKT, tol) -> State:
@@ -250,11 +243,13 @@ def following(s: State, model, way: Direction, move: Move, problem: Problem, kkt
     idle = jnp.where(moved & ~stuck, 0, s.idle + jnp.where(moved, 1, IDLE // 2))
     explored = (answer.shift == 0) | s.slow
     idle = jnp.where(refresh | way.settle | (restore & (changed | ~explored)), s.idle, idle)
+    level = restore & infeasible & ~way.escape & ~restored & (norm(point.c) >= LEVEL * violation)
+    least = when(level, lambda _: kkt.at_minimum(model, s.point.c, problem.columns), jnp.zeros((), bool))
+    idle = jnp.where(least & ~s.probe, s.idle, idle)
     verdict = jnp.where(idle >= IDLE, Status.STAGNATED, Status.RUNNING)
     far = 1e20 if dtype == jnp.float64 else 1e12
     verdict = jnp.where((norm(move.x) > far) | (point.f < -far), Status.UNBOUNDED, verdict)
-    settled = stands_still(s, model, kkt, point, tol) & infeasible & explored & ~way.escape & ~restored
-    verdict = jnp.where(restore & settled, Status.INFEASIBLE, verdict)
+    verdict = jnp.where(least & s.probe & ~moved, Status.INFEASIBLE, verdict)
     return State(
         x=move.x,
         lam=move.lam,
@@ -267,6 +262,7 @@ def following(s: State, model, way: Direction, move: Move, problem: Problem, kkt
         error=error,
         verdict=verdict.astype(jnp.int32),
         suspect=(error <= tol) & (answer.shift > 0) & ~way.settle & ~(s.suspect & ~way.escape),
+        probe=least & ~s.probe,
         slow=restore & ~changed & (norm(point.c) > 0.95 * violation) & ~(s.slow & ~way.escape),
         least=jnp.minimum(s.least, error),
         idle=idle.astype(jnp.int32),

@@ -1,5 +1,7 @@
 """KKT systems by MINRES from products with H, G and G' alone."""
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -11,7 +13,7 @@ from ..core.krylov.cg import cg
 from ..core.krylov.minres import minres
 from ..core.precision import dot, eps
 from ..core.typing import Array, Scalar
-from .kkt import KKT, SHIFTS, Answer
+from .kkt import KKT, SHIFTS, Answer, seems_at_minimum, start_vector
 from .preconditioning import Precondition, Preconditioner
 
 
@@ -58,6 +60,19 @@ class KrylovKKT(KKT):
         """Return zeros: the rows of G are not at hand, and nothing is scaled."""
         return jnp.zeros(m, dtype)
 
+    def column_sizes(self, model, x, weights):
+        """Return the entries of ``G'u`` for a fixed u."""
+        return jnp.abs(model.adjoint(weights * start_vector(weights.size, x.dtype)))
+
+    def at_minimum(self, model, c, first):
+        """Judge by conjugate gradients with ``H + G'G``."""
+        columns = self.column_sizes(model, first, jnp.ones_like(c))
+
+        def product(v):
+            return model.hessian(v) + model.adjoint(model.jacobian(v))
+
+        return seems_at_minimum(product, columns, first, model.adjoint(c), dot(c, c))
+
     def multipliers(self, model, g):
         """Solve the normal equations by preconditioned conjugate gradients."""
         r = -model.jacobian(g)
@@ -74,19 +89,22 @@ class KrylovKKT(KKT):
         """Raise the shift until the computed step has positive curvature; then, if shifted, solve for dlam alone."""
         dtype = ask.rx.dtype
         damping = jnp.where(ask.penalised, 1, 0).astype(dtype)
+        pull = model.adjoint(ask.rc)
 
         def attempt(carry):
             shift, dx, _, tangential, _, tries, inner = carry
             precondition = self._joint(model, ask.rx.size, ask.rc.size, shift, damping, dtype)
             rhs = ask.rx, jnp.where(tangential, 0, ask.rc)
-            size = jnp.sqrt(dot(rhs[0], rhs[0]) + dot(rhs[1], rhs[1]))
+            # Penalised, dlam = c solves the lower rows: what is left of the upper ones then is what must become small.
+            goal = jnp.where(ask.penalised, pull, rhs[0]), jnp.where(ask.penalised, 0, rhs[1])
+            size = jnp.sqrt(dot(goal[0], goal[0]) + dot(goal[1], goal[1]))
 
             def product(z):
                 dx, dlam = z
                 top = model.hessian(dx) + shift * dx + model.adjoint(dlam)
                 return top, model.jacobian(dx) - damping * dlam
 
-            tol = jnp.minimum(self.forcing, jnp.sqrt(size)) * _length(precondition, rhs)
+            tol = jnp.minimum(self.forcing, jnp.sqrt(size)) * _length(precondition, goal)
             solved = minres(product, rhs, tol=tol, max_steps=self.max_inner, precondition=precondition)
             step, dlam = solved.x
             gdx = model.jacobian(step)

@@ -12,6 +12,8 @@ merit of Di Pillo and Grippo (1979):
 It departs from the authors' program, which has the Hessian of f in the place of H in its descent test.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from typing import NamedTuple
 

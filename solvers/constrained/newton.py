@@ -1,5 +1,7 @@
 """Equality-constrained optimisation: the public call, its answer and the derivatives of that answer."""
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -130,9 +132,10 @@ def sketched_newton(
         ``value`` like `x0` and ``multipliers`` like c, with ``f' + G'multipliers = 0``: the optimal value of
         ``c(x) = r`` has the derivative ``-multipliers`` in r. ``error`` is ``sqrt(|f' + G'multipliers|^2 + |c|^2)`` of
         the problem as posed, at the best point seen.
-        Its ``status`` is `Status.INFEASIBLE` where the violation has a local minimum that is not zero, on the evidence
-        of ``|G_j'c| <= eps^0.6 |G_j| |c|`` for all columns of G, or of ``|G'c| <= tol |c|`` where ``|c|`` no longer
-        falls (a claim about the neighbourhood: feasible points may exist elsewhere), where each equation is scaled
+        Its ``status`` is `Status.INFEASIBLE` where the violation has a local minimum, or a limit at infinity, that is
+        not zero (feasible points may exist elsewhere). The evidence: the Hessian of ``|c|^2 / 2``, scaled to a unit
+        diagonal, has no eigenvalue below ``-eps^0.5``; the best step of that quadratic model lowers ``|c|^2`` by less
+        than a fraction ``eps^0.75``; and no point on it lowers it, up to 4096 times as far. Each equation is scaled
         down by its gradient at the start if that exceeds 10; ``value`` then is that least infeasible point.
         `Status.UNBOUNDED` means that x or f left every bound, `Status.STAGNATED` that rounding hides all further
         progress, `Status.NONFINITE` that f, c or a derivative is not finite at `x0`. The message of a missed tolerance
@@ -243,7 +246,8 @@ def _solve(arrays, x0, multipliers, limits: Limits, static: Static, unconverged:
         large = kkt == "auto" and start.size + m > DENSE_LIMIT
         kkt = KrylovKKT() if large or kkt == "krylov" else DenseKKT()
     fixed, start = lax.stop_gradient((data, start))
-    problem = Problem(partial(values, fixed), jnp.ones((), start.dtype), jnp.ones(m, start.dtype))
+    unscaled = jnp.ones((), start.dtype), jnp.ones(m, start.dtype), jnp.zeros_like(start)
+    problem = Problem(partial(values, fixed), *unscaled)
     problem, state = _begin(problem, kkt, start, _flat_multipliers(multipliers, m, start.dtype), limits)
     run = iterate(
         lambda s: iteration.step(s, problem, kkt, limits.tol),
@@ -291,7 +295,8 @@ def _begin(problem: Problem, kkt: KKT, x, lam, limits: Limits):
         size = jnp.max(jnp.abs(lam * scale_f / scale_c), initial=0)
         lam = jnp.where(size <= LARGE_MULTIPLIER, lam, 0)
     g = scale_f * (gradient + model.adjoint(lam))
-    problem = Problem(problem.posed, scale_f, scale_c)
+    columns = kkt.column_sizes(model, x, scale_c)
+    problem = Problem(problem.posed, scale_f, scale_c, columns)
     point = Point(scale_f * f, scale_c * c, g)
     lam = lam * scale_f / scale_c
     return problem, iteration.start(problem, x, lam, point, tol=limits.tol, max_steps=limits.max_steps)

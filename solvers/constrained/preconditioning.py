@@ -1,5 +1,7 @@
 """Preconditioners for matrix-free KKT systems, built at every step from a few products with H and G."""
 
+from __future__ import annotations
+
 from collections.abc import Callable
 
 import equinox as eqx

@@ -1,5 +1,7 @@
 """The problem on flat, scaled vectors, as the merit function and the KKT solvers see it."""
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -28,6 +30,8 @@ class Problem(NamedTuple):
     posed: Callable[[Array], tuple[Array, Array]]
     scale_f: Float[Array, ""]
     scale_c: Float[Array, " m"]
+    columns: Float[Array, " n"]
+    """Largest entries of the columns of the scaled Jacobian at the start, zeros where they are not at hand."""
 
     def evaluate(self, x, lam) -> Point:
         """Return ``f, c, g`` from one reverse sweep."""

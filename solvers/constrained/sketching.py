@@ -13,6 +13,8 @@ It departs from the authors' program, whose delta is the smallest so far, whose 
 with when the penalties change, and whose residual starts with the wrong sign.
 """
 
+from __future__ import annotations
+
 from typing import NamedTuple
 
 import equinox as eqx

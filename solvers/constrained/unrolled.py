@@ -8,6 +8,8 @@ Factors are not kept: reading them would take longer than making them anew. The 
 (2) ``[[K, half C'], [half C, -d I]] (x, half y) = (rx + rho C'rc, half rc)`` with ``K = B + shift I + rho C'C``
 """
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from typing import NamedTuple
 

@@ -1,11 +1,23 @@
-"""All activation patterns of a neuron: the cells into which the examples' hyperplanes cut the space of its weights."""
+"""Activation patterns of a neuron: the cells into which the examples' hyperplanes cut the space of its weights.
+
+All of them, on the host; and of a given one a neuron that stays in its cell however the examples are perturbed.
+"""
+
+from __future__ import annotations
 
 from itertools import combinations, product
 from math import comb
 
+import jax.numpy as jnp
 import numpy as np
+from jax import lax
 
 from ..core import checks
+from ..core.precision import matmul, tiny
+from ..core.typing import Array, Bool, Float
+
+REPAIRS = 1000
+"""Steps of the perceptron that looks for a neuron within a pattern."""
 
 
 def every_gate(name: str, X: np.ndarray, most: int, rounding: float) -> np.ndarray:
@@ -56,3 +68,36 @@ def distinct_lines(rows: np.ndarray, rounding: float) -> np.ndarray:
         if not sizes or min(sizes) > rounding:
             kept.append(row)
     return np.array(kept).reshape(-1, rows.shape[1])
+
+
+def robust_gates(X: Array, gates: Array, active: Array, radius: Array) -> tuple[Float[Array, "p d"], Bool[Array, " p"]]:
+    """Return a neuron of each pattern that keeps its sides within all boxes, and whether one was found.
+
+    By the perceptron: the worst example, with the worst of its box, is added to the neuron until none is left.
+    """
+    norms = lambda v: jnp.sqrt(jnp.sum(v * v, axis=1))  # noqa: E731
+    sides = 2 * active - 1
+    unit = jnp.maximum(jnp.max(jnp.abs(X)), tiny(X.dtype))
+    X, radius = X / unit, radius / unit
+
+    def look(v):
+        return sides * matmul(v, X.T) - matmul(jnp.abs(v), radius)[:, None]
+
+    def step(_, carry):
+        v, best, most = carry
+        margin = look(v)
+        worst = jnp.argmin(margin, axis=1)
+        least = jnp.min(margin, axis=1) / jnp.maximum(norms(v), tiny(v.dtype))
+        better = least > most
+        best, most = jnp.where(better[:, None], v, best), jnp.where(better, least, most)
+        side = jnp.take_along_axis(sides, worst[:, None], axis=1)
+        push = side * X[worst] - radius[None, :] * jnp.sign(v)
+        return v + push, best, most
+
+    size = jnp.maximum(norms(gates), tiny(gates.dtype))
+    v = gates / size[:, None]
+    start = (v, v, jnp.full(v.shape[:1], -jnp.inf, v.dtype))
+    _, best, most = lax.fori_loop(0, REPAIRS, step, start)
+    found = most > 1e-4
+    best = best / jnp.maximum(norms(best), tiny(best.dtype))[:, None]
+    return jnp.where(found[:, None], best, gates), found

@@ -1,5 +1,7 @@
 """Derivatives of a trained network in its data: those of a point on the central path, where everything is smooth."""
 
+from __future__ import annotations
+
 from typing import NamedTuple
 
 import jax
@@ -150,4 +152,4 @@ def newton_solve(data: Data, u: Array, mu: Array, near: Near, b: Array) -> Array
         bend = mu / (blocks.slack(u) + blocks.idle) ** 2 if squared else near.z / near.slack
         hessian = hessian + jnp.einsum("bn,nd,ne->bde", bend, blocks.X, blocks.X, precision=HIGHEST)
     weight = jnp.ones_like(data.y) if squared else data.y**2 * near.steep
-    return eliminated(blocks, hessian, 1 / weight, data.sketch)(b)[0]
+    return eliminated(blocks, hessian, 1 / weight, data.sketch, even=squared)(b)[0]

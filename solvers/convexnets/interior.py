@@ -13,6 +13,8 @@ to outputs and s the slacks of their cones:
 It departs from Bai, Gautam and Sojoudi, SIMODS 2023, who solve it by ADMM.
 """
 
+from __future__ import annotations
+
 from typing import NamedTuple
 
 import equinox as eqx
@@ -115,13 +117,13 @@ class Scaling(NamedTuple):
     bulge: Array
 
 
-def scaling(data: Data, p: Point) -> Scaling:
+def scaling(beta: Array, t: Array, u: Array, q: Array) -> Scaling:
     """Return the scaling of each block; `bulge` is ``t^2 - |u|^2``."""
-    size, other = lengths(p.u), lengths(p.q)
-    bulge = jnp.maximum((p.t - size) * (p.t + size), tiny(size.dtype))
-    other = jnp.maximum((data.beta - other) * (data.beta + other), tiny(size.dtype))
-    x0, x1 = p.t / jnp.sqrt(bulge), p.u / jnp.sqrt(bulge)[:, None]
-    y0, y1 = data.beta / jnp.sqrt(other), -p.q / jnp.sqrt(other)[:, None]
+    size, other = lengths(u), lengths(q)
+    bulge = jnp.maximum((t - size) * (t + size), tiny(size.dtype))
+    other = jnp.maximum((beta - other) * (beta + other), tiny(size.dtype))
+    x0, x1 = t / jnp.sqrt(bulge), u / jnp.sqrt(bulge)[:, None]
+    y0, y1 = beta / jnp.sqrt(other), -q / jnp.sqrt(other)[:, None]
     gamma = jnp.sqrt(jnp.maximum((1 + x0 * y0 + jnp.sum(x1 * y1, axis=1)) / 2, 1))
     # (2)
     return Scaling((x0 + y0) / (2 * gamma), (x1 - y1) / (2 * gamma)[:, None], jnp.sqrt(bulge / other), bulge)
@@ -138,10 +140,11 @@ def block_hessians(data: Data, p: Point, scale: Scaling, slack: Array) -> Array:
     return hessian
 
 
-def eliminated(blocks: Blocks, hessian: Array, flat: Array, sketch: int = 0):
+def eliminated(blocks: Blocks, hessian: Array, flat: Array, sketch: int = 0, *, even: bool = False):
     """Return ``g -> (v, W F v)`` with ``(H + F' W F) v = g`` for block-diagonal H and diagonal ``W = 1 / flat``.
 
     With a `sketch` the n x n matrix is not formed: conjugate gradients, preconditioned by a Nystrom approximation.
+    `even`: W is of one size; then the system in the neurons is as good as that in the examples, and taken if smaller.
     """
     d = hessian.shape[1]
     floor = 10 * eps(hessian.dtype) * jnp.trace(hessian, axis1=1, axis2=2) / d + tiny(hessian.dtype)
@@ -149,6 +152,19 @@ def eliminated(blocks: Blocks, hessian: Array, flat: Array, sketch: int = 0):
     rows = jnp.broadcast_to(blocks.X.T[None], (hessian.shape[0], *blocks.X.T.shape))
     whitened = lax.linalg.triangular_solve(lower, rows, left_side=True, lower=True)
     whitened = (whitened * (blocks.sign[:, None] * blocks.active)[:, None, :]).reshape(-1, blocks.X.shape[0])
+    if even and not sketch and whitened.shape[0] < flat.shape[0]:
+        inner = jnp.eye(whitened.shape[0], dtype=flat.dtype) + matmul(whitened / flat[None, :], whitened.T)
+        system = jnp.linalg.cholesky(inner), True
+
+        def narrow(g):
+            half = lax.linalg.triangular_solve(lower, g[:, :, None], left_side=True, lower=True)
+            half = jax.scipy.linalg.cho_solve(system, half.reshape(-1))
+            v = lax.linalg.triangular_solve(
+                lower, half.reshape(*g.shape, 1), left_side=True, lower=True, transpose_a=True
+            )
+            return v[:, :, 0], matmul(whitened.T, half) / flat
+
+        return narrow
     # (4)
     if sketch:
         invert = by_sketch(whitened, flat, min(sketch, flat.shape[0]))
@@ -191,14 +207,15 @@ def newton(data: Data, p: Point):
     Everything but u is eliminated, block by block, and then the blocks: ``(W^-1 + F H^-1 F') x = F H^-1 g``.
     """
     blocks, y, beta = data.blocks, data.y, data.beta
-    pairs, scale = products(data, p), scaling(data, p)
+    pairs, scale = products(data, p), scaling(beta, p.t, p.u, p.q)
     safe = jnp.maximum(pairs.slack, tiny(y.dtype))
     bend = 2 * scale.w0**2 - 1
     flat, spread = jnp.ones_like(y), jnp.ones_like(y)
     if data.loss == "hinge":
         spread = pairs.margin + p.alpha * p.excess / (1 - p.alpha)
         flat = spread / p.alpha
-    solve = eliminated(blocks, block_hessians(data, p, scale, pairs.slack), flat, data.sketch)
+    hessian = block_hessians(data, p, scale, pairs.slack)
+    solve = eliminated(blocks, hessian, flat, data.sketch, even=data.loss == "squared")
 
     def direction(mu, bent: tuple[Array, Array, Array]) -> Point:
         a0 = -beta + mu * p.t / scale.bulge

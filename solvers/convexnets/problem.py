@@ -1,5 +1,9 @@
 """The convex problem whose optimum is that of a two-layer ReLU network, its networks, and its certificate."""
 
+from __future__ import annotations
+
+from typing import Any
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -9,7 +13,7 @@ from jax.core import Tracer
 from ..core import checks
 from ..core.precision import eps, matmul, tiny
 from ..core.typing import Array, Bool, Float, Scalar
-from .cells import every_gate
+from .cells import every_gate, robust_gates
 
 LOSSES = ("squared", "hinge")
 
@@ -26,6 +30,9 @@ class ConvexReLU(eqx.Module):
 
     It has the optimum of ``min loss(sum_j (X u_j)_+ a_j, y) + beta / 2 sum_j (|u_j|^2 + a_j^2)`` over all neurons with
     these patterns. Gated networks, ``f = sum_i D_i X u_i`` with fixed gates g_i, have no constraints.
+
+    With a radius, see `robust`, it is trained against perturbations: each feature of each example may be off by as
+    much, and the loss is the worst within these boxes, for networks whose neurons change sides in none of them.
 
     Make one with `ConvexReLU.sampled`, with `ConvexReLU.exhaustive` over all patterns of data in few dimensions, or
     give gates of your own.
@@ -46,6 +53,8 @@ class ConvexReLU(eqx.Module):
         ``"squared"``: ``|f - y|^2 / 2``; ``"hinge"``: ``sum (1 - y f)_+``. Static.
     gated : bool
         Static.
+    radius : Float[Array, "d"] or None
+        Of the perturbations, for each feature. The objective is differentiable in it.
     """
 
     X: Float[Array, "n d"]
@@ -55,6 +64,7 @@ class ConvexReLU(eqx.Module):
     distinct: Bool[Array, " p"]
     loss: str = eqx.field(static=True, default="squared")
     gated: bool = eqx.field(static=True, default=False)
+    radius: Any = None
 
     @staticmethod
     def sampled(
@@ -133,9 +143,39 @@ class ConvexReLU(eqx.Module):
         gates = every_gate(name, np.asarray(X, np.float64), most, 64 * eps(X.dtype))
         given = ConvexReLU.sampled(X, y, beta=beta, patterns=1, key=jax.random.key(41), loss=loss, gated=gated)
         gates = jnp.asarray(gates, given.X.dtype)
-        return ConvexReLU(
-            given.X, given.y, given.beta, gates, distinct_rows(activity(given.X, gates)), given.loss, given.gated
-        )
+        distinct = distinct_rows(activity(given.X, gates))
+        return ConvexReLU(given.X, given.y, given.beta, gates, distinct, loss, gated)
+
+    def robust(self, radius: Any) -> "ConvexReLU":
+        """Return the problem against perturbations of the examples: the worst loss within a box round each.
+
+        Parameters
+        ----------
+        radius : scalar or Float[Array, "d"]
+            By which each feature may be off; 0 in an array for a column of ones. Traced.
+
+        Returns
+        -------
+        ConvexReLU
+            Its gates are moved to where they keep their sides in all boxes; patterns in which a perceptron finds no
+            such neuron in a thousand steps no longer count.
+
+        Raises
+        ------
+        ValueError
+            A negative radius, or one of another shape; gated networks, whose gates perturbations would change.
+        """
+        name, d = "ConvexReLU", self.X.shape[1]
+        if self.gated:
+            checks.fail(name, "radius", "None with `gated`, whose gates the perturbations would change", radius)
+        radius = jnp.asarray(radius, self.X.dtype)
+        if radius.shape not in ((), (d,)):
+            checks.fail(name, "radius", f"a scalar or of shape ({d},)", f"shape {radius.shape}")
+        if not isinstance(radius, Tracer) and not np.all(np.asarray(radius) >= 0):
+            checks.fail(name, "radius", "not negative", radius)
+        radius = jnp.broadcast_to(radius, (d,))
+        gates, found = robust_gates(self.X, self.gates, self.active, radius)
+        return ConvexReLU(self.X, self.y, self.beta, gates, self.distinct & found, self.loss, radius=radius)
 
     @property
     def active(self) -> Float[Array, "p n"]:

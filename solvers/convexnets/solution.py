@@ -1,11 +1,14 @@
 """What training returns, the network it stands for, and its derivatives."""
 
+from __future__ import annotations
+
 from typing import Any
 
 import equinox as eqx
 import jax.numpy as jnp
+from jax import lax
 
-from ..core.precision import matmul
+from ..core.precision import binary_exponent, matmul
 from ..core.solution import Solution
 from ..core.typing import Array, Float
 from .problem import Blocks, ConvexReLU, dual_bound, lengths, network_objective
@@ -23,7 +26,7 @@ class ConvexReLUSolution(Solution):
     lower_bound : Float[Array, ""]
         Of the problem's optimum, from a feasible point of the dual problem.
     slope : Float[Array, "n"]
-        Derivatives of the loss in the outputs.
+        Derivatives of the loss in the outputs; with a radius (n, 1 + d), those in the outputs' gradients behind them.
     multipliers : Float[Array, "b n"]
         Of the cones; zero for a gated network.
     signs : Float[Array, "b"]
@@ -49,10 +52,16 @@ class ConvexReLUSolution(Solution):
 
         Its objective, `ReLUNetwork.objective`, is `objective`.
         """
-        root = jnp.sqrt(self._vmapped(lengths)(self.value))
-        hidden = self.value / jnp.where(root > 0, root, 1)[..., None]
+        hidden, root = self._vmapped(halves)(self.value)
         # (1)
         return ReLUNetwork(jnp.abs(self.signs)[..., None] * hidden, self.signs * root, self.gates)
+
+
+def halves(u: Float[Array, "b d"]) -> tuple[Float[Array, "b d"], Float[Array, " b"]]:
+    """Return ``u_i / sqrt|u_i|`` and ``sqrt|u_i|``, in units in which the squares of the weights do not overflow."""
+    unit = lax.stop_gradient(jnp.ldexp(jnp.ones((), u.dtype), -binary_exponent(jnp.max(jnp.abs(u)))))
+    root = jnp.sqrt(lengths(unit * u))
+    return unit * u / (jnp.where(root > 0, root, 1)[:, None] * jnp.sqrt(unit)), root / jnp.sqrt(unit)
 
 
 class ReLUNetwork(eqx.Module):

@@ -1,5 +1,7 @@
 """Two forms of a computation: one for processors, one for accelerators."""
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from typing import Any
 

@@ -1,5 +1,7 @@
 """Errors of shape, dtype and option, raised while tracing and worded alike everywhere."""
 
+from __future__ import annotations
+
 import inspect
 from numbers import Real
 from typing import NoReturn

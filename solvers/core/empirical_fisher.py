@@ -1,5 +1,7 @@
 """The damped empirical Fisher matrix of m gradients, and everything about its inverse, from one m x m Cholesky."""
 
+from __future__ import annotations
+
 import functools
 import operator
 from typing import Any

@@ -1,5 +1,7 @@
 """Exact derivatives of solved points, without differentiating the iteration."""
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from typing import Any
 

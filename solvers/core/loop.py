@@ -1,5 +1,7 @@
 """The one loop that every iterative solver runs in."""
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from typing import Any, NamedTuple
 

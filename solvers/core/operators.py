@@ -4,6 +4,8 @@ Solvers take plain functions ``x -> A x`` wherever a product is all they need. A
 more of it: its transpose, its shapes, or its parts.
 """
 
+from __future__ import annotations
+
 from abc import abstractmethod
 from collections.abc import Callable
 from typing import Any

@@ -1,5 +1,7 @@
 """Precision as a decision: default tolerances, and products that never drop to TF32."""
 
+from __future__ import annotations
+
 import jax.numpy as jnp
 from jax import lax
 

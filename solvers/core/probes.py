@@ -1,5 +1,7 @@
 """Random test vectors of mean zero and covariance one, shaped like a given pytree."""
 
+from __future__ import annotations
+
 from typing import Any
 
 import jax

@@ -1,5 +1,7 @@
 """Progress meters: any callable of ``(step, error)``; these two print."""
 
+from __future__ import annotations
+
 import sys
 import time
 from typing import TextIO

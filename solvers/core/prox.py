@@ -1,5 +1,7 @@
 """Proximal maps: ``prox(v, step) = argmin_x g(x) + |x - v|^2 / (2 step)``, and the functions g they belong to."""
 
+from __future__ import annotations
+
 from abc import abstractmethod
 from typing import Any
 

@@ -1,5 +1,7 @@
 """Linear recurrences in time: one after the other, by an associative scan, or in blocks."""
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from typing import NamedTuple
 

@@ -1,5 +1,7 @@
 """Backtracking along a direction, with rules for its end."""
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from typing import Any, NamedTuple
 

@@ -1,5 +1,7 @@
 """What every solver returns: a value, why it stopped, and how good it is."""
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from enum import IntEnum
 from typing import Any, ClassVar, Self

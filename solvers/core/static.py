@@ -1,5 +1,7 @@
 """A pytree as one static argument of ``jax.jit``."""
 
+from __future__ import annotations
+
 from typing import Any
 
 import jax

@@ -1,5 +1,7 @@
 """Total variation: forward differences, and the proximal map with a certificate of how exact it is."""
 
+from __future__ import annotations
+
 from typing import Any, NamedTuple
 
 import equinox as eqx

@@ -1,5 +1,7 @@
 """Types that several modules name."""
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from typing import Any, TypeAlias
 

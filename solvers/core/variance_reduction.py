@@ -7,6 +7,8 @@ Numbered as in the comments; the sources are those of each function:
 (3) ``x + (1 - e) / e (x - x_before)``
 """
 
+from __future__ import annotations
+
 from typing import Any
 
 import jax

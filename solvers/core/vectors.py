@@ -1,5 +1,7 @@
 """Pytrees of arrays as vectors."""
 
+from __future__ import annotations
+
 from typing import Any
 
 import jax

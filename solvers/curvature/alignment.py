@@ -7,6 +7,8 @@ Hemati, Zhang, Estiri and Chen, ICCV 2023, U and g of domain e, their means over
 (3) ``U_e = H_e``, whose distances follow from inner products of pairs: here the default
 """
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from typing import NamedTuple
 

@@ -1,5 +1,7 @@
 """Fisher matrices of a model: the true one as an operator, and the empirical one layer by layer."""
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from typing import Any
 

@@ -7,6 +7,8 @@ Where Hemati et al., ICCV 2023, draw random probes, p_i being the outputs of a l
 (3) ``<H, K> = mean_ij (p.q + (p.q)^2 - p^2.q - p.q^2) (x_i.y_j)^2``, p and x of H at i, q and y of K at j
 """
 
+from __future__ import annotations
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp

@@ -13,6 +13,8 @@ latter:
 (5) ``velocity <- momentum velocity - learning_rate g``
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from typing import Any, NamedTuple
 

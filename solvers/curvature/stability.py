@@ -17,6 +17,8 @@ perturbation:
 It departs from the paper in the last, which needs no search over eta.
 """
 
+from __future__ import annotations
+
 import equinox as eqx
 import jax.numpy as jnp
 

@@ -11,6 +11,8 @@ It departs from the paper, which divides by the length of the window before that
 factorises anew in each step.
 """
 
+from __future__ import annotations
+
 from typing import Any, NamedTuple
 
 import jax

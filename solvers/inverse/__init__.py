@@ -13,6 +13,7 @@ from .diffusion.guidance import STSL as STSL
 from .diffusion.guidance import Guidance as Guidance
 from .diffusion.guidance import PiGDM as PiGDM
 from .diffusion.guidance import SecondOrder as SecondOrder
+from .diffusion.posterior import PosteriorSample as PosteriorSample
 from .diffusion.posterior import posterior_sample as posterior_sample
 from .diffusion.sampling import BDIA as BDIA
 from .diffusion.sampling import DDIM as DDIM

@@ -1,5 +1,7 @@
 """Conjugate gradients preconditioned by sweeps, by Chebyshev polynomials, or by any function."""
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from typing import Any, ClassVar
 

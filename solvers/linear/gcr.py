@@ -1,5 +1,7 @@
 """Generalised conjugate residuals: flexible GMRES that knows its iterate in every step."""
 
+from __future__ import annotations
+
 from collections.abc import Callable
 
 import equinox as eqx

@@ -7,6 +7,8 @@ With z the preconditioned residual; the second is Kaneda et al., ICML 2023, algo
 (3) ``x <- x + alpha p,  r <- r - alpha A p,  alpha = p'r / p'A p``
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -29,7 +31,7 @@ STALL = 500
 
 
 class State(eqx.Module):
-    """Iterate, residual, the last directions with their products and curvatures, the error, and a verdict."""
+    """Iterate, residual, the last directions, those of (2) with products and curvatures, the error, and a verdict."""
 
     x: Any
     r: Any
@@ -72,8 +74,8 @@ def conjugate(
         r = residual(x)
         zero, nothing = jax.tree.map(jnp.zeros_like, b), jnp.zeros_like(size(r))
         code = jnp.asarray(Status.RUNNING, jnp.int32)
-        kept = max(directions, 1)
-        return State(x, r, (zero,) * kept, (zero,) * kept, (nothing,) * kept, nothing, size(r), code)
+        p, (Ap, curvatures) = (zero,) * max(directions, 1), ((v,) * directions for v in (zero, nothing))
+        return State(x, r, p, Ap, curvatures, nothing, size(r), code)
 
     def step(s):
         z = precondition(s.r)
@@ -95,9 +97,8 @@ def conjugate(
         code = jnp.where(sound | jnp.isnan(curvature), Status.RUNNING, LinearStatus.INDEFINITE)
         # A recurred residual this small is noise; going on would end in underflow, which looks like no curvature.
         code = jnp.where(error <= 0.01 * eps(error.dtype), Status.STAGNATED, code).astype(jnp.int32)
-        return State(
-            axpy(alpha, p, s.x), r, (p, *s.p[:-1]), (Ap, *s.Ap[:-1]), (curvature, *s.curvatures[:-1]), rz, error, code
-        )
+        kept = (Ap, *s.Ap)[:directions], (curvature, *s.curvatures)[:directions]
+        return State(axpy(alpha, p, s.x), r, (p, *s.p[:-1]), *kept, rz, error, code)
 
     return verified(system, b, start, begin, step, controls)
 

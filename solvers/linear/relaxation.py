@@ -6,6 +6,8 @@ D. M. Young, Iterative Solution of Large Linear Systems, 1971, with ``A = L + D 
 (2) ``x <- x + (D / omega + U)^-1 (b - A x)``, the opposite order: with the first, ``M`` of `ssor`
 """
 
+from __future__ import annotations
+
 from typing import Any, ClassVar
 
 import equinox as eqx

@@ -1,5 +1,7 @@
 """From a method and a system to a `Solution`: checks, scaling, the solve in its layout, exact derivatives."""
 
+from __future__ import annotations
+
 from abc import abstractmethod
 from collections.abc import Callable
 from functools import partial
@@ -103,7 +105,8 @@ def prepare(name: str, A: Any, b: Any, x0: Any, *, sweeps: bool) -> tuple[System
     x0 = jnp.zeros_like(b) if x0 is None else checks.float_array(name, "x0", x0).astype(dtype)
     if x0.shape != b.shape:
         checks.fail(name, "x0", f"of shape {b.shape}, like `b`", x0.shape)
-    diagonal = system.layout(b.shape, sweeps=False).diagonal()
+    layout = system.layout(b.shape, sweeps=False)
+    diagonal = layout.unpack(layout.diagonal())
     if known(diagonal) and np.any(np.asarray(diagonal) <= 0):
         row = np.argwhere(np.asarray(diagonal) <= 0)[0]
         checks.fail(name, "A", "of positive diagonal", f"{np.asarray(diagonal)[tuple(row)]} in row {row.tolist()}")

@@ -1,5 +1,7 @@
 """The loop of the linear solvers: the stopping test is made every few steps, and the count is still exact."""
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -12,6 +14,9 @@ from ..core.loop import Limits, Run, iterate
 from ..core.solution import Status
 from ..core.typing import Scalar
 from .systems.system import repeat
+
+MANY = 2**22
+"""Numbers that a state may have for several of them to be kept at once."""
 
 
 class Controls(eqx.Module):
@@ -53,6 +58,31 @@ class Near(NamedTuple):
     error: Any
     k: Any
     on: Any
+
+
+def walk(step: Callable, judge: Callable, start: Near, count: int) -> Near:
+    """Take up to `count` steps while they are on, by ``judge(state) -> (error, on)``; accelerators take all of them.
+
+    There the host waits in every turn of a loop whose end is not known, longer than many steps take; the states of one
+    block are judged together instead, unless they are too large to keep.
+    """
+
+    def closer(c: Near) -> Near:
+        new = step(c.state)
+        err, on = judge(new)
+        return Near(new, err, c.k + 1, on)
+
+    def one_by_one(c: Near) -> Near:
+        return lax.while_loop(lambda c: c.on & (c.k < count), closer, c)
+
+    def together(c: Near) -> Near:
+        _, states = lax.scan(lambda s, _: (step(s),) * 2, c.state, length=count, unroll=min(count, 16))
+        errors, on = jax.vmap(judge)(states)
+        last = jnp.where(jnp.all(on), count - 1, jnp.argmin(on)).astype(jnp.int32)
+        return Near(jax.tree.map(lambda x: x[last], states), errors[last], last + 1, on[last])
+
+    large = sum(x.size for x in jax.tree.leaves(start.state)) > MANY
+    return lax.platform_dependent(start, cpu=one_by_one, default=one_by_one if large else together)
 
 
 def drive(
@@ -114,14 +144,13 @@ def drive(
         blocks = Block(start, start, best, best_error, since, steps, passes(start, first))
         before, last, best, best_error, since, steps, ok = lax.while_loop(more, body, blocks)
 
-        def closer(c: Near) -> Near:
-            new = step(c.state)
-            err = error(new)
-            return Near(new, err, c.k + 1, passes(new, err))
+        def judge(state):
+            err = error(state)
+            return err, passes(state, err)
 
         # Most blocks end because the error has passed tol: then only the first state that does so matters.
         ended = ~ok & (error(last) <= tol) & (first > tol)
-        near, err, k, _ = lax.while_loop(lambda c: c.on & (c.k < every), closer, Near(before, first, zero, ended))
+        near, err, k, _ = walk(step, judge, Near(before, first, zero, ended), every)
         ended &= err <= tol
         start = jax.tree.map(lambda x, y, z: jnp.where(ok, x, jnp.where(ended, z, y)), last, before, near)
         steps = jnp.where(ended, steps + k, steps)

@@ -9,6 +9,8 @@ Gu, Song, Yin and Zhang, ICLR 2024; Jain, Netrapalli and Sanghavi, STOC 2013; th
 It departs from the paper, which splits the entries over the sweeps and clips large rows at the start.
 """
 
+from __future__ import annotations
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp

@@ -9,6 +9,8 @@ With Z_i the rows of the other factor that meet row i, and g the gradient:
 (5) ``F <- F - t g_F (G'G + penalty)^-1,  G <- G - t g_G (F'F + penalty)^-1``: Tong, Ma and Chi, JMLR 2021
 """
 
+from __future__ import annotations
+
 from typing import NamedTuple
 
 import equinox as eqx

@@ -1,5 +1,7 @@
 """What is measured of a matrix: one protocol, its adjoint found by transposition."""
 
+from __future__ import annotations
+
 from abc import abstractmethod
 
 import equinox as eqx

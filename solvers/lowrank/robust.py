@@ -11,6 +11,8 @@ Ma and Fattahi, JMLR 2023, ``r = A(F G') - y``; the second rule after Tong, Ma a
 It departs from the paper in all but the first two.
 """
 
+from __future__ import annotations
+
 from functools import partial
 from typing import NamedTuple
 

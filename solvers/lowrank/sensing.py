@@ -12,6 +12,8 @@ Xiong, Ding and Du, ICLR 2024; Tong, Ma and Chi, JMLR 2021 ("scaled"); Zhang, Fa
 It departs from the papers, whose t is a constant and whose damping has no floor; the form of the last is from memory.
 """
 
+from __future__ import annotations
+
 from functools import partial
 from typing import NamedTuple
 

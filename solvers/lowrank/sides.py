@@ -1,5 +1,7 @@
 """The entries of a matrix as its rows see them and as its columns do, in chunks of equal length."""
 
+from __future__ import annotations
+
 import math
 
 import equinox as eqx

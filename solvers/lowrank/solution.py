@@ -1,5 +1,7 @@
 """What the solvers of this family return, and the derivatives of a recovered matrix."""
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from typing import Any, ClassVar, NamedTuple
 

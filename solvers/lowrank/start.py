@@ -1,5 +1,7 @@
 """Where a recovery starts: at the spectrum of the back-projected data, or near zero."""
 
+from __future__ import annotations
+
 import jax
 import jax.numpy as jnp
 from jax import lax

@@ -13,6 +13,8 @@ It departs from the paper in the maximum, the default here, and in (4), which th
 method's stability size.
 """
 
+from __future__ import annotations
+
 from typing import Any, NamedTuple
 
 import jax

@@ -1,5 +1,7 @@
 """The equation's residual where nobody asked for it to be small: between the nodes."""
 
+from __future__ import annotations
+
 from typing import Any
 
 import jax

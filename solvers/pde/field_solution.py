@@ -1,5 +1,7 @@
 """What fitting a field returns."""
 
+from __future__ import annotations
+
 from typing import Any, ClassVar
 
 import jax

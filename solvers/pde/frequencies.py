@@ -1,5 +1,7 @@
 """Which oscillations sampled lines hold: matching pursuit, and the spectral mixture of what it finds."""
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from typing import Any
 

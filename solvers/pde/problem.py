@@ -1,5 +1,7 @@
 """The statement: a residual, a box, and what is known on its faces and inside it."""
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from typing import Any
 

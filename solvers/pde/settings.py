@@ -1,5 +1,7 @@
 """How a differential equation is to be solved: the settings of `gp_solve` as one thing."""
 
+from __future__ import annotations
+
 from typing import Any
 
 import equinox as eqx

@@ -1,5 +1,7 @@
 """The answer: a function to be called anywhere, with its derivatives, its uncertainty and its residual."""
 
+from __future__ import annotations
+
 import math
 from typing import Any, ClassVar
 

@@ -1,5 +1,7 @@
 """`gp_solve`: a differential equation conditioned on, with its data, on a product grid."""
 
+from __future__ import annotations
+
 from typing import Any
 
 import equinox as eqx

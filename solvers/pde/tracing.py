@@ -1,5 +1,7 @@
 """What tracing the residual once tells: the derivatives it needs, whether it is linear, what its coefficients see."""
 
+from __future__ import annotations
+
 from collections.abc import Callable
 
 import equinox as eqx

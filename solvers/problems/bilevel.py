@@ -1,5 +1,7 @@
 """Bilevel problems with closed-form answers."""
 
+from __future__ import annotations
+
 from typing import NamedTuple
 
 import jax

@@ -1,5 +1,7 @@
 """Instances of compression: published sensitivities of a network's layers."""
 
+from __future__ import annotations
+
 from typing import Any, NamedTuple
 
 import numpy as np

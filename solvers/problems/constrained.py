@@ -1,5 +1,7 @@
 """Equality-constrained problems with known answers."""
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from typing import Any, NamedTuple
 

@@ -1,5 +1,7 @@
 """Data for convex training of ReLU networks."""
 
+from __future__ import annotations
+
 from typing import Any, NamedTuple
 
 import numpy as np

@@ -1,5 +1,7 @@
 """Polynomials of polynomials: what a network of three layers learns in stages and a kernel method does not."""
 
+from __future__ import annotations
+
 from typing import NamedTuple
 
 import jax.numpy as jnp

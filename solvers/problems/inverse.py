@@ -1,5 +1,7 @@
 """Inverse problems with known answers: a phantom, and priors whose scores and posteriors are exact."""
 
+from __future__ import annotations
+
 from typing import NamedTuple
 
 import equinox as eqx

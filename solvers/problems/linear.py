@@ -1,5 +1,7 @@
 """Sequences of linear systems with known best settings: the two experiments of Learning to Relax."""
 
+from __future__ import annotations
+
 from typing import NamedTuple
 
 import jax

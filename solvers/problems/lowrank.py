@@ -1,5 +1,7 @@
 """Instances of low-rank recovery, with the matrix that was measured."""
 
+from __future__ import annotations
+
 from typing import Any, NamedTuple
 
 import numpy as np

@@ -1,5 +1,7 @@
 """Differential equations with known solutions: the eleven of GP-HM (ICLR 2024), and nonlinear ones that bite."""
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any

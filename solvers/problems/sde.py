@@ -1,5 +1,7 @@
 """Stochastic differential equations with value functions in closed form."""
 
+from __future__ import annotations
+
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp

@@ -1,5 +1,7 @@
 """Sequences with known answers: a task for layers that must remember, and a wave at irregular times."""
 
+from __future__ import annotations
+
 from typing import NamedTuple
 
 import jax

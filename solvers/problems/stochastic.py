@@ -1,5 +1,7 @@
 """First-order problems with known answers: a chain that no method can shorten, control, graphs, and lower bounds."""
 
+from __future__ import annotations
+
 from typing import NamedTuple
 
 import jax

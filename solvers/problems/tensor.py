@@ -1,5 +1,7 @@
 """Functions of several variables that are sums of few products, with noisy values at scattered points."""
 
+from __future__ import annotations
+
 import jax
 import jax.numpy as jnp
 

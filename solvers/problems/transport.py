@@ -4,6 +4,8 @@
 every machine; ``problem.astype(dtype)`` gives them in another precision.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from functools import partial
 from typing import Any

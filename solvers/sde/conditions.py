@@ -8,6 +8,8 @@ Of Jia, Zhou (JMLR 23, 2022), sums in the place of their integrals, numbered as 
 (3) ``E sum_k xi_k dM_k = 0``, xi any process known at t_k: orthogonality
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from typing import Any
 

@@ -1,5 +1,7 @@
 """Value functions that are linear in their coefficients, by one linear solve: least-squares temporal differences."""
 
+from __future__ import annotations
+
 from collections.abc import Callable
 
 import equinox as eqx

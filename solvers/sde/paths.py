@@ -7,6 +7,8 @@ Numbered as in the comments; J is the value function, k counts a path's times, h
 (3) ``X_(k+1) = X_k + drift dt + diffusion sqrt(dt) n``, n standard normal: Euler and Maruyama
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from typing import Any
 

@@ -13,6 +13,8 @@ After Sutton and others (ICML 2009), whose directions have no dt, see `td_learni
 (5) ``c <- c + rate sum (xi dM / dt - e^(-discount dt) xi' (xi . w))``: TDC
 """
 
+from __future__ import annotations
+
 from typing import Any
 
 import equinox as eqx

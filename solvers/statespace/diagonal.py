@@ -1,5 +1,7 @@
 """Diagonal state-space layers: many one-dimensional convolutions whose kernels are sums of exponentials."""
 
+from __future__ import annotations
+
 from typing import Any
 
 import equinox as eqx

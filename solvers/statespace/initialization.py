@@ -11,6 +11,8 @@ HiPPO (Gu et al., NeurIPS 2020; ICLR 2023), with n, k from 0, and the poles of S
 (7) ``A + P P^T = -I/2 + skew,  P_n = sqrt(n + 1/2)``, whose eigenvalues are LegS's and S5's
 """
 
+from __future__ import annotations
+
 import numpy as np
 
 from ..core.checks import choice, fail

@@ -1,5 +1,7 @@
 """A diagonal state-space layer whose channels share their states (S5)."""
 
+from __future__ import annotations
+
 from typing import Any
 
 import equinox as eqx

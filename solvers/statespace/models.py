@@ -1,5 +1,7 @@
 """Linear Gaussian models: filtering, smoothing and sampling, one step after another or in parallel, in either form."""
 
+from __future__ import annotations
+
 from math import log, pi
 from typing import Any, ClassVar, Self
 

@@ -1,5 +1,7 @@
 """Perturb a matrix, then diagonalise it: eigenvectors that can be used, at a backward error that is known."""
 
+from __future__ import annotations
+
 from typing import NamedTuple
 
 import numpy as np

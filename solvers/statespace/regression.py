@@ -1,5 +1,7 @@
 """Gaussian-process regression of one variable in linear time, on irregular points, with gaps."""
 
+from __future__ import annotations
+
 from typing import Any
 
 import equinox as eqx

@@ -1,5 +1,7 @@
 """The transfer function of a linear system, and a certified distance between two of them."""
 
+from __future__ import annotations
+
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp

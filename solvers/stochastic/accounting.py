@@ -9,6 +9,8 @@ Numbered as in the comments; the sources are those of each function:
 (5) ``epsilon = rho + 2 sqrt(rho log(1 / delta))``
 """
 
+from __future__ import annotations
+
 import jax.numpy as jnp
 from jax import lax
 from jax.scipy.special import log_ndtr

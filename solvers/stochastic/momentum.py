@@ -1,5 +1,7 @@
 """Momentum without its bias, as Optax transformations: transported points, and corrections of the change."""
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from typing import Any, NamedTuple
 

@@ -8,6 +8,8 @@ states s, actions a and rewards r:
 (3) ``B v = grad Phi (grad log p . v) + Hess Phi v``, ``log p = sum_t log pi(a_t | s_t)``
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from typing import Any, NamedTuple
 

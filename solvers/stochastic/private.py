@@ -1,5 +1,7 @@
 """Private gradient descent on gradient differences, whose sensitivity shrinks with the step (DIFF2)."""
 
+from __future__ import annotations
+
 from typing import Any, NamedTuple
 
 import jax

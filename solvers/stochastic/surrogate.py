@@ -12,6 +12,8 @@ g the gradient of the loss at ``z_t = model(w_t)``:
 It departs from the paper in (4), its default, and in eta, which is halved where the loss rises.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from functools import partial
 from typing import Any, ClassVar, NamedTuple

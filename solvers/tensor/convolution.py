@@ -11,6 +11,8 @@ It departs from the paper in its filters: there weights mix channels for each or
 product.
 """
 
+from __future__ import annotations
+
 from functools import lru_cache
 
 import jax.numpy as jnp

@@ -13,6 +13,8 @@ numbered as in the comments; f and g are the functions with coefficients x and y
 (6) ``f(theta_t, phi_p) = sum_m wave_m(phi_p) sum_l P_l|m|(theta_t) x_lm``: (2) at ``O(L^3)``
 """
 
+from __future__ import annotations
+
 from functools import lru_cache
 from math import pi, sqrt
 

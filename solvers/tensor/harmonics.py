@@ -1,5 +1,7 @@
 """Real spherical harmonics, in the order and axes of e3nn, and the tables that products of them need."""
 
+from __future__ import annotations
+
 from functools import lru_cache
 from math import pi, sqrt
 

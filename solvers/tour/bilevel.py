@@ -1,5 +1,7 @@
 """One weight decay for each pixel of a digit classifier, tuned through the trained weights."""
 
+from __future__ import annotations
+
 from pathlib import Path
 
 import jax

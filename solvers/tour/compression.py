@@ -1,5 +1,7 @@
 """Bits for the layers of a published ResNet18 under a budget of memory, beside SciPy's integer program."""
 
+from __future__ import annotations
+
 from pathlib import Path
 
 import numpy as np

@@ -1,5 +1,7 @@
 """Handwritten digits told odd from even by weights on a sphere, with equations alone and with bounds as well."""
 
+from __future__ import annotations
+
 import time
 from pathlib import Path
 from typing import Any

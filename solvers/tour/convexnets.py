@@ -1,5 +1,7 @@
 """The convex-network part: two digits told apart by a network with a certificate, beside scikit-learn's own."""
 
+from __future__ import annotations
+
 from pathlib import Path
 
 import jax

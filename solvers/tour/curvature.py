@@ -1,5 +1,7 @@
 """A digit classifier: natural gradient beside a dense solve; spectrum and trace of its Hessian beside NumPy."""
 
+from __future__ import annotations
+
 from pathlib import Path
 
 import jax

@@ -1,5 +1,7 @@
 """A tomogram from few views and noisy counts: total variation beside the classical filter."""
 
+from __future__ import annotations
+
 from pathlib import Path
 
 import jax

@@ -1,5 +1,7 @@
 """A heat simulation whose relaxation is learned from its own step counts, against fixed settings."""
 
+from __future__ import annotations
+
 from pathlib import Path
 
 import jax

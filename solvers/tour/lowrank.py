@@ -1,5 +1,7 @@
 """The low-rank part of a photograph from half of its pixels, beside filling in their mean."""
 
+from __future__ import annotations
+
 from pathlib import Path
 
 import jax.numpy as jnp

@@ -1,5 +1,7 @@
 """An oscillator solved by diffrax, and what its solver knew of error and stiffness on the way."""
 
+from __future__ import annotations
+
 from pathlib import Path
 
 import jax

@@ -1,5 +1,7 @@
 """A multi-scale Poisson equation solved on a grid that resolves it, beside a second-order difference scheme."""
 
+from __future__ import annotations
+
 from pathlib import Path
 
 import jax.numpy as jnp

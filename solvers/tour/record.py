@@ -1,5 +1,7 @@
 """What the tour reports, and the clock it measures with."""
 
+from __future__ import annotations
+
 import importlib.util
 import sys
 import time

@@ -1,5 +1,7 @@
 """The price of a call at all times and prices, learned from simulated paths by one linear solve."""
 
+from __future__ import annotations
+
 from pathlib import Path
 
 import jax

@@ -1,5 +1,7 @@
 """HiPPO's memory made diagonal twice, by dropping a rank and by a small perturbation, and how far each ends up."""
 
+from __future__ import annotations
+
 import time
 from pathlib import Path
 

@@ -1,5 +1,7 @@
 """A classifier learned by sensors that talk only to neighbours, with the rates of their talk designed."""
 
+from __future__ import annotations
+
 from pathlib import Path
 
 import jax

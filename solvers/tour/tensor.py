@@ -1,5 +1,7 @@
 """Products of random functions on the sphere on the smallest exact grid, beside the contraction of all coefficients."""
 
+from __future__ import annotations
+
 from pathlib import Path
 
 import jax

@@ -1,5 +1,7 @@
 """Colour transfer: move the palette of one photograph to that of another at the least cost."""
 
+from __future__ import annotations
+
 import time
 from collections.abc import Iterator
 from pathlib import Path

@@ -11,6 +11,8 @@ from .losses.barycenters import BarycenterSolution as BarycenterSolution
 from .losses.barycenters import barycenter as barycenter
 from .losses.divergence import DivergenceSolution as DivergenceSolution
 from .losses.divergence import sinkhorn_divergence as sinkhorn_divergence
+from .losses.free_support import FreeBarycenterSolution as FreeBarycenterSolution
+from .losses.free_support import free_support_barycenter as free_support_barycenter
 from .losses.monge import MapSolution as MapSolution
 from .losses.monge import MongeGapSolution as MongeGapSolution
 from .losses.monge import TransportMap as TransportMap

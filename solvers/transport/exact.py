@@ -10,6 +10,8 @@ The proximal point method of Xie, Wang, Wang and Zha, UAI 2019, its answers boun
 It departs from the paper, whose inner steps are Sinkhorn's with a fixed mu: here they are Newton's.
 """
 
+from __future__ import annotations
+
 from typing import Any
 
 import equinox as eqx

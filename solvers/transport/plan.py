@@ -8,6 +8,8 @@ Rounding is algorithm 2 of Altschuler, Weed and Rigollet, NeurIPS 2017:
 (4) ``diag(s) P diag(t) + p q' / sum(p)``
 """
 
+from __future__ import annotations
+
 import equinox as eqx
 import jax.numpy as jnp
 

@@ -1,5 +1,7 @@
 """The entropic transport problem: checked, reduced to unit mass and a cost that starts at zero."""
 
+from __future__ import annotations
+
 from typing import Any
 
 import equinox as eqx

@@ -1,5 +1,7 @@
 """Problems of different sizes in one batch."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 
 import numpy as np

@@ -9,6 +9,8 @@ Numbered as in the comments; P is the plan, R the rounded one with the exact mar
 (4) ``<C, R> + epsilon H(R) - dual``: the duality gap
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from typing import Any, ClassVar, Self
 

@@ -11,6 +11,8 @@ of KL) in the log domain, and Newton's method on the semi-dual phi; r, c are the
 (6) ``(D_r + (epsilon / rho_a) diag(a exp(-f / rho_a)) - P D_c^-1 P' / (1 + epsilon / rho_b)) d / epsilon = phi'``
 """
 
+from __future__ import annotations
+
 from functools import partial
 
 import equinox as eqx

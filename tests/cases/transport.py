@@ -225,9 +225,51 @@ _BARYCENTER = Case(
     tol={"float64": 1e-6, "float32": 1e-4},
 )
 
+
+def _free_data(rng, k=2, n=5, m=4):
+    x = np.stack([np.linspace(0, 1 + j, n)[:, None] + 0.05 * rng.random((n, 1)) for j in range(k)])
+    a, b, share = (1 + 0.5 * rng.random(shape) for shape in ((k, n), m, k))
+    return {
+        "x": np.concatenate([x, 0.3 * x**2], 2),
+        "a": a / a.sum(1, keepdims=True),
+        "b": b / b.sum(),
+        "shares": share / share.sum(),
+        "init": np.linspace(0.2, 1.2, m)[:, None] * np.array([1.0, 0.2]),
+        "epsilon": np.asarray(0.05),
+    }
+
+
+def _free(data, **options):
+    x, a, b, init, shares, epsilon = (data[name] for name in ("x", "a", "b", "init", "shares", "epsilon"))
+    return solvers.free_support_barycenter(x, a, b, epsilon=epsilon, init=init, shares=shares, **options)
+
+
+_FREE_SUPPORT = Case(
+    name="free_support_barycenter",
+    solution=solvers.FreeBarycenterSolution,
+    make=_free_data,
+    solve=_free,
+    poison="x",
+    warm=lambda data, solution: ({**data, "init": solution.value}, {}),
+    zero=lambda: {**_free_data(np.random.default_rng(25)), "x": np.zeros((2, 5, 2)), "init": np.zeros((4, 2))},
+    single=lambda: {**_free_data(np.random.default_rng(26), 1, 1, 1), "init": np.zeros((1, 2))},
+    failing=lambda data: ({**data, "a": 2 * data["a"]}, {}, int(solvers.TransportStatus.UNEQUAL_MASSES)),
+    differentiable=("x", "a", "b", "shares", "epsilon"),
+    direction=lambda rng, data: {
+        "x": 0.05 * rng.standard_normal((2, 5, 2)),
+        "a": np.stack([_zero_sum(rng, 5) for _ in range(2)]),
+        "b": _zero_sum(rng, 4),
+        "shares": np.array([0.05, -0.05]),
+        "epsilon": np.asarray(0.002),
+    },
+    observe=lambda s: jnp.sum(s.value * jnp.arange(s.value.size, dtype=s.value.dtype).reshape(s.value.shape)),
+    tol={"float64": 1e-6, "float32": 1e-4},
+)
+
 CASES = [
     _BARYCENTER,
     _EXACT,
+    _FREE_SUPPORT,
     _MONGE_GAP,
     _unbalanced(),
     _transport("sinkhorn"),

@@ -70,6 +70,22 @@ def test_a_sketch_changes_the_work_and_not_the_answer(rng, loss, gated):
 
 @needs_x64
 @pytest.mark.long
+def test_many_examples_of_few_neurons(rng):
+    """The step's system is in the neurons then: the same answer as with one in the examples, as a sketch asks for."""
+    p = problem(rng)
+    few = jnp.arange(P) < 3
+    X = jnp.concatenate([p.X, p.X + 0.1, p.X - 0.2])
+    y = jnp.concatenate([p.y, p.y - 0.1, p.y + 0.3])
+    p = ConvexReLU(X, y, p.beta, p.gates[:3], few[:3])
+    narrow, wide = solve(p), jax.jit(partial(train_relu, sketch=3 * N))(p)
+    assert narrow.converged
+    assert abs(int(narrow.num_steps) - int(wide.num_steps)) <= 2
+    assert np.isclose(narrow.objective, wide.objective, rtol=2e-6)
+    assert np.isclose(objective(narrow.to_network(), p), narrow.objective, rtol=1e-6)
+
+
+@needs_x64
+@pytest.mark.long
 def test_gated_optimum_against_scipy(rng):
     """The group lasso without constraints, its lengths smoothed a little, by L-BFGS."""
     p = problem(rng, gated=True)

@@ -7,6 +7,7 @@ import pytest
 
 from solvers import Status, inverse
 from solvers.core.operators import MatrixOperator
+from solvers.inverse.learned.matching import likely
 
 from ..conftest import FLOAT
 
@@ -136,3 +137,26 @@ def test_training_goes_down_and_is_repeatable():
     np.testing.assert_allclose(once.losses, again.losses, rtol=1e-3)
     with pytest.raises(TypeError, match="LearnedProx"):
         inverse.fit_prox(by_hand, draw, jax.random.key(19), noise=1.0)
+
+
+@pytest.mark.long
+def test_training_at_points_of_ones_own_has_the_same_optimum():
+    """A normal prior and unit noise: squared errors are least at y / 2, also far out, where no example lies."""
+
+    def draw(key):
+        return jax.random.normal(key, (256, 1), FLOAT)
+
+    def at(key):
+        return (jnp.arange(32, dtype=FLOAT) + jax.random.uniform(key, (32,), FLOAT))[:, None] / 4 - 4
+
+    stages = (inverse.Stage(inverse.squared_loss, 300, 2e-2),)
+    flat = inverse.LearnedProx(inverse.convex_network(jax.random.key(3), 1, width=8, depth=2, beta=2.0, dtype=FLOAT))
+    fitted = inverse.fit_prox(flat, draw, jax.random.key(19), noise=1.0, stages=stages, at=at)
+    y = jnp.linspace(-3, 3, 25, dtype=FLOAT)[:, None]
+    assert jnp.max(jnp.abs(jax.vmap(fitted.model.prox)(y) - y / 2)) < 0.1
+
+
+def test_a_noisy_point_comes_from_any_example_with_the_chance_that_bayes_gives():
+    clean, noisy = jnp.asarray([[0.0, 1.0], [2.0, 0.0]], FLOAT), jnp.asarray([[1.0, 1.0]], FLOAT)
+    chances = np.exp([-0.5 / 0.64, -1.0 / 0.64])
+    np.testing.assert_allclose(likely(noisy, clean, 0.8)[0], chances / chances.sum(), rtol=1e-5)

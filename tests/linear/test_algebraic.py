@@ -1,5 +1,6 @@
 """Algebraic multigrid against SciPy and dense solves, new values at a fixed pattern, unsymmetric systems."""
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,7 +8,7 @@ import pytest
 import scipy.sparse as sp
 
 from solvers import AMG, Arms, SparseRows, Status, Stencil, multigrid_cg, multigrid_gmres, solve_sequence
-from solvers.linear.cycles import host
+from solvers.linear.cycles import host, sparse
 from solvers.linear.cycles.host import smoothed, without_small
 from solvers.linear.cycles.sparse import times_matrix, times_vector
 
@@ -226,6 +227,51 @@ def test_new_values_get_new_coarse_matrices():
 
 FEW = mesh_laplacian(60)
 SMALL = AMG(FEW.astype(FLOAT), updates=True, max_coarse=20)
+
+
+@pytest.fixture
+def several_tables(monkeypatch):
+    """Let rows of small matrices go into tables by their length, as those of large ones do."""
+    monkeypatch.setattr(sparse, "FEW_ENTRIES", 0)
+    monkeypatch.setattr(sparse, "SPREAD", 1.2)
+
+
+@pytest.mark.long
+def test_unknowns_in_the_order_of_the_tables(several_tables):
+    """Products, solutions and derivatives do not show in which order the hierarchy keeps its unknowns."""
+    system = AMG(FEW.astype(FLOAT), max_coarse=20)
+    assert system.order is not None
+    assert SMALL.order is None
+    assert system.product.place is None
+    b = jnp.asarray(B[:60], FLOAT)
+    np.testing.assert_allclose(system.mv(b), FEW @ B[:60], atol=CLOSE)
+    layout = system.layout((60,), sweeps=False)
+    np.testing.assert_allclose(layout.unpack(layout.diagonal()), FEW.diagonal(), rtol=1e-6)
+
+    @jax.jit
+    def found(values):
+        solution = multigrid_cg(eqx.tree_at(lambda s: s.values, system, values), b, tol=TOL)
+        return jnp.sum(jnp.sin(solution.value)), (solution.value, solution.num_steps)
+
+    (_, (x, steps)), slope = jax.value_and_grad(found, has_aux=True)(system.values)
+    exact = np.linalg.solve(FEW.toarray(), B[:60])
+    back = np.linalg.solve(FEW.toarray(), np.cos(exact))
+    row = np.repeat(np.arange(60), np.diff(FEW.indptr))
+    assert steps <= 12
+    np.testing.assert_allclose(x, exact, rtol=1e-3, atol=1e3 * TOL)
+    np.testing.assert_allclose(slope, -back[row] * exact[FEW.indices], rtol=1e-2, atol=1e4 * TOL)
+
+
+def test_an_unsymmetric_matrix_in_the_order_of_its_tables(several_tables):
+    wind = sp.triu(FEW, 1) * 0.3 + sp.diags(np.full(60, 2.0)) + FEW
+    system = AMG(wind.tocsr().astype(FLOAT), max_coarse=20)
+    assert system.order is not None
+    b = jnp.asarray(B[:60], FLOAT)
+    np.testing.assert_allclose(system.transposed.mv(b), wind.T @ B[:60], atol=10 * CLOSE)
+    solution = jax.jit(lambda s, b: multigrid_gmres(s, b, tol=TOL))(system, b)
+    assert solution.converged
+    assert solution.num_steps <= 12
+    assert relative(wind, solution.value, B[:60]) <= 2 * TOL + (0 if X64 else 1e-5)
 
 
 @pytest.mark.long

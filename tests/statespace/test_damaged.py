@@ -11,7 +11,7 @@ from solvers import GaussianStatus, Matern, gp_regression
 from solvers.core.gaussian.square_root import eliminate
 
 from ..conftest import FLOAT
-from ..test_fuzz import damaged, stacked
+from ..test_fuzz import damaged, generators, stacked
 
 LANES, T = 384, 8
 
@@ -27,7 +27,7 @@ def data(rng):
 
 
 def dense(lane, at):
-    """Mean and variance by NumPy in double precision and the condition, or None where that has too few digits."""
+    """Mean, variance and how errors of y can grow, by NumPy in doubles, or None where these have too few digits."""
     t, y, noise, length = (np.asarray(lane[k], float) for k in ("t", "y", "noise", "length"))
 
     def k(a, b):
@@ -43,17 +43,12 @@ def dense(lane, at):
             return None
         solved = np.linalg.solve(whitened, (scale[:, None] * np.concatenate([y[:, None], cross.T], 1)))
         gain = scale[:, None] * solved
-        return cross @ gain[:, 0], 1 - np.sum(cross * gain[:, 1:].T, 1), condition
+        weights = np.linalg.solve(whitened, scale[:, None] * cross.T) * scale[:, None]
+        return cross @ gain[:, 0], 1 - np.sum(cross * gain[:, 1:].T, 1), np.sum(np.abs(weights), axis=0)
 
 
 @pytest.mark.parametrize("form", ["covariance", "square_root"])
 def test_no_lane_says_more_than_is_true(form):
-    rng = np.random.default_rng(23)
-    kinds, lanes = [], []
-    for kind, lane in damaged(data, LANES, rng):
-        kinds.append(kind)
-        lanes.append({**lane, "t": np.sort(lane["t"]) if rng.random() < 0.8 else lane["t"]})
-    kinds, batch = np.array(kinds), stacked(lanes)
     at = np.linspace(0, 1, 4)
 
     @jax.jit
@@ -62,7 +57,15 @@ def test_no_lane_says_more_than_is_true(form):
         kernel = Matern(d["length"], jnp.ones_like(d["length"]), 1.5)
         return gp_regression(kernel, d["t"], d["y"], d["noise"], at=jnp.asarray(at, FLOAT), form=form)
 
-    found = jax.device_get(solve(batch))
+    for rng in generators(23, LANES):
+        kinds, lanes = [], []
+        for kind, lane in damaged(data, LANES, rng):
+            kinds.append(kind)
+            lanes.append({**lane, "t": np.sort(lane["t"]) if rng.random() < 0.8 else lane["t"]})
+        judge(form, at, np.array(kinds), lanes, jax.device_get(solve(stacked(lanes))))
+
+
+def judge(form, at, kinds, lanes, found):
     good = found.status == 0
     assert set(np.unique(found.status)) <= {0, *(int(s) for s in GaussianStatus)}
     healthy = kinds == "none"
@@ -79,15 +82,19 @@ def test_no_lane_says_more_than_is_true(form):
         cast = {k: np.asarray(v, FLOAT) for k, v in lanes[i].items()}
         if not float(cast["length"]) > 0:
             raise AssertionError(f"{kinds[i]}: a length of {cast['length']} was called solved")
-        judge, eps = dense(cast, at), np.finfo(FLOAT).eps
-        if judge is None or not np.all(np.isfinite(judge[0])):
+        exact, eps = dense(cast, at), np.finfo(FLOAT).eps
+        if exact is None or not np.all(np.isfinite(exact[0])):
             continue
-        mean, variance, _ = judge
+        mean, variance, growth = exact
         judged += 1
         # half of the digits may be lost before it is said; the square-root form loses what the data's rounding does
-        slack = 4 * eps**0.5
+        slack = 8 * eps**0.5
         size = np.max(np.abs(cast["y"]))
-        assert np.all(np.abs(found.mean[i] - mean) <= slack * size), (kinds[i], lanes[i])
+        rounding = 16 * eps * growth * size  # of the data: far outside it, their mean can be large
+        assert np.all(np.abs(found.mean[i] - mean) <= slack * np.maximum(size, np.abs(mean)) + rounding), (
+            kinds[i],
+            lanes[i],
+        )
         assert np.all(np.abs(found.covariance[i] - variance) <= slack), (kinds[i], lanes[i])
     assert judged > LANES / 4
 

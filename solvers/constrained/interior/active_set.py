@@ -1,5 +1,7 @@
 """Derivatives of a solution through its active set."""
 
+from __future__ import annotations
+
 import jax
 import jax.numpy as jnp
 from jax import lax

@@ -12,6 +12,8 @@ It departs from the paper in d, which is always there, and in the inertia, which
 ``B + shift I + rho C'C`` in place of an indefinite factorisation.
 """
 
+from __future__ import annotations
+
 from typing import NamedTuple
 
 import jax.numpy as jnp
@@ -19,7 +21,8 @@ from jax import lax
 
 from ...core.precision import dot, eps, matmul
 from ...core.typing import Array, Bool, Float, Int
-from ..dense import Factor, back_substitute, factorise, start_vector, until_convex
+from ..dense import Factor, back_substitute, factorise, until_convex
+from ..kkt import start_vector
 from .standard import Iterate, Model, Standard
 
 FIRST, GROW, LEAP, RELAX = 1e-4, 8.0, 100.0, 1 / 3
@@ -83,6 +86,10 @@ def assemble(problem: Standard, w: Iterate, model: Model, hint, d, restoring) ->
     half = jnp.sqrt(1 - rho * d)
     penalised = B + rho * matmul(model.C.T, model.C)
 
+    # On a plateau of the violation everything is small, and so must be the shift.
+    curvature = jnp.minimum(size_h + dot(model.C, model.C) + dot(model.G, model.G), 1)
+    unit_of_shifts = jnp.where(restoring & (curvature > 0), curvature, 1)
+
     def factorised(shift) -> Scaled:
         K = penalised + shift * jnp.eye(n, dtype=dtype)  # (13)
         diagonal = jnp.diagonal(K)
@@ -91,7 +98,7 @@ def assemble(problem: Standard, w: Iterate, model: Model, hint, d, restoring) ->
         return Scaled(factor, unit, jnp.all(diagonal > 0) & (pivot > min(ROUNDING * n, 500) * eps(dtype)))
 
     def raised(shift, tries):
-        first = jnp.where(hint > 0, jnp.maximum(RELAX * hint, eps(dtype) ** 1.25), FIRST)
+        first = jnp.where(hint > 0, jnp.maximum(RELAX * hint, eps(dtype) ** 1.25), FIRST * unit_of_shifts)
         shift = jnp.where(tries == 1, first, shift * jnp.where(hint > 0, GROW, LEAP))
         return jnp.where(tries == 0, 0, shift).astype(dtype)
 

@@ -1,5 +1,7 @@
 """Optimisation with inequalities and bounds: the public call, its answer and the derivatives of that answer."""
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
@@ -20,7 +22,7 @@ from ...core.static import Static
 from ...core.typing import Array, Float, Int, Progress, PyTree, Scalar
 from .active_set import differentiable
 from .barrier_step import WARM_PUSH, step
-from .standard import PUSH, Iterate, Model, Standard, Values, bounded, scales
+from .standard import PUSH, Iterate, Model, Standard, Values, bounded, columns, scales
 from .state import NEWTON
 from .state import start as begin
 
@@ -142,10 +144,11 @@ def interior_point(
         ``error`` is the largest entry of ``|f' + C'y + G'z - zl + zu| / s_d``, of the violations ``|c|, max(g, 0)``,
         and of ``|z g|, |zl (x - lower)|, |zu (upper - x)|`` over ``s_c``, for the problem as posed, with
         ``s_d = max(100, mean |multiplier|) / 100``, and s_c the same without y.
-        ``status`` `Status.INFEASIBLE` claims that the violation has a local minimum that is not zero (feasible points
-        may exist elsewhere), or that bounds contradict each other; the evidence is a gradient of the violation below
-        `tol`, together with a violation that no longer falls or terms of that gradient that cancel to rounding, where
-        each constraint is scaled as the notes say;
+        ``status`` `Status.INFEASIBLE` claims that the violation has a local minimum within the bounds, or a limit at
+        infinity, that is not zero (feasible points may exist elsewhere), or that bounds contradict each other; the
+        evidence is a gradient of the violation below `tol`, a Hessian of its square that is positive definite to
+        rounding in any units, whose best step promises no fall, and no lower point up to 4096 times as far along it,
+        where each constraint is scaled as the notes say;
         `Status.UNBOUNDED` that f fell below -1e20 (-1e12 in float32) at a feasible point;
         `Status.DIVERGED` that x left that range; `Status.STAGNATED` that steps no longer change x;
         `Status.NONFINITE` that a function or derivative is not finite at the start.
@@ -336,6 +339,7 @@ def _begin(problem: Standard, x, given):
         scale.f * model.H,
         scale.f * model.held,
     )
+    problem = problem._replace(columns=columns(model))
     s = jnp.maximum(-values.g, WARM_PUSH if warm else PUSH)
     w = Iterate(x, s, y, z, zl, zu)
     if warm:

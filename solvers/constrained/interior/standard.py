@@ -7,6 +7,8 @@ The number is that of Waechter and Biegler, Math. Program. 106 (2006), the sign 
 with ``s_d = max(100, mean of |y|, z, zl, zu) / 100`` and s_c the same without y, at mu = 0.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -84,6 +86,8 @@ class Standard(NamedTuple):
     above: Bool[Array, " n"]
     free: Bool[Array, " n"]
     scale: Values
+    columns: Float[Array, " n"]
+    """Largest entries of the columns of both constraints' scaled Jacobians at the start."""
 
     def values(self, x) -> Values:
         """Return the scaled values."""
@@ -131,16 +135,15 @@ class Standard(NamedTuple):
         sf, sc, sg = self.scale
         r = jnp.where(jnp.isfinite(values.f), gradient(w, model) / sf, jnp.nan)
         y, z, zl, zu = (v / sf for v in (w.y * sc, w.z * sg, w.zl, w.zu))
-        bounds = jnp.sum(z) + jnp.sum(zl) + jnp.sum(zu)
+        bounds = total(z, zl, zu)
         dual = mean_size(bounds + jnp.sum(jnp.abs(y)), y.size + z.size + 2 * zl.size)
         low, high = self.gaps(w.x)
         c, g = values.c / sc, values.g / sg
         # (5)
         return Residual(
             largest(r) / dual,
-            jnp.maximum(largest(c), jnp.max(g, initial=0)),
-            jnp.maximum(largest(z * g), jnp.maximum(largest(zl * low), largest(zu * high)))
-            / mean_size(bounds, z.size + 2 * zl.size),
+            jnp.max(joined(jnp.abs(c), g), initial=0),
+            largest(z * g, zl * low, zu * high) / mean_size(bounds, z.size + 2 * zl.size),
         )
 
 
@@ -149,14 +152,32 @@ def gradient(w: Iterate, model: Model, sigma: Scalar = 1.0):
     return sigma * model.df + matmul(w.y, model.C) + matmul(w.z, model.G) - w.zl + w.zu
 
 
+def columns(model: Model):
+    """Return the largest entries of the columns of both Jacobians."""
+    return jnp.max(jnp.abs(jnp.concatenate([model.C, model.G])), axis=0, initial=0)
+
+
 def mean_size(total, count):
     """Return the mean of `count` multipliers over 100, at least one: the divisors of equation 5."""
     return jnp.maximum(total / max(count, 1), GRADIENT) / GRADIENT
 
 
-def largest(v):
-    """Return the largest absolute entry, zero of none."""
-    return jnp.max(jnp.abs(v), initial=0)
+def largest(*parts):
+    """Return the largest absolute entry of all parts, zero of none.
+
+    Joined first, here as in `total`: each reduction is a kernel, and kernels are what compilation takes its time for.
+    """
+    return jnp.max(jnp.abs(joined(*parts)), initial=0)
+
+
+def total(*parts):
+    """Return the sum of the entries of all parts."""
+    return jnp.sum(joined(*parts))
+
+
+def joined(*parts):
+    """Return the entries of all parts in one vector."""
+    return jnp.concatenate([jnp.ravel(part) for part in parts])
 
 
 def bounded(posed, lower, upper, p: int, q: int) -> Standard:
@@ -172,6 +193,7 @@ def bounded(posed, lower, upper, p: int, q: int) -> Standard:
         above,
         free,
         Values(one, jnp.ones(p, lower.dtype), jnp.ones(q, lower.dtype)),
+        jnp.zeros_like(lower),
     )
 
 

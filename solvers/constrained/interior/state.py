@@ -6,16 +6,17 @@ The number is that of Waechter and Biegler, Math. Program. 106 (2006):
     start
 """
 
+from __future__ import annotations
+
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from ...core.precision import dot
 from ...core.solution import Status
 from ...core.typing import Array, Bool, Float, Int
 from .acceptance import Filter, empty_filter, violation
-from .standard import Iterate, Model, Residual, Standard, Values
+from .standard import Iterate, Model, Residual, Standard, Values, total
 
 REFRESH, NEWTON, ENTER, RESTORE = 0, 1, 2, 3
 MU = 0.1
@@ -44,6 +45,8 @@ class State(NamedTuple):
     """How many steps in a row the filter refused."""
     suspect: Bool[Array, ""]
     """About to be claimed, but the Hessian needed a shift: perhaps a saddle."""
+    probe: Bool[Array, ""]
+    """The violation looks minimal to second order: the next step looks far beyond before that is said."""
     residual: Residual
     verdict: Int[Array, ""]
     idle: Int[Array, ""]
@@ -72,6 +75,7 @@ def start(problem: Standard, w: Iterate, values: Values, model: Model, warm) -> 
         reach=zero + 1,
         soft=none,
         suspect=jnp.zeros((), bool),
+        probe=jnp.zeros((), bool),
         residual=problem.residual(w, values, model),
         verdict=none + Status.RUNNING,
         idle=none,
@@ -84,12 +88,12 @@ def start(problem: Standard, w: Iterate, values: Values, model: Model, warm) -> 
 def mean_product(problem: Standard, w: Iterate):
     """Return the mean of multiplier times distance, over slacks and bounds."""
     low, high = problem.gaps(w.x)
-    return (dot(w.s, w.z) + dot(low, w.zl) + dot(high, w.zu)) / count(problem, w)
+    return total(w.s * w.z, low * w.zl, high * w.zu) / count(problem, w)
 
 
 def count(problem: Standard, w: Iterate):
     """Return how many barrier terms there are, at least one."""
-    return jnp.maximum(w.s.size + jnp.sum(problem.below) + jnp.sum(problem.above), 1).astype(w.x.dtype)
+    return jnp.maximum(w.s.size + total(problem.below, problem.above), 1).astype(w.x.dtype)
 
 
 def gaps_from(problem: Standard, w: Iterate, mu):

@@ -1,5 +1,7 @@
 """A bandit that believes costs to be a Gaussian process over arms and contexts."""
 
+from __future__ import annotations
+
 import math
 from typing import Any
 

@@ -1,5 +1,7 @@
 """Bandits as pure functions: choose an arm, see its cost, choose better; inside ``lax.scan`` and under ``vmap``."""
 
+from __future__ import annotations
+
 from abc import abstractmethod
 from typing import Any
 

@@ -1,5 +1,7 @@
 """Contextual learners that predict costs: Chebyshev regression an arm, and one Bayesian regression for all arms."""
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from typing import Any
 

@@ -14,6 +14,8 @@ innovation and its covariance, K the gain:
 Blocks are after Sarkka and Garcia-Fernandez, IEEE TAC 2021, who solve a system in every combination, not one a block.
 """
 
+from __future__ import annotations
+
 from typing import Any, NamedTuple
 
 import jax

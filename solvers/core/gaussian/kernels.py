@@ -1,5 +1,7 @@
 """Stationary priors of one variable with closed-form derivatives; lengths are fractions of the domain."""
 
+from __future__ import annotations
+
 from math import comb, sqrt
 from typing import Any
 

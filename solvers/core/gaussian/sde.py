@@ -11,6 +11,8 @@ Hartikainen and Sarkka, MLSP 2010; Solin and Sarkka, AISTATS 2014, for a gap d, 
 The cascade of states in the second is ours: no entry of Q is a difference.
 """
 
+from __future__ import annotations
+
 from math import comb, factorial, pi, sqrt
 from typing import Any
 

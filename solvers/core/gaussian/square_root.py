@@ -6,6 +6,8 @@ from a covariance, and right-hand sides turn along with their rows: never is ``Z
 the noise, from which the past's mean would have to be subtracted.
 """
 
+from __future__ import annotations
+
 from typing import NamedTuple
 
 import jax

@@ -1,5 +1,7 @@
 """Conjugate gradients, truncated: says how far it came and why it stopped."""
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from typing import Any, NamedTuple
 

@@ -1,5 +1,7 @@
 """Lanczos tridiagonalisation with full reorthogonalisation, safe where the Krylov space ends early."""
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from typing import NamedTuple
 

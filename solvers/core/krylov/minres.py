@@ -13,6 +13,8 @@ comments; a bar marks the step before, two the one before that:
     residual's norm
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from typing import Any
 

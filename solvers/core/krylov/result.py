@@ -1,5 +1,7 @@
 """What a truncated Krylov method returns."""
 
+from __future__ import annotations
+
 from enum import IntEnum
 from typing import Any
 

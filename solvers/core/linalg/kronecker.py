@@ -1,5 +1,7 @@
 """Products along modes, and direct solves with sums of Kronecker products that are never formed."""
 
+from __future__ import annotations
+
 import math
 from collections.abc import Sequence
 

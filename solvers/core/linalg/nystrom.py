@@ -10,6 +10,8 @@ It departs from the paper, which moves A by a multiple of eps and factorises ``O
 to the values afterwards: here what is not positive in ``Omega'Y`` is left out, so that A may be indefinite.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable
 
 import equinox as eqx

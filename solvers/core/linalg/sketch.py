@@ -1,5 +1,7 @@
 """Random sketches: short, wide matrices S' that keep geometry, applied without being stored."""
 
+from __future__ import annotations
+
 from collections.abc import Callable
 
 import jax

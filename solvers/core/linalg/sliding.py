@@ -1,5 +1,7 @@
 """The Cholesky factor of a matrix whose first row leaves and whose last row comes, in O(m^2) and without a loop."""
 
+from __future__ import annotations
+
 import jax.numpy as jnp
 from jax.scipy.linalg import solve_triangular
 

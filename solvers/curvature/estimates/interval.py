@@ -1,5 +1,7 @@
 """What estimators take and return: an operator on flat vectors, a goal, a value with its standard error."""
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from typing import Any, NamedTuple
 

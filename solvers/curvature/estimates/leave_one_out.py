@@ -11,6 +11,8 @@ Epperly, Tropp and Webber, XTrace, 2024, for k probes z_i on the sphere in n dim
 The paper takes c for zero.
 """
 
+from __future__ import annotations
+
 from itertools import pairwise
 from typing import NamedTuple
 

@@ -9,6 +9,8 @@ Ubaru, Chen and Saad, 2017, for p probes on the sphere, theta and u the eigenpai
 Eigenpairs: Wu and Simon, 2000.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from typing import Any, NamedTuple
 

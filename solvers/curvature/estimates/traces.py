@@ -9,6 +9,8 @@ With R the operator A without a subspace, ``R = (I - P) A (I - P)``, P the proje
 It departs from Hutch++ in sampling until the error is small enough, with a subspace of fixed size.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from itertools import pairwise
 from typing import Any, NamedTuple

@@ -3,7 +3,7 @@
 Numbered as in the comments; ``y = A x_0 + s noise``, ``x_0 = E[x_0 | x_t]`` the denoised signal with Jacobian J, alpha
 and sigma those of the step, `look.at`. Tweedie's covariance is ``C = sigma^2 / alpha J``.
 
-(1) ``clean = x_0 + C A'(A C A' + s^2 I)^-1 (y - A x_0)``: `SecondOrder`
+(1) ``clean = x_0 + C A'(A C A' + s^2 I)^-1 (y - A x_0)``: `SecondOrder`, without directions of negative variance
 (2) ``r^2 = v sigma^2 / (alpha^2 v + sigma^2)``: `PiGDM`
 (3) ``score = J' A' (r^2 A A' + s^2 I)^-1 (y - A x_0)``
 (4) ``clean = x_0 + sigma^2 / alpha score``: Tweedie's formula with the score of the likelihood added
@@ -25,7 +25,9 @@ from typing import Any, ClassVar, NamedTuple
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+from jax.flatten_util import ravel_pytree
 
+from ...core import checks
 from ...core.krylov.cg import cg
 from ...core.operators import LinearOperator
 from ...core.probes import probe
@@ -34,6 +36,7 @@ from ...core.total_variation import Differences
 from ...core.typing import Array
 from ...core.vectors import axpy, combine, inner, norm
 from ..forward.quadratic import prox_quadratic, split_system
+from .conditioning import condition
 from .sampling import Around, renoise
 from .tweedie_formulas import Noised, covariance
 
@@ -87,6 +90,10 @@ class Guidance(eqx.Module):
         """Return what is carried from step to step; nothing by default."""
         return None
 
+    def doubted(self, carry: Any) -> Array:
+        """Return in how many steps so far the model was not taken at its word; none by default."""
+        return jnp.zeros((), jnp.int32)
+
     @abstractmethod
     def __call__(self, data: Measured, look: Look, carry: Any, key: Array) -> Guided:
         """Return what to step with."""
@@ -100,43 +107,56 @@ class SecondOrder(Guidance):
     """Exact Gaussian conditioning on Tweedie's covariance: ``x_0 + C A'(A C A' + s^2 I)^-1 (y - A x_0)``.
 
     With C the covariance of x_0 given x_t, this is the posterior mean wherever x_0 given x_t is normal: the sampler is
-    then exact but for the step. For other priors it is the best Gaussian fit at each time. C is never formed: conjugate
-    gradients in the space of the data, one forward and one reverse derivative of the model in each of their steps.
+    then exact but for the step. For other priors it is the best Gaussian fit at each time. C is never formed: a Krylov
+    method in the space of the data, one forward and one reverse derivative of the model in each of its steps.
+
+    The Jacobian of a learned model is no covariance: it is not symmetric, and along some directions it is negative.
+    The symmetric part is taken, and data do not move the signal along directions whose variance it says is negative
+    (taken as they come, they lose one sample in eight on small images, and all of larger ones). In how many of the
+    diffusion steps there were any, ``posterior_sample(..., details=True)`` says.
 
     Attributes
     ----------
-    cg_steps : scalar
-        At most; traced.
+    cg_steps : int
+        At most; as many vectors like the data are kept. Static.
     rtol : scalar
         Residual relative to ``y - A x_0`` at which they stop; traced.
     eta : scalar
         0 by default.
     """
 
-    cg_steps: Any = 20
+    cg_steps: int = eqx.field(static=True, default=20)
     rtol: Any = 1e-4
     eta: Any = 0.0
     multistep: ClassVar[bool] = True
+
+    def __check_init__(self):
+        if isinstance(self.cg_steps, bool) or not isinstance(self.cg_steps, int) or self.cg_steps < 1:
+            checks.fail("SecondOrder", "cg_steps", "a positive Python integer", self.cg_steps)
+
+    def begin(self, x):
+        """Return in how many steps a negative variance was met."""
+        return jnp.zeros((), jnp.int32)
+
+    def doubted(self, carry):
+        """Return in how many steps a negative variance was met."""
+        return carry
 
     def __call__(self, data, look, carry, key):
         """Return the conditioned mean, and the noise that goes with it."""
         A, rest = data.operator, axpy(-1, data.operator.mv(look.clean), data.y)
         C = covariance(look.denoise, look.x, look.at)
+        flat, shaped = ravel_pytree(rest)
 
         def spread(q):
-            back = A.transpose_mv(q)
+            back = A.transpose_mv(shaped(q))
             # Halves of C and C': of a learned model C is not quite symmetric.
             return axpy(0.5, C.mv(back), 0.5 * C.transpose_mv(back))
 
-        # (1)
-        found = cg(
-            lambda q: combine((1, A.mv(spread(q))), (data.deviation**2, q)),
-            rest,
-            tol=self.rtol * norm(rest),
-            max_steps=self.cg_steps,
-        )
-        clean = look.clean + spread(found.x)  # (1)
-        return Guided(clean, look.noise_of(clean), jnp.zeros_like(clean), None)
+        product = lambda q: ravel_pytree(A.mv(spread(q)))[0]  # noqa: E731
+        found = condition(product, flat, data.deviation**2, self.cg_steps, self.rtol)
+        clean = look.clean + spread(found.q)  # (1)
+        return Guided(clean, look.noise_of(clean), jnp.zeros_like(clean), carry + found.negative.astype(carry.dtype))
 
 
 class PiGDM(Guidance):

@@ -7,6 +7,8 @@ others, 2022, algorithm 2), with h the step in ``log(alpha / sigma)``:
 (2) ``clean <- clean + share (clean - clean_before)``
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -16,7 +18,8 @@ from jax import lax
 
 from ...core import checks
 from ...core.operators import LinearOperator
-from ...core.typing import Array, Float, Scalar
+from ...core.typing import Array, Float, Int, Scalar
+from ...core.vectors import axpy, norm
 from .guidance import DDS, DPS, STSL, Guidance, Look, Measured, PiGDM, SecondOrder
 from .sampling import Around, around
 from .schedules import NoiseSchedule
@@ -37,7 +40,8 @@ def posterior_sample(
     steps: int = 100,
     kind: str = "score",
     start: Array | None = None,
-) -> Float[Array, "..."]:
+    details: bool = False,
+) -> Any:
     """Draw one sample of x given ``y = A x + noise``, the prior known by a diffusion model.
 
     Parameters
@@ -65,10 +69,12 @@ def posterior_sample(
         What the model returns: "score", "denoiser" or "noise". Static.
     start : Float[Array, "..."], optional
         The point at time 1; by default normal numbers times ``schedule.sigma(1)``.
+    details : bool
+        Return a `PosteriorSample`, which says how far to trust it. Static.
 
     Returns
     -------
-    Float[Array, "..."]
+    Float[Array, "..."] or PosteriorSample
         The sample, shaped like the domain of A; NaN where the model or data are.
 
     Notes
@@ -122,7 +128,32 @@ def posterior_sample(
         return advance((model, kind), guidance, data, c, (a, share), jax.random.split(k)), None
 
     inputs = (points, share, jax.random.split(rest, steps))
-    return lax.scan(step, State(start, jnp.zeros_like(start), guidance.begin(start)), inputs)[0].x
+    end = lax.scan(step, State(start, jnp.zeros_like(start), guidance.begin(start)), inputs)[0]
+    if not details:
+        return end.x
+    left = axpy(-1, A.mv(end.x), y)
+    count = sum(leaf.size for leaf in jax.tree.leaves(left))
+    return PosteriorSample(end.x, norm(left) / (deviation * count**0.5), guidance.doubted(end.carry))
+
+
+class PosteriorSample(NamedTuple):
+    """A sample, and what speaks against it.
+
+    Attributes
+    ----------
+    value : Float[Array, "..."]
+        The sample.
+    misfit : Float[Array, ""]
+        ``|y - A value| / (noise sqrt(numbers in y))``: about one or less for a sample of the posterior; much more says
+        that the sampler was lost, whatever it returns.
+    doubted : Int[Array, ""]
+        In how many steps "second_order" met a negative variance and left it out: none for a model whose Jacobian is a
+        covariance, as that of an exact score. Zero for other guidances, which take no covariance from the model.
+    """
+
+    value: Float[Array, "..."]
+    misfit: Float[Array, "..."]
+    doubted: Int[Array, "..."]
 
 
 class State(NamedTuple):

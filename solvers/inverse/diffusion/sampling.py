@@ -16,6 +16,8 @@ And DDIM run back to first order, with x_0 and e from the point that is known:
 (5) ``z[i+1] = z[i] + (alpha - a') x_0 + (sigma - s') e``
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from typing import Any, ClassVar, NamedTuple
 
@@ -26,10 +28,10 @@ from jax import lax
 
 from ...core import checks
 from ...core.precision import eps
+from ...core.reversible import reversible_scan
 from ...core.solution import Solution, Status, StatusCode
 from ...core.typing import Array, Float, Scalar
 from ..variational.statement import length
-from .reversible import reversible_scan
 from .schedules import NoiseSchedule
 from .tweedie_formulas import KINDS, Noised, predict
 

@@ -6,6 +6,8 @@ Of Ho, Jain, Abbeel (2020), in continuous time and as a table, numbered as in th
 (2) ``alpha_k^2 = prod_(j <= k) (1 - beta_j)``, beta linear in j
 """
 
+from __future__ import annotations
+
 from abc import abstractmethod
 from typing import Any, NamedTuple
 

@@ -1,5 +1,7 @@
 """What a diffusion model knows of the clean signal: mean and covariance given the noisy one."""
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from typing import Any, NamedTuple
 

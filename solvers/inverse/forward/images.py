@@ -1,5 +1,7 @@
 """Operators on images: masks, blurs, block averages, Fourier samples."""
 
+from __future__ import annotations
+
 import math
 from typing import Any
 

@@ -1,5 +1,7 @@
 """The quadratic subproblem that every method here shares: data against a point or a split variable."""
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from typing import Any
 

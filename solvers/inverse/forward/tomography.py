@@ -13,6 +13,8 @@ By Kak, Slaney (1988), h the band-limited ramp:
 (5) ``f = pi / angles sum_a P_a' (h * y_a)``
 """
 
+from __future__ import annotations
+
 from typing import Any
 
 import equinox as eqx

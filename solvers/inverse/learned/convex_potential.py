@@ -1,5 +1,7 @@
 """Input-convex networks: positive by parametrisation, dense or convolutional."""
 
+from __future__ import annotations
+
 from typing import Any
 
 import equinox as eqx

@@ -5,7 +5,15 @@ Proximal matching, by Fang, Buchanan, Sulam (ICLR 2024), numbered as in the comm
 (1) ``loss = 1 - exp(-|f(y) - x|^2 / gamma^2)``, up to the constant that makes the Gaussian a density
 (2) ``y = x + noise e``, x a clean example and e standard normal
 (3) ``min_theta mean over examples of loss(f_theta(y), x)``, for one falling gamma after another
+
+Given y, the clean example is any x_i of the batch with a chance that the noise knows, so that at points y of one's own
+
+(4) ``loss at y = sum_i w_i loss(f_theta(y), x_i)``, ``w_i`` proportional to ``exp(-|y - x_i|^2 / (2 noise^2))``
+
+has the same minimiser at every y, up to the sampling of the x_i.
 """
+
+from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -98,6 +106,7 @@ def fit_prox(
     *,
     noise: Scalar,
     stages: Sequence[Stage] | None = None,
+    at: Callable[[Array], Array] | None = None,
     progress: Progress | None = None,
 ) -> Fitted:
     """Train a map to be the proximal map of minus the log density that samples come from, times ``noise^2``.
@@ -113,6 +122,11 @@ def fit_prox(
         Deviation of what is added to them.
     stages : sequence of Stage, optional
         `matching_stages` by default.
+    at : callable, optional
+        ``at(key)``: noisy points, along the first axis, to train at in place of the clean examples with noise. Each is
+        compared with all clean examples of the batch, weighted by the likelihood of the noise (4). For few dimensions,
+        and where rare signals count: points may lie as often as wanted where examples are few, and the gradient's
+        variance is that of a batch, not of one example a point. Draw the examples in strata where that can be done.
     progress : callable, optional
         Called on the host as ``progress(step, loss)`` after each hundredth of a stage.
 
@@ -130,7 +144,7 @@ def fit_prox(
     losses, done = [], 0
     for i, stage in enumerate(matching_stages() if stages is None else stages):
         optimiser = optax.adam(optax.cosine_decay_schedule(stage.learning_rate, stage.steps, 0.1))
-        train = _program(stage.loss, optimiser, draw)
+        train = _program(stage.loss, optimiser, draw, at)
         state = optimiser.init(eqx.filter(model, eqx.is_inexact_array))
         keys = jax.random.split(jax.random.fold_in(key, i), stage.steps)  # the same whether or not anybody watches
         chunk = max(1, stage.steps // 100) if progress is not None else stage.steps
@@ -143,7 +157,13 @@ def fit_prox(
     return Fitted(model, jnp.concatenate(losses))
 
 
-def _program(loss: Loss, optimiser: optax.GradientTransformation, draw: Callable[[Array], Array]) -> Any:
+def likely(noisy: Array, clean: Array, noise: Scalar) -> Float[Array, "m n"]:
+    """Return how likely each clean example is behind each noisy point, in sum one for each point."""
+    apart = jax.vmap(lambda y: jax.vmap(lambda x: jnp.sum((y - x) ** 2))(clean))(noisy)
+    return jax.nn.softmax(-apart / (2 * noise**2), axis=1)
+
+
+def _program(loss: Loss, optimiser: optax.GradientTransformation, draw: Callable[[Array], Array], at: Any) -> Any:
     @eqx.filter_jit
     def train(model, state, keys, noise):
         moving, fixed = eqx.partition(model, eqx.is_inexact_array)
@@ -152,11 +172,18 @@ def _program(loss: Loss, optimiser: optax.GradientTransformation, draw: Callable
             moving, state = c
             first, second = jax.random.split(key)
             clean = draw(first)
-            noisy = clean + noise * jax.random.normal(second, clean.shape, clean.dtype)  # (2)
+            if at is None:
+                noisy, weights = clean + noise * jax.random.normal(second, clean.shape, clean.dtype), None  # (2)
+            else:
+                noisy = at(second)
+                weights = likely(noisy, clean, noise)
 
             def mean_loss(moving):
                 estimates = jax.vmap(eqx.combine(moving, fixed).prox)(noisy)
-                return jnp.mean(jax.vmap(loss)(estimates, clean))  # (3)
+                if weights is None:
+                    return jnp.mean(jax.vmap(loss)(estimates, clean))  # (3)
+                pairs = jax.vmap(lambda one: jax.vmap(lambda x: loss(one, x))(clean))(estimates)
+                return jnp.mean(jnp.sum(weights * pairs, axis=1))  # (4)
 
             value, slope = jax.value_and_grad(mean_loss)(moving)
             # Optax multiplies its integer step count by floats, which strict promotion refuses.

@@ -10,6 +10,8 @@ Of Fang, Buchanan, Sulam (ICLR 2024), numbered as in the comments:
 It departs from the paper in (4): there (3) is minimised by Adam.
 """
 
+from __future__ import annotations
+
 from typing import Any, NamedTuple
 
 import equinox as eqx

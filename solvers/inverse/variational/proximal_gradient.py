@@ -14,6 +14,8 @@ By O'Donoghue, Candes (2015):
 It departs from the first paper in L, which is raised where ``(slope(x) - slope(v))'(x - v) > L |x - v|^2``.
 """
 
+from __future__ import annotations
+
 from typing import Any, NamedTuple
 
 import equinox as eqx

@@ -14,6 +14,8 @@ Without w, (1) and (2) are half-quadratic splitting, by Geman, Yang (1995), with
 (5) ``rho <- min(growth rho, last)``
 """
 
+from __future__ import annotations
+
 from typing import Any, NamedTuple
 
 import equinox as eqx

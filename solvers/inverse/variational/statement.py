@@ -1,5 +1,7 @@
 """``min_x |A x - y|^2 / 2 + g(D x)``: the statement, its optimality, its derivatives, and what solvers return."""
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from typing import Any, ClassVar, NamedTuple
 

@@ -1,5 +1,7 @@
 """Algebraic multigrid: a hierarchy built once on the host by PyAMG, cycles and coarse products on the device."""
 
+from __future__ import annotations
+
 from typing import Any
 
 import equinox as eqx
@@ -14,7 +16,7 @@ from ..systems.sparse_rows import SparseRows
 from ..systems.system import Layout, System
 from .cycle import Level
 from .host import MANY_UNKNOWNS, alike, constructed, in_order, transfers
-from .sparse import Sums, times_matrix, times_vector
+from .sparse import Order, Sums, by_tables, times_matrix, times_vector
 
 KINDS = ("smoothed_aggregation", "ruge_stuben", "rootnode")
 
@@ -66,6 +68,15 @@ class AlgebraicLayout(Layout):
     levels: tuple[SparseLevel, ...]
     inverse: Array
     product: Sums
+    order: Order | None
+
+    def pack(self, x):
+        """Return x in the order of the tables."""
+        return x if self.order is None else x[self.order.old]
+
+    def unpack(self, y):
+        """Return y in the order of the matrix."""
+        return y if self.order is None else y[self.order.new]
 
     def mv(self, y):
         """Return A y."""
@@ -143,6 +154,7 @@ class AMG(System):
     patterns: tuple[Patterns, ...]
     last: tuple[Sums, Sums]
     inverse: Float[Array, "m m"]
+    order: Order | None
     symmetric: bool = eqx.field(static=True)
     relaxable = False
 
@@ -162,8 +174,9 @@ class AMG(System):
         self.values, fine, self.slots = _host(matrix if solver is None else solver.levels[0].A)
         steps = constructed(fine, kind, improve, options) if solver is None else transfers(solver)
         self.symmetric = alike(fine, in_order(fine.T), 1e-12)
-        self.product = times_vector(fine)
-        self.transposed_product = self.product if self.symmetric else times_vector(fine, transposed=True)
+        order = by_tables(fine) if steps else None
+        self.order = jax.device_put(order)
+        self.product, self.transposed_product = products(fine, order, self.symmetric)
         own = np.flatnonzero(np.repeat(np.arange(fine.shape[0]), np.diff(fine.indptr)) == fine.indices)
         if own.size < fine.shape[0]:
             fail("AMG", "matrix", "with a diagonal entry in every row", f"{own.size} of {fine.shape[0]}")
@@ -178,11 +191,13 @@ class AMG(System):
                 coarse = in_order(in_order(P.T) @ half)
                 if updates:
                     lists = times_matrix(fine, P, half), times_matrix(P, half, coarse, transposed=True)
-            patterns.append(Patterns(*product, times_vector(P), times_vector(P, transposed=True), *lists))
+            after = by_tables(coarse) if len(patterns) + 1 < len(steps) else None
+            up = times_vector(P, rows=order, columns=after), times_vector(P, transposed=True, rows=after, columns=order)
+            patterns.append(Patterns(*product, *up, *lists))
             weights.append(jax.device_put(P.data))
             data.append(jax.device_put(fine.data))
-            fine, one = coarse, times_vector(coarse)
-            product = one, one if self.symmetric else times_vector(coarse, transposed=True)
+            fine, order = coarse, after
+            product = products(fine, order, self.symmetric)
         self.data, self.weights, self.patterns, self.last = tuple(data), tuple(weights), tuple(patterns), product
         self.inverse = jax.device_put(np.linalg.pinv(fine.toarray(), rcond=1e-12, hermitian=self.symmetric))
 
@@ -242,17 +257,28 @@ class AMG(System):
 
     def mv(self, x):
         """Return A x."""
-        return self.product.apply(self.product.gather(self._collected(self.values)), x)
+        layout = self._laid(())
+        return layout.unpack(layout.mv(layout.pack(x)))
 
     def layout(self, shape, *, sweeps):
         """Return the hierarchy with its entries gathered."""
-        fine = self._collected(self.values)
-        levels = [
+        levels = tuple(
             SparseLevel(p.matrix.gather(a), p.interpolation.gather(w), p.restriction.gather(w), p.matrix, p)
             for a, w, p in zip(self.data, self.weights, self.patterns, strict=True)
-        ]
-        gathered = self.product.gather(fine)
-        return AlgebraicLayout(gathered, fine[self.diagonal_slots], tuple(levels), self.inverse, self.product)
+        )
+        return self._laid(levels)
+
+    def _laid(self, levels: tuple[SparseLevel, ...]) -> AlgebraicLayout:
+        """Return the layout with these levels."""
+        fine = self._collected(self.values)
+        own = self.diagonal_slots if self.order is None else self.diagonal_slots[self.order.old]
+        return AlgebraicLayout(self.product.gather(fine), fine[own], levels, self.inverse, self.product, self.order)
+
+
+def products(matrix: Any, order: Order | None, symmetric: bool) -> tuple[Sums, Sums]:
+    """Return the products with a matrix and with its transpose, in this order of unknowns."""
+    one = times_vector(matrix, rows=order, columns=order)
+    return one, one if symmetric else times_vector(matrix, transposed=True, rows=order, columns=order)
 
 
 def _host(matrix: Any) -> tuple[Array, Any, Array]:

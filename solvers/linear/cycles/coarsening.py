@@ -15,13 +15,13 @@ After Dendy (1982) and Schaffer (1998), along one axis at a time, u on the fine 
 It departs from the papers in that l and r are at least zero and c at least ``l + r``.
 """
 
+from __future__ import annotations
+
 import itertools
 import math
-from collections.abc import Callable
 from typing import Any
 
 import equinox as eqx
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
@@ -162,13 +162,18 @@ class Interpolation(eqx.Module):
         return jnp.concatenate(parts, axis)
 
 
-def linear(rows: Any, axis: int, periodic: bool) -> Interpolation:
-    """Return linear interpolation along an axis of a grid; of the rows only shape and dtype matter."""
-    size = rows.shape[rows.ndim // 2 + axis]
+def linear_weights(size: int, periodic: bool) -> np.ndarray:
+    """Return the weights of even points in linear interpolation along an axis, one more than coarse points."""
     weights = np.full(size // 2 + 1, 0.5)
     weights[-1] *= size % 2 or periodic
-    weights = jnp.asarray(np.expand_dims(weights, [a for a in range(rows.ndim // 2) if a != axis]), rows.dtype)
-    return Interpolation(weights, weights, axis, size, periodic)
+    return weights
+
+
+def linear(shape: tuple[int, ...], axis: int, periodic: bool, dtype: Any) -> Interpolation:
+    """Return linear interpolation along an axis of a grid."""
+    weights = linear_weights(shape[axis], periodic)
+    weights = jnp.asarray(np.expand_dims(weights, [a for a in range(len(shape)) if a != axis]), dtype)
+    return Interpolation(weights, weights, axis, shape[axis], periodic)
 
 
 def from_operator(rows: Array, axis: int, periodic: bool) -> Interpolation:
@@ -189,26 +194,17 @@ def from_operator(rows: Array, axis: int, periodic: bool) -> Interpolation:
 
 
 def coarser(
-    stencil: Stencil, shape: tuple[int, ...], axes: tuple[int, ...], interpolate: Callable[..., Interpolation]
+    stencil: Stencil, shape: tuple[int, ...], axes: tuple[int, ...]
 ) -> tuple[Stencil, tuple[Interpolation, ...]]:
-    """Return the Galerkin operator of a grid halved along `axes`, and the interpolations, one an axis."""
+    """Return the Galerkin operator of a grid halved along `axes`, and the interpolations by the operator."""
     dims = len(shape)
     offsets = list(itertools.product((-1, 0, 1), repeat=dims))
     given = dict(zip(stencil.offsets, stencil.coefficients, strict=True))
     zero = jnp.zeros((), stencil.coefficients.dtype)
-    if stencil.coefficients.ndim == 1 and all(stencil.periodic[a] or shape[a] % 2 for a in axes):
-        # No point is nearer to an end than elsewhere: a product on a few points gives what all of them have.
-        few = tuple((8 if stencil.periodic[a] else 7) if a in axes else 3 for a in range(dims))
-        every = jax.ShapeDtypeStruct((3,) * dims + shape, zero.dtype)
-        steps = tuple(linear(every, a, stencil.periodic[a]) for a in axes)
-        rows = jnp.stack([jnp.broadcast_to(given.get(o, zero), few) for o in offsets]).reshape((3,) * dims + few)
-        for a in axes:
-            rows = linear(rows, a, stencil.periodic[a]).galerkin(rows, stencil.periodic)
-        return Stencil(rows[(..., *(1,) * dims)].ravel(), offsets, periodic=stencil.periodic), steps
     rows = jnp.stack([jnp.broadcast_to(given.get(o, zero), shape) for o in offsets]).reshape((3,) * dims + shape)
     steps = []
     for axis in axes:
-        steps.append(interpolate(rows, axis, stencil.periodic[axis]))
+        steps.append(from_operator(rows, axis, stencil.periodic[axis]))
         rows = settle(steps[-1].galerkin(rows, stencil.periodic))
     rows = rows.reshape(len(offsets), *rows.shape[dims:])
     return Stencil(rows, offsets, periodic=stencil.periodic), tuple(steps)

@@ -7,6 +7,8 @@ With S the smoother and P the interpolation from the next level:
 (3) ``z <- z + d``, then ``z <- z + S'(r - A z)``
 """
 
+from __future__ import annotations
+
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
 
@@ -38,18 +40,23 @@ class Level(eqx.Module):
         """Return ``P z``."""
 
 
+def dense(inverse: Array) -> Callable[[Array], Array]:
+    """Return the solve on the coarsest level, one product with its inverse."""
+    return lambda r: matmul(inverse, r.ravel()).reshape(r.shape)
+
+
 def cycle(
-    levels: Sequence[Level], smoothers: Sequence[Smoother], inverse: Array, *, twice: bool
+    levels: Sequence[Level], smoothers: Sequence[Smoother], coarsest: Callable[[Array], Array], *, twice: bool
 ) -> Callable[[Array], Array]:
     """Return ``r -> z``, one cycle for ``A z = r`` from zero: symmetric if the levels are.
 
-    The coarsest level is one product with `inverse`. With `twice`, the W-cycle, levels between the first and the last
-    are visited twice.
+    `coarsest` solves on the level below the last. With `twice`, the W-cycle, levels between the first and the last are
+    visited twice.
     """
 
     def descend(k: int, r: Array) -> Array:
         if k == len(levels):
-            return matmul(inverse, r.ravel()).reshape(r.shape)  # (2)
+            return coarsest(r)  # (2)
         level, smoother = levels[k], smoothers[k]
         z, left = smoother.before(r)  # (1)
         d = level.prolong(descend(k + 1, settle(level.restrict(settle(left)))))  # (2)

@@ -1,5 +1,7 @@
 """The set-up of algebraic multigrid on the host: PyAMG's hierarchies, and its coarse unknowns with better weights."""
 
+from __future__ import annotations
+
 import os
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple

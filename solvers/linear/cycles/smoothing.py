@@ -1,5 +1,7 @@
 """Smoothers: Chebyshev polynomials, which carry the residual along, and Gauss-Seidel by colours."""
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from typing import Any, NamedTuple
 

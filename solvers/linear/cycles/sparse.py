@@ -1,6 +1,8 @@
 """Sums of products along fixed lists of places: sparse matrices times vectors, and times sparse matrices."""
 
-from typing import Any
+from __future__ import annotations
+
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
@@ -25,6 +27,42 @@ WRITTEN_OUT, MANY_ROWS = 32, 2048
 def at_once(width: int, rows: int) -> bool:
     """Return whether rows of a table of this size are summed in one expression; otherwise whole pieces fill them."""
     return width < 2 * PIECE or (width <= WRITTEN_OUT and rows >= MANY_ROWS)
+
+
+def tables_of(counts: Any) -> Any:
+    """Return the table of each row, by its number of entries."""
+    n, longest = counts.size, int(counts.max(initial=0))
+    limits = np.unique(np.ceil(SPREAD ** np.arange(40)))
+    kind = np.searchsorted(limits, np.maximum(counts, 1))
+    if n * max(longest, 1) <= max(counts.sum() * SPREAD, FEW_ENTRIES):
+        kind[:] = 0
+    rows_of = np.bincount(kind)
+    for k in range(len(rows_of) - 1):
+        if 0 < rows_of[k] < FEWEST_ROWS * n:
+            kind[kind == k] = k + 1
+            rows_of[k + 1] += rows_of[k]
+    return kind
+
+
+class Order(NamedTuple):
+    """Another numbering of unknowns: which old one each new one is, and the new number of each old one."""
+
+    old: Any
+    new: Any
+
+
+def by_tables(matrix: Any) -> Order | None:
+    """Return the numbering of the rows of a CSR matrix table by table: its product is then in order as it comes.
+
+    None where all are in one.
+    """
+    kind = tables_of(np.diff(matrix.indptr))
+    if np.all(kind == kind[:1]):
+        return None
+    old = np.argsort(kind, kind="stable").astype(np.int32)
+    new = np.empty_like(old)
+    new[old] = np.arange(old.size, dtype=np.int32)
+    return Order(old, new)
 
 
 class Sums(eqx.Module):
@@ -54,15 +92,7 @@ class Sums(eqx.Module):
             row, left, right = row[order], left[order], right[order]
         counts = np.bincount(row, minlength=n)
         within = np.arange(row.size) - np.repeat(np.cumsum(counts) - counts, counts)
-        limits, tables, longest = np.unique(np.ceil(SPREAD ** np.arange(40))), [], int(counts.max(initial=0))
-        kind = np.searchsorted(limits, np.maximum(counts, 1))
-        if n * max(longest, 1) <= max(counts.sum() * SPREAD, FEW_ENTRIES):
-            kind[:] = 0
-        rows_of = np.bincount(kind)
-        for k in range(len(rows_of) - 1):
-            if 0 < rows_of[k] < FEWEST_ROWS * n:
-                kind[kind == k] = k + 1
-                rows_of[k + 1] += rows_of[k]
+        kind, tables = tables_of(counts), []
         kinds, place = np.unique(kind), np.empty(n, np.int32)
         for k in kinds:
             mine = kind == k
@@ -76,7 +106,7 @@ class Sums(eqx.Module):
                 table[at] = values[these]
             tables.append(tuple(table.reshape(width, rows) for table in pair))
         self.left, self.right = (tuple(jax.device_put(t[s]) for t in tables) for s in (0, 1))
-        self.place = None if len(tables) == 1 else jax.device_put(place)
+        self.place = None if np.array_equal(place, np.arange(n)) else jax.device_put(place)
 
     def gather(self, a: Array) -> tuple[Array, ...]:
         """Return the entries of `a` in the tables, for `apply` to use many times."""
@@ -86,7 +116,8 @@ class Sums(eqx.Module):
     def apply(self, entries: tuple[Array, ...], b: Array) -> Array:
         """Return the sums with gathered entries."""
         parts = [summed(e, t, b) for e, t in zip(entries, self.right, strict=True)]
-        return parts[0] if self.place is None else jnp.concatenate(parts)[self.place]
+        sums = parts[0] if len(parts) == 1 else jnp.concatenate(parts)
+        return sums if self.place is None else sums[self.place]
 
 
 def summed(entries: Array, table: Array, b: Array) -> Array:
@@ -105,17 +136,23 @@ def summed(entries: Array, table: Array, b: Array) -> Array:
     return lax.scan(lambda total, x: (piece(total, *x), None), total, pieces)[0]
 
 
-def _coordinates(matrix: Any, transposed: bool) -> tuple[Any, Any, Any]:
+def _coordinates(matrix: Any, transposed: bool, rows: Order | None = None) -> tuple[Any, Any, Any]:
     """Return row, column and place in the data of each entry of a CSR matrix, or of its transpose, row by row."""
-    if transposed:
-        numbered = type(matrix)((np.arange(matrix.nnz), matrix.indices, matrix.indptr), matrix.shape).tocsc()
-        return np.repeat(np.arange(matrix.shape[1]), np.diff(numbered.indptr)), numbered.indices, numbered.data
-    return np.repeat(np.arange(matrix.shape[0]), np.diff(matrix.indptr)), matrix.indices, np.arange(matrix.nnz)
+    column, ends, place = matrix.indices, matrix.indptr, np.arange(matrix.nnz)
+    if transposed or rows is not None:
+        numbered = type(matrix)((place, column, ends), matrix.shape)
+        numbered = numbered.T.tocsr() if transposed else numbered
+        numbered = numbered if rows is None else numbered[rows.old]
+        column, ends, place = numbered.indices, numbered.indptr, numbered.data
+    return np.repeat(np.arange(len(ends) - 1), np.diff(ends)), column, place
 
 
-def times_vector(matrix: Any, *, transposed: bool = False) -> Sums:
-    """Return the sums of a CSR matrix, its data as a, or of its transpose, times a vector b."""
-    row, column, place = _coordinates(matrix, transposed)
+def times_vector(
+    matrix: Any, *, transposed: bool = False, rows: Order | None = None, columns: Order | None = None
+) -> Sums:
+    """Return the sums of a CSR matrix, its data as a, or of its transpose, times a vector b, both in other orders."""
+    row, column, place = _coordinates(matrix, transposed, rows)
+    column = column if columns is None else columns.new[column]
     return Sums(row, place, column, matrix.shape[::-1] if transposed else matrix.shape, matrix.nnz)
 
 

@@ -1,5 +1,7 @@
 """Settings to choose from, as data: one compiled program serves them all."""
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from typing import Any
 

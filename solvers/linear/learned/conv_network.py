@@ -1,5 +1,7 @@
 """A small convolutional network on several grids that proposes directions for conjugate gradients."""
 
+from __future__ import annotations
+
 import itertools
 from typing import Any
 

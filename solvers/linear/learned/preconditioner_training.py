@@ -11,6 +11,8 @@ By default `fit_preconditioner` departs from it, on residuals that the solver me
 (3) ``1 - (d'r)^2 / (d'A d r'A^-1 r)``
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from typing import Any, NamedTuple
 

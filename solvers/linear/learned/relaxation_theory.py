@@ -8,6 +8,8 @@ With beta the radius of Jacobi's method and a consistently ordered A (Young 1971
 (4) ``log cost ~ log(-1 / log rate)``
 """
 
+from __future__ import annotations
+
 from typing import Any
 
 import jax.numpy as jnp

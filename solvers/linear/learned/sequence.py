@@ -10,6 +10,8 @@ The protocol of Khodak, Chow, Balcan and Talwalkar, Learning to Relax, ICLR 2024
 It departs from the paper in the last: there no arm stops short.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from typing import Any, ClassVar, NamedTuple
 

@@ -1,5 +1,7 @@
 """Sparse matrices of a fixed pattern, with rows sorted by colour so that a sweep is a few gathers."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from typing import Any
 

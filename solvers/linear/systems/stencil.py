@@ -1,10 +1,14 @@
 """Stencil systems on regular grids, and the polyphase layout that makes their sweeps fast."""
 
+from __future__ import annotations
+
 import functools
 import itertools
+import math
 from collections.abc import Sequence
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
@@ -15,6 +19,8 @@ from .sparse_rows import SparseRows
 from .system import Layout, System, settle
 
 Offset = tuple[int, ...]
+FEW_POINTS = 512 * 512
+"""On accelerators a sweep over a grid of at most so many points takes as long as launching it."""
 
 
 class Stencil(System, Layout):
@@ -129,8 +135,11 @@ class Stencil(System, Layout):
             fail(function, "b", "an even number of points along periodic axes", f"shape {tuple(shape)}")
 
     def layout(self, shape, *, sweeps):
-        """Return the polyphase layout for sweeps, the plain grid otherwise."""
-        return Phases(self, shape) if sweeps else self
+        """Return the polyphase layout for sweeps, or masks where launches count; the plain grid without sweeps."""
+        if not sweeps:
+            return self
+        small = math.prod(shape) <= FEW_POINTS and jax.default_backend() != "cpu"
+        return Masked(self) if small and two_colours(self.offsets) else Phases(self, shape)
 
     def mv(self, x) -> Array:
         """Return A x."""
@@ -162,6 +171,42 @@ class Stencil(System, Layout):
         full = jnp.broadcast_to(full, (len(self.offsets), index[0].size)).ravel()
         values = full[np.concatenate(entries)]
         return SparseRows(values, np.concatenate(row), np.concatenate(column), ordering=ordering)
+
+
+class Masked(Layout):
+    """A stencil of two colours on the whole grid: a sweep computes twice what it needs, in one expression.
+
+    Accelerators make one kernel of it, where the polyphase layout takes several; on a small grid nothing else counts.
+    """
+
+    stencil: Stencil
+
+    def mv(self, y):
+        """Return A y."""
+        return self.stencil.mv(y)
+
+    def diagonal(self):
+        """Return the diagonal."""
+        return self.stencil.diagonal()
+
+    def sweeper(self, omega):
+        """Return the sweep of `Phases`: even points first."""
+        diagonal, centre = self.stencil.diagonal(), (0,) * len(self.stencil.periodic)
+        pairs = [p for p in zip(self.stencil.coefficients, self.stencil.offsets, strict=True) if p[1] != centre]
+
+        def sweep(y, b, reverse=False):
+            colour = sum(lax.broadcasted_iota(jnp.int32, b.shape, axis) for axis in range(b.ndim)) % 2
+            for c in (1, 0) if reverse else (0, 1):
+                others = sum(k * shift(y, o, y.shape, self.stencil.periodic) for k, o in pairs)
+                y = jnp.where(colour == c, (1 - omega) * y + omega / diagonal * (b - others), y)  # (1)
+            return y
+
+        return sweep
+
+
+def two_colours(offsets: Sequence[Offset]) -> bool:
+    """Return whether every offset but the centre joins points of different parity."""
+    return all(sum(o) % 2 for o in offsets if any(o))
 
 
 class Phases(Layout):
@@ -199,7 +244,7 @@ class Phases(Layout):
     def colours(self) -> list[list[int]]:
         """Classes that may be updated at once, in sweep order."""
         parities = self.parities
-        if all(sum(o) % 2 for o in self.offsets if any(o)):
+        if two_colours(self.offsets):
             return [[k for k, p in enumerate(parities) if sum(p) % 2 == c] for c in (0, 1)]
         return [[k] for k in range(len(parities))]
 

@@ -1,5 +1,7 @@
 """The conditioned solve of an exact equation from end to end: completion, prior, most probable solution, the answer."""
 
+from __future__ import annotations
+
 import math
 from collections.abc import Callable
 from typing import Any, NamedTuple

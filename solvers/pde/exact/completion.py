@@ -1,5 +1,7 @@
 """What exact conditions leave open: values on faces, unknown, that make the equation with them a well-posed problem."""
 
+from __future__ import annotations
+
 from typing import Any, NamedTuple
 
 import equinox as eqx

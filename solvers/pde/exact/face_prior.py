@@ -1,5 +1,7 @@
 """The prior of open face values: smooth functions on the box, seen on its faces; how smooth, the evidence says."""
 
+from __future__ import annotations
+
 from itertools import pairwise
 from math import log
 from typing import Any, NamedTuple

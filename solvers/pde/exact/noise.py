@@ -6,6 +6,8 @@ learned from the data but stays as uncertain as before them, in the intervals (c
 the data that see it.
 """
 
+from __future__ import annotations
+
 from typing import NamedTuple
 
 import jax

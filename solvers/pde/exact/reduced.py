@@ -6,6 +6,8 @@ the solution, and the prior decide p. A step linearises both: ``dy = -F_y^-1 F +
 is a least-squares solution with as many unknowns as p has numbers, however many y has.
 """
 
+from __future__ import annotations
+
 import math
 from collections.abc import Callable
 from copy import copy

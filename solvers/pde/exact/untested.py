@@ -1,5 +1,7 @@
 """What no test function of a grid saw: the step that one more Newton iteration on a finer grid would take."""
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from typing import Any, NamedTuple
 

@@ -8,6 +8,8 @@ With rho the misfits of all data over their standard deviations, then the whiten
 (4) ``log evidence = -|rho|^2 / 2 - sum log diag(R) - sum log std - m log(2 pi) / 2``
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from copy import copy
 from math import log, pi

@@ -1,5 +1,7 @@
 """Which frequencies a solution will have, read off the equation's source and the conditions in milliseconds."""
 
+from __future__ import annotations
+
 import jax
 import jax.numpy as jnp
 

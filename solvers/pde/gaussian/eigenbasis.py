@@ -1,5 +1,7 @@
 """Whitened bases: a prior's own functions, or polynomials weighted by it, with unit Gaussian weights."""
 
+from __future__ import annotations
+
 from typing import Any
 
 import equinox as eqx

@@ -7,6 +7,8 @@ For data ``y_i = sum_a c_i D^a u(x_i)`` and a kernel k that is a product over di
 (3) ``B <- (I - s y'/ s'y) B (I - y s'/ s'y) + s s'/ s'y``, the inverse Hessian of BFGS
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from math import log, pi
 from typing import Any, NamedTuple

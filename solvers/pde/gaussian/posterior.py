@@ -1,5 +1,7 @@
 """The conditioned solve from end to end: prior, bases, learning, the most probable weights, the answer."""
 
+from __future__ import annotations
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp

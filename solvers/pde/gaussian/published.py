@@ -13,6 +13,8 @@ mode d of the values U:
 It departs from the code in that kernels are evaluated at the n lags alone, whose numbers are the same.
 """
 
+from __future__ import annotations
+
 from typing import Any
 
 import equinox as eqx

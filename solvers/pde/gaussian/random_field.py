@@ -1,5 +1,7 @@
 """Coefficients that vary over the box and are not known: Gaussian fields, made of a few functions of their prior."""
 
+from __future__ import annotations
+
 from typing import Any
 
 import equinox as eqx

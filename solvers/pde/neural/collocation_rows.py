@@ -1,5 +1,7 @@
 """What a differential equation asks of a field at points: residuals, their rows, and how large their terms are."""
 
+from __future__ import annotations
+
 import itertools
 from typing import Any, NamedTuple
 

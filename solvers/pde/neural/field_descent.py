@@ -1,5 +1,7 @@
 """All numbers of a field at once, by first-order methods: how the published fields are trained."""
 
+from __future__ import annotations
+
 from typing import Any, NamedTuple
 
 import jax

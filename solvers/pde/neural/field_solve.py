@@ -1,5 +1,7 @@
 """`collocate`: a differential equation solved by a field with closed-form derivatives."""
 
+from __future__ import annotations
+
 from typing import Any, NamedTuple
 
 import equinox as eqx

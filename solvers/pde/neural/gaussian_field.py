@@ -10,6 +10,8 @@ Kang et al., PIG, ICLR 2025, section 3, with ``P_i = L_i L_i'`` and ``g = P (x -
 `GaussianField` departs from the paper in having no network, which `PublishedPIG` has.
 """
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from typing import Any
 

@@ -17,6 +17,8 @@ It departs from the paper, whose loss weighs conditions 20, equations 1 and term
 terms.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable, Sequence
 from typing import Any
 

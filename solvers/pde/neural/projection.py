@@ -8,6 +8,8 @@ in the centres and shapes s, D a diagonal:
 (3) ``dw = argmin |r + S ds + A dw|``, the step in the weights that follows
 """
 
+from __future__ import annotations
+
 from typing import Any, NamedTuple
 
 import jax

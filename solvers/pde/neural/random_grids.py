@@ -11,6 +11,8 @@ Vadeboncoeur et al., Random Grid Neural Processes, ICML 2023, for a field with n
 It departs from the paper, whose q is of the field's values at the points: here it is of the field's numbers.
 """
 
+from __future__ import annotations
+
 import math
 from collections.abc import Callable
 from typing import Any, NamedTuple

@@ -9,6 +9,8 @@ Wendland (1995), and Zang and Koutsourelakis, DGenNO, 2025:
 Equation 2 departs from the paper, which does not divide by ``int w``.
 """
 
+from __future__ import annotations
+
 import math
 from collections.abc import Callable
 from fractions import Fraction

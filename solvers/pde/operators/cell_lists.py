@@ -1,5 +1,7 @@
 """All points within a radius, by a table of cells of static capacity; too many in a cell is said, not dropped."""
 
+from __future__ import annotations
+
 import itertools
 import math
 from typing import NamedTuple

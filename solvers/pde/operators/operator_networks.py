@@ -7,6 +7,8 @@ With b and t the outputs of the layers of two networks:
     2025
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable, Sequence
 from typing import Any
 

@@ -1,5 +1,7 @@
 """Layers on functions that are given at points: to a grid by kernels, and from points to points by an integral."""
 
+from __future__ import annotations
+
 from typing import Any
 
 import equinox as eqx

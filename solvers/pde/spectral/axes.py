@@ -4,6 +4,8 @@ A basis knows its nodes and quadrature weights and evaluates any derivative of i
 eigenbasis of `eigenbasis` has the same interface.
 """
 
+from __future__ import annotations
+
 from functools import lru_cache
 from typing import Any, Protocol
 

@@ -8,6 +8,8 @@ nodes:
 (3) ``y <- y - t (test' R')^-1 test' R``
 """
 
+from __future__ import annotations
+
 import math
 from collections.abc import Callable
 from copy import copy

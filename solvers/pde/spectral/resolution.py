@@ -1,5 +1,7 @@
 """How many nodes: from the Chebyshev coefficients of the source and the conditions, then from those of the solution."""
 
+from __future__ import annotations
+
 import math
 from collections.abc import Callable
 from typing import Any, NamedTuple

@@ -1,5 +1,7 @@
 """Trial functions that satisfy the conditions of a dimension, and the functions the equation is tested with."""
 
+from __future__ import annotations
+
 from typing import Any
 
 import equinox as eqx

@@ -1,5 +1,7 @@
 """Where Newton's method starts: a guess, a function or an earlier solution, as free coefficients."""
 
+from __future__ import annotations
+
 import jax.numpy as jnp
 
 from ...core.linalg.kronecker import mode_product

@@ -10,6 +10,8 @@ Marwah, Lipton, Lu and Risteski, ICML 2023, with H the second derivative of the 
 It departs from the paper, whose step is a small constant that the proof needs.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, NamedTuple
 

@@ -4,6 +4,8 @@
 (2) ``sum (1 + |w|)^order |c(w)|``, the Barron norm of Marwah et al., ICML 2023
 """
 
+from __future__ import annotations
+
 import math
 from collections.abc import Sequence
 from typing import Any

@@ -1,5 +1,7 @@
 """Decentralised minimisation of a mean of functions, one on each node of a graph: asynchronous, and in rounds."""
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from functools import partial
 from typing import Any, ClassVar, NamedTuple

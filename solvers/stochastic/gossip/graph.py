@@ -12,6 +12,8 @@ The first three are those of Nabli, Oyallon (DADAO, ICML 2023), numbered as in t
 It departs from the paper in (4) to (6): there a semidefinite program bounds both factors by one number.
 """
 
+from __future__ import annotations
+
 from functools import partial
 from typing import Any, ClassVar, NamedTuple
 

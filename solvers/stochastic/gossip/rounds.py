@@ -12,6 +12,8 @@ It departs from the paper in the number of rounds, ``2 / sqrt(gap)``: its analys
 number more.
 """
 
+from __future__ import annotations
+
 from functools import partial
 from typing import Any, NamedTuple
 

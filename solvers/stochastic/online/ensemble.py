@@ -10,6 +10,8 @@ learner i answers x_i with step eta_i, h is the last gradient, g this round's, L
 (5) ``losses_i <- losses_i + <g, x_i> + L |x_i - x_i before|^2``, ``variation <- variation + |g - h|^2``
 """
 
+from __future__ import annotations
+
 import math
 
 import equinox as eqx

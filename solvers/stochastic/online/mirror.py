@@ -1,5 +1,7 @@
 """Optimistic online mirror descent: regret between that of stochastic and that of adversarial rounds."""
 
+from __future__ import annotations
+
 from abc import abstractmethod
 from collections.abc import Callable
 from typing import Any, NamedTuple

@@ -1,5 +1,7 @@
 """Anderson's acceleration of a fixed-point iteration, with a way back to plain steps."""
 
+from __future__ import annotations
+
 from typing import NamedTuple
 
 import jax.numpy as jnp

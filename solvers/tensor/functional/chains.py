@@ -1,5 +1,7 @@
 """Factors of a functional tensor as Markov chains: Gaussian processes of all modes, side by side in one shape."""
 
+from __future__ import annotations
+
 from typing import NamedTuple
 
 import jax

@@ -1,5 +1,7 @@
 """Tensors whose modes are functions of continuous coordinates (FunBaT), by message passing."""
 
+from __future__ import annotations
+
 from typing import Any, NamedTuple
 
 import equinox as eqx

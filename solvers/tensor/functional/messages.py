@@ -12,6 +12,8 @@ are over the other beliefs:
 (5) ``E f = E[a_1]' E[u_1]``, ``E f^2 = Tr(E[a_1 a_1'] E[u_1 u_1'])``
 """
 
+from __future__ import annotations
+
 from typing import NamedTuple
 
 import jax

@@ -1,5 +1,7 @@
 """What `functional_tucker` returns: a tensor whose modes are functions, with its uncertainty."""
 
+from __future__ import annotations
+
 from typing import ClassVar
 
 import equinox as eqx

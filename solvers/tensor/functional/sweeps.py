@@ -14,6 +14,8 @@ the only prior of a factor, without a unit normal at each node besides; and in (
 With `published` the first two are as there.
 """
 
+from __future__ import annotations
+
 from typing import Any, NamedTuple
 
 import equinox as eqx

@@ -4,6 +4,8 @@ A `Cost` knows its smallest and largest entries, its soft minima and its Gibbs k
 products. `Stored` keeps an array; a lazy cost computes entries when they are wanted and never keeps n m of them.
 """
 
+from __future__ import annotations
+
 from typing import Any, ClassVar, Self
 
 import equinox as eqx

@@ -1,5 +1,7 @@
 """Costs on regular grids that are sums over the axes: products go axis by axis."""
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from math import prod
 from typing import Any

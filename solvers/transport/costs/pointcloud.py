@@ -1,5 +1,7 @@
 """Costs between points, computed tile by tile."""
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from functools import partial
 from typing import Any, ClassVar

@@ -1,5 +1,7 @@
 """Plain Sinkhorn: alternate scaling, stabilised by absorbing the scalings into potentials."""
 
+from __future__ import annotations
+
 from functools import partial
 
 import equinox as eqx

@@ -1,5 +1,7 @@
 """From the loop's last potentials to a solution with exact derivatives."""
 
+from __future__ import annotations
+
 import jax
 import jax.numpy as jnp
 from jax import lax

@@ -1,5 +1,7 @@
 """Sinkhorn-Newton-Sparse made safe: annealed, error-controlled, never worse than Sinkhorn."""
 
+from __future__ import annotations
+
 from functools import partial
 from typing import Any
 

@@ -12,6 +12,8 @@ Equations 1 and 2 are stage 2 of algorithm 1 of Tang et al. (ICLR 2024), which l
 after each step and the annealing are not in the paper.
 """
 
+from __future__ import annotations
+
 from typing import Any, NamedTuple
 
 import equinox as eqx

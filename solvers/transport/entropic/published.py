@@ -15,6 +15,8 @@ It departs from the paper where that is silent or loose: potentials are without 
 system has the sign that makes its step an ascent, and the line search is ours.
 """
 
+from __future__ import annotations
+
 import math
 
 import equinox as eqx

@@ -1,5 +1,7 @@
 """Barycenters of measures on a common support, with or without entropic bias."""
 
+from __future__ import annotations
+
 from functools import partial
 from typing import Any, ClassVar, NamedTuple
 

@@ -1,5 +1,7 @@
 """The Sinkhorn divergence: entropic transport with its bias removed."""
 
+from __future__ import annotations
+
 from functools import partial
 from typing import Any, ClassVar, NamedTuple
 

@@ -8,6 +8,8 @@ After T. Uscidda, M. Cuturi, "The Monge gap", ICML 2023, definition 1 and sectio
 It departs from the paper, whose gap subtracts the regularised cost of transport where (1) has S.
 """
 
+from __future__ import annotations
+
 from itertools import pairwise
 from typing import Any, ClassVar
 

@@ -15,6 +15,8 @@ Sinkhorn's iteration (M. Cuturi, NeurIPS 2013) as B. Schmitzer stabilises it (SI
 The columns are always normalised after the rows, so that the error of the rows is the whole error.
 """
 
+from __future__ import annotations
+
 from typing import Any
 
 import equinox as eqx

@@ -13,6 +13,8 @@ The Newton step of Tang et al., "Accelerating Sinkhorn algorithm with sparse New
 It departs from the paper, whose matrix ``[[D_r, P], [P', D_c]]`` acts on both potentials, unshifted and singular.
 """
 
+from __future__ import annotations
+
 from typing import Any
 
 import equinox as eqx

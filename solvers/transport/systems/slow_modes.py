@@ -18,6 +18,8 @@ References
    domain decomposition and multigrid methods", J. Sci. Comput. 39 (2009), for (2).
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from typing import Any
 

@@ -5,6 +5,8 @@ Where Tang et al. (ICLR 2024) keep a fixed number of entries, here the mass that
 (1) ``P_ij >= delta min(r_i / m, c_j / n)`` is kept, so that row i loses at most ``delta r_i``, column j ``delta c_j``
 """
 
+from __future__ import annotations
+
 import math
 from typing import Any
 

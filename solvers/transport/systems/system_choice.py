@@ -1,5 +1,7 @@
 """Which backend solves the Newton systems."""
 
+from __future__ import annotations
+
 from typing import Any
 
 import jax
