@@ -191,8 +191,8 @@ def device_work(call):
             jax.block_until_ready(call())
         files = list(Path(folder).rglob("*.trace.json.gz"))
         events = json.loads(gzip.decompress(files[0].read_bytes()))["traceEvents"] if files else []
-    names = {(e["pid"], e.get("tid")): e["args"].get("name", "") for e in events if e.get("ph") == "M" and "args" in e}
-    streams = {key for key, name in names.items() if "Stream" in name}
+    threads = [e for e in events if e.get("ph") == "M" and e.get("name") == "thread_name"]
+    streams = {(e["pid"], e["tid"]) for e in threads if "Stream" in e["args"]["name"]}
     spent, count = collections.Counter(), collections.Counter()
     for e in events:
         if e.get("ph") == "X" and (e["pid"], e["tid"]) in streams:

@@ -18,10 +18,10 @@ from jax import lax
 from jax.scipy.linalg import solve_triangular
 
 from ..core.accelerator import by_platform
+from ..core.linalg import unrolled
 from ..core.loop import when
 from ..core.precision import dot, eps, matmul
 from ..core.typing import Array, Bool, Float, Int
-from . import unrolled
 from .kkt import KKT, SHIFTS, Answer, Question, at_minimum, norm, start_vector, unit
 
 SWEPT = 16

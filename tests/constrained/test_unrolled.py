@@ -7,10 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from solvers.constrained import dense, sketched_newton, unrolled
+from solvers.constrained import dense, sketched_newton
 from solvers.constrained.dense import LOOPED, UNROLLED, Attempt, DenseModel, System, attempt
 from solvers.constrained.kkt import Question
 from solvers.core import accelerator
+from solvers.core.linalg import unrolled
 from solvers.core.solution import Status
 
 from ..conftest import FLOAT

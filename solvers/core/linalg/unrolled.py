@@ -2,7 +2,7 @@
 
 Under ``jax.vmap`` a scalar is a vector over the lanes, so an elimination of a hundred such operations is one kernel and
 reads each matrix once. A loop over pivots is a few kernels a pivot, which read and write the matrices each time.
-Factors are not kept: reading them would take longer than making them anew. The systems, as in `dense`:
+Factors are not kept: reading them would take longer than making them anew. The systems:
 
 (1) ``[[B + shift I, C'], [C, -d I]] (x, y) = (rx, rc)``
 (2) ``[[K, half C'], [half C, -d I]] (x, half y) = (rx + rho C'rc, half rc)`` with ``K = B + shift I + rho C'C``
@@ -17,8 +17,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from ..core.typing import Array, Float
-from .kkt import unit
+from ..precision import dot
+from ..typing import Array, Float
 
 LARGEST = 12
 """Systems up to this size are written out: the time of compilation grows with the cube of it."""
@@ -48,7 +48,7 @@ class Triangle(NamedTuple):
 def pivots(A: Condensed) -> tuple[Array, Array]:
     """Return the smallest pivots of K and of its negated complement: the first is not positive if K is indefinite."""
     n, found = A.B.shape[0], eliminated(A).pivots
-    return least(found[:n]), least([-pivot for pivot in found[n:]])
+    return least(found[:n], A.d.dtype), least([-pivot for pivot in found[n:]], A.d.dtype)
 
 
 def first_convex(A: Condensed, shifts: Float[Array, " rungs"], relative: float) -> tuple[Array, Array, Array]:
@@ -76,7 +76,9 @@ def inverse_iteration(A: Condensed, v: Float[Array, " n"], steps: int) -> Float[
 
     def step(_, v):
         w = substituted(eliminated(A), unstacked(v) + [jnp.zeros_like(A.d)] * A.C.shape[0])
-        return unit(jnp.stack(w[: v.size]))
+        w = jnp.stack(w[: v.size])
+        size = jnp.sqrt(dot(w, w))
+        return w / jnp.where(size > 0, size, 1)
 
     return lax.fori_loop(0, steps, step, v)
 
@@ -94,8 +96,9 @@ def solutions(A: Condensed, rights: Sequence[tuple], passes: int) -> list[Float[
             x, y = old[len(new) :][:n], old[len(new) :][n : n + m]
             bx, cy, cx = times(B, x), times(transposed(C, n), y), times(C, x)
             ex = [rx[i] - bx[i] - A.shift * x[i] - cy[i] for i in range(n)]
-            ec = [rc[i] - cx[i] + A.d * y[i] for i in range(m)]
+            ec = [rc[i] - cx[i] + A.d * y[i] for i in range(m)]  # (1)
             ce = times(transposed(C, n), ec)
+            # (2)
             w = substituted(factor, [ex[i] + A.rho * ce[i] for i in range(n)] + [A.half * e for e in ec])
             new += [x[i] + w[i] for i in range(n)] + [y[i] + w[n + i] / half for i in range(m)]
         return jnp.stack(new)
@@ -108,6 +111,7 @@ def eliminated(A: Condensed) -> Triangle:
     """Factorise the matrix of (2) without pivoting."""
     (m, n), K, C = A.C.shape, entries(A.unshifted), entries(A.C)
     zero = jnp.zeros_like(A.d)
+    # (2)
     rows = [[K[i][j] + A.shift if i == j else K[i][j] for j in range(i + 1)] for i in range(n)]
     rows += [[A.half * C[i][j] for j in range(n)] + [zero] * i + [-A.d] for i in range(m)]
     found, inverses = [], []
@@ -156,9 +160,9 @@ def times(A: list[list], x: Sequence) -> list:
     return [sum((a * b for a, b in zip(row[1:], x[1:], strict=True)), row[0] * x[0]) if row else 0 for row in A]
 
 
-def least(numbers: Sequence):
+def least(numbers: Sequence, dtype):
     """Return the smallest number, NaN if there is one, infinity of nothing."""
-    smallest = jnp.inf
+    smallest = jnp.asarray(jnp.inf, dtype)
     for value in numbers:
         smallest = jnp.minimum(smallest, value)
     return smallest
