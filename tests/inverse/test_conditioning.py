@@ -47,6 +47,17 @@ def test_a_covariance_is_conditioned_on_exactly(rng, rank):
     assert np.linalg.norm(q - exact) <= (1e-10 if DOUBLE else 1e-3) * np.linalg.norm(exact)
 
 
+@pytest.mark.parametrize("square", [0.0, 1e-30])
+def test_exact_data_along_directions_that_are_seen(rng, square):
+    """Data without noise, K of rank five: nothing but rounding is known of the rest, and it is left alone."""
+    K, V = symmetric(rng, np.concatenate([10.0 ** rng.uniform(-1, 0, 5), np.zeros(N - 5)]))
+    r = K @ rng.standard_normal(N) + 1e-3 * V[:, -1]
+    found = conditioned(*(jnp.asarray(x, FLOAT) for x in (K, r, square)), N, jnp.asarray(0.0, FLOAT))
+    assert np.all(np.isfinite(found.q))
+    assert np.linalg.norm(found.q) < 1e3 * np.linalg.norm(r)
+    assert np.linalg.norm(V[:, :5].T @ (K @ np.asarray(found.q, float) - r)) < (1e-8 if DOUBLE else 1e-3)
+
+
 def test_it_stops_at_the_tolerance(rng):
     K, _ = symmetric(rng, np.linspace(1, 1.2, N))
     r = rng.standard_normal(N)

@@ -89,7 +89,11 @@ def condition(product: Callable[[Array], Array], r: Array, square: Array, most: 
     diagonal = jnp.where(used, s.diagonal, 1)
     off = jnp.where(used[1:], s.off[:-1], 0)
     values, U = jnp.linalg.eigh(jnp.diag(diagonal) + jnp.diag(off, 1) + jnp.diag(off, -1))  # (2)
-    bad = values < -most * small * jnp.maximum(s.largest, 0)
-    bend = jnp.where(bad, 0, 1 / (jnp.maximum(values, -square / 2) + square))
+    # Negative for certain; or by rounding perhaps, but so much that the data would be left behind.
+    negative = values < -most * small * s.largest
+    whole = jnp.maximum(values, -square / 2) + square
+    # Of exact data nothing is known along directions that K does not see.
+    left_out = negative | (values < -square / 2) | (whole <= 4 * eps(dtype) * s.largest)
+    bend = jnp.where(left_out, 0, 1 / jnp.where(left_out, 1, whole))
     q = size * matmul(matmul(U, bend * U[0]), s.basis)  # (3)
-    return Conditioned(jnp.where(jnp.isfinite(size), q, size), s.k, jnp.any(bad))
+    return Conditioned(jnp.where(jnp.isfinite(size), q, size), s.k, jnp.any(negative))

@@ -16,7 +16,6 @@ solution of partial difference equations by tensor product methods, Numer. Math.
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Sequence
 
 import equinox as eqx
@@ -28,6 +27,9 @@ from ...core.precision import HIGHEST, eps, matmul
 from ...core.typing import Array
 from ..systems.stencil import Offset, Stencil
 from ..systems.system import settle
+
+ROUNDING = 16
+"""An eigenvalue is zero if it is below this many units of rounding of the largest: those of null vectors have one."""
 
 Rows = np.ndarray
 """The rows of the three T of an axis, (offset of T, offset of the column, point)."""
@@ -119,7 +121,7 @@ def tensor_inverse(stencil: Stencil, axes: Sequence[Rows], periodic: Sequence[bo
             weight = sum(sides[1:], sides[0]) / 2
             values = values + weight * jnp.asarray(np.expand_dims(found, [a for a in range(dims) if a != axis]), dtype)
     size = jnp.abs(values)
-    sound = size > math.prod(size.shape) * eps(dtype) * jnp.max(size)
+    sound = size > ROUNDING * eps(dtype) * jnp.max(size)
     gains = jnp.where(sound, 1 / jnp.where(sound, values, 1), 0)  # (4)
     return TensorInverse(tuple(vectors), jnp.broadcast_to(gains, tuple(rows.shape[2] for rows in axes)))
 
