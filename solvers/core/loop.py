@@ -79,6 +79,7 @@ def iterate(
     divergence: Scalar | None = None,
     report: Callable[[Any], Float[Array, ""]] | None = None,
     after: Run | None = None,
+    fresh: bool = False,
 ) -> Run:
     """Run ``state = step(state)`` until ``error(state) <= tol`` or there is a reason to stop.
 
@@ -112,6 +113,9 @@ def iterate(
         What history and progress show of a state; its error by default.
     after : Run, optional
         An earlier run that this one goes on from: steps and history continue its own, with the same history.
+    fresh : bool, optional
+        Whether `state` only says where to start and ``step(state)`` makes the first state, after no steps: what a state
+        costs to compile is compiled once. Static.
 
     Notes
     -----
@@ -121,6 +125,8 @@ def iterate(
     length, tol, progress = limits.history, limits.tol, limits.progress
     max_steps = jnp.asarray(limits.max_steps, jnp.int32)
     report = report or error
+    if fresh and (progress is not None or divergence is not None or after is not None):
+        state, fresh = step(state), False
     first = error(state)
 
     def verdict(state, err, may, steps, since_best):
@@ -147,6 +153,8 @@ def iterate(
         better = err < c.best_error
         if answers is not None:
             better = (may & (better | ~c.answered)) | (~may & ~c.answered)
+        if fresh:
+            better = better | (steps == 0)
         best = jax.tree.map(lambda new, old: jnp.where(better, new, old), value(state), c.best)
         best_error = jnp.where(better, err, c.best_error)
         since_best = jnp.where(better, 0, c.since_best + 1)
@@ -162,14 +170,16 @@ def iterate(
 
     zero = jnp.zeros((), jnp.int32)
     steps = zero if after is None else after.num_steps
+    if fresh:
+        first, steps = jnp.full_like(first, jnp.inf), steps - 1
     record = None
     if length:
         before = None if after is None else after.history
         record = jnp.full(length, jnp.nan, first.dtype) if before is None else before.astype(first.dtype)
-        record = record.at[steps].set(report(state), mode="drop")
-    answered = None if answers is None else jnp.asarray(answers(state))
+        record = record if fresh else record.at[steps].set(report(state), mode="drop")
+    answered = None if answers is None else jnp.asarray(answers(state)) & (not fresh)
     may = True if answered is None else answered
-    code = verdict(state, first, may, steps, zero)
+    code = jnp.asarray(Status.RUNNING, jnp.int32) if fresh else verdict(state, first, may, steps, zero)
     start = _Carry(state, value(state), first, answered, zero, steps, code, record)
     end = lax.while_loop(lambda c: c.code == Status.RUNNING, body, start)
     return Run(end.state, end.best, end.best_error, end.code, end.steps, end.record)

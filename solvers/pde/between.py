@@ -24,15 +24,19 @@ def between(equation: Equation, bases, coefficients, args, noise: Any):
     """
     ndim = len(bases[0])
     bounds = [(b.lower, b.upper) for b in bases[0]]
-    vectors = []
+    vectors, reference = [], []
     for d, (lower, upper) in enumerate(bounds):
         count = max(LEAST[ndim], *(2 * b[d].size + 1 for b in bases))
-        s = np.polynomial.chebyshev.chebpts1(count) / 2 + 0.5
-        vectors.append(lower + (upper - lower) * jnp.asarray(s, coefficients[0].dtype))
+        reference.append(np.polynomial.chebyshev.chebpts1(count))
+        vectors.append(lower + (upper - lower) * jnp.asarray(reference[-1] / 2 + 0.5, coefficients[0].dtype))
     x = tuple(along(v, d, ndim) for d, v in enumerate(vectors))
+
+    def table(basis, d: int, order: int):
+        known = getattr(basis, "at_reference", None)
+        return basis.evaluate(vectors[d], order) if known is None else known(reference[d], order)
+
     values = [
-        [{p: b.evaluate(v, p) for p in {i[d] for i in orders} | {0}} for d, (b, v) in enumerate(
-            zip(bs, vectors, strict=True))]
+        [{p: table(b, d, p) for p in {i[d] for i in orders} | {0}} for d, b in enumerate(bs)]
         for bs, orders in zip(bases, equation.orders, strict=True)
     ]  # fmt: skip
 

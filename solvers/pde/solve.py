@@ -164,7 +164,8 @@ def gp_solve(
     *Domains other than boxes*: a residual that is zero outside, `Observe` on the boundary, and a prior.
 
     *Status.* `PDEStatus.UNRESOLVED` when the equation is solved on the grid yet its residual there exceeds
-    ``10 sqrt(tol)``, or with data exceeds four noises and 0.03 between the nodes (0.3, where the step that a grid of
+    ``10 sqrt(tol)``, or with data exceeds four noises and 0.03 between the nodes (at them, where the residual holds
+    arrays of the grid's shape; 0.3, where the step that a grid of
     half as many nodes more takes is below half of `std`: noisy faces do not fit in corners). `PDEStatus.SINGULAR`
     when a linear equation's terms cancel to fewer than three digits (resonance) or its factorisation does not solve it;
     `PDEStatus.UNDETERMINED` when more than half the variance of what is open is left (with no more data, `std` is the

@@ -59,6 +59,29 @@ def test_loop_stops_for_the_right_reason_with_the_best_iterate(factors, options,
     assert out.value == best
 
 
+@pytest.mark.parametrize(
+    ("factor", "options"),
+    [(0.125, {}), (0.5, {"max_steps": 0}), (0.5, {"start": np.nan}), (1.0, {"stall": 3}), (0.1, {"start": 1e-4}),
+     (0.5, {"divergence": 100.0}), (0.5, {"answers": lambda s: s[1] >= 12})],
+)  # fmt: skip
+def test_a_loop_that_makes_its_first_state_ends_as_one_that_is_given_it(factor, options):
+    given = {"start": 1.0, "tol": 1e-3, "max_steps": 50, **options}
+    start = jnp.asarray(given.pop("start"), FLOAT)
+    limits = Limits(given.pop("tol"), given.pop("max_steps"), 8)
+
+    def step(s):
+        x, k = s
+        return jnp.where(k < 0, start, x * factor), k + 1
+
+    def loop(x, k, fresh):
+        state = jnp.asarray(x, FLOAT), jnp.asarray(k, jnp.int32)
+        return iterate(step, state, limits, value=lambda s: s[1], error=lambda s: s[0], fresh=fresh, **given)
+
+    one, two = loop(start, 0, False), loop(0.0, -1, True)
+    for name in ("value", "error", "status", "num_steps", "history"):
+        np.testing.assert_array_equal(getattr(one, name), getattr(two, name))
+
+
 def test_history_goes_on_in_a_second_run():
     first = run([0.5], max_steps=3, history=8)
     second = run([0.5], start=0.125, max_steps=5, history=8, after=first)

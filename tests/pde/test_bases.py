@@ -105,3 +105,30 @@ def test_whitened_functions_reproduce_the_kernel(name):
                   Weighted.build(kernel, Legendre(LOWER, UPPER, 64, 2), 64)):  # fmt: skip
         rows = basis.whitened(X)
         np.testing.assert_allclose(rows @ rows.T, kernel(d), atol=2e-4 if name == "student" or not X64 else 1e-8)
+
+
+@pytest.mark.parametrize(
+    "basis", [Legendre(LOWER, UPPER, 9, 2), Legendre(LOWER, UPPER, 12, 1), Fourier(LOWER, UPPER, 7)]
+)
+def test_tables_made_on_the_host_are_what_evaluation_gives(basis):
+    s = np.array([-1.0, -0.3, 0.2, 0.95])
+    x = LOWER + (UPPER - LOWER) * jnp.asarray(s / 2 + 0.5, FLOAT)
+    for order in (0, 1, 2):
+        there = np.asarray(basis.evaluate(x, order))
+        np.testing.assert_allclose(
+            basis.at_reference(s, order), there, atol=100 * np.finfo(FLOAT).eps * abs(there).max()
+        )
+    nodes = LOWER + (UPPER - LOWER) * jnp.asarray(basis.reference / 2 + 0.5, FLOAT)
+    np.testing.assert_allclose(nodes, basis.nodes, rtol=10 * np.finfo(FLOAT).eps)
+
+
+@pytest.mark.parametrize("size", [1, 5, 64, 128])
+def test_the_matrix_from_nodes_to_coefficients_is_as_good_as_a_factorisation(size):
+    """A smooth function and a rough one come back; where an inverse would spoil smooth ones there is none."""
+    for order in (0, 1):
+        basis = Legendre(LOWER, UPPER, size, min(order, size - 1))
+        there, back = (np.asarray(m, float) for m in (basis.at_nodes(), basis.from_nodes()))
+        for values in (np.sin(3 * basis.reference), np.cos(2.0 * np.arange(size) ** 2)):
+            assert abs(there @ (back @ values) - values).max() <= 100 * np.finfo(FLOAT).eps
+    assert Legendre(LOWER, UPPER, max(size, 3), 2).from_nodes() is None
+    assert Legendre(LOWER, UPPER, 129, 1).from_nodes() is None

@@ -248,3 +248,66 @@ def test_noisy_slopes_all_round_leave_the_level_to_the_observations():
     middle = jnp.asarray([0.5, 0.5])
     assert abs(float(solution.mean(middle)) - 2) < 0.02
     assert abs(float(solution.std(middle)) - 0.1) < 0.01
+
+
+@pytest.mark.long
+def test_many_solutions_at_scattered_points_are_what_one_after_another_gives(monkeypatch, rng):
+    """Points that are few enough for one product, and more than that, whose last block is not full."""
+    from types import SimpleNamespace
+
+    from solvers.pde.exact import reduced
+    from solvers.pde.spectral.axes import Legendre
+
+    ends = jnp.zeros((), FLOAT), jnp.ones((), FLOAT)
+    lines = [SimpleNamespace(basis=Legendre(*ends, n, 1)) for n in (3, 4, 5)]
+    model = SimpleNamespace(found=SimpleNamespace(lines=[lines]), nugget=jnp.asarray(1e-8, FLOAT))
+    seen = Observe(rng.random((11, 3)), np.zeros(11), 0.1)
+    z = jnp.asarray(rng.standard_normal((3, 4, 5, 6)), FLOAT)
+    for numbers in (10_000, 240):
+        monkeypatch.setattr(reduced, "NUMBERS", numbers)
+        target = reduced.Reduced._points(model, seen)
+        one = jnp.stack([target.observe((z[..., j],)) for j in range(6)], 1)
+        np.testing.assert_allclose(target.columns((z,)), one, atol=1e-5 if FLOAT.itemsize == 4 else 1e-13)
+
+
+@pytest.mark.long
+def test_the_prior_of_faces_of_one_size_is_that_of_any():
+    """The general way on faces of two sizes holds the special way on those of one as a block."""
+    from solvers.pde.exact import completion, face_prior
+    from solvers.pde.spectral.spaces import line
+
+    problem = PDEProblem(hill, SQUARE, [Dirichlet("x-", noise=0.1), Robin("x+", 1.0, a=2.0, b=0.5, noise=0.1),
+                                        Dirichlet("y-", noise=0.1), Dirichlet("y+", noise=0.1)])  # fmt: skip
+    found = completion.completed(problem, (((2, 0), (0, 2)),))
+    lines = [[line(found.problem, 0, d, n, 2, True, FLOAT) for d, n in enumerate((5, 6))]]
+    spaces = completion.face_spaces(found, lines, FLOAT)
+    kernel = face_prior.kernel_of(jnp.asarray(0.4, FLOAT), jnp.asarray(1.3, FLOAT), 2, FLOAT)
+    whole = face_prior.covariance(spaces, lines, kernel)
+    part = face_prior.covariance(spaces[:2], lines, kernel)
+    assert [s.size for s in spaces] == [6, 6, 5, 5]
+    np.testing.assert_allclose(
+        part, whole[:12, :12], rtol=1e-5 if FLOAT.itemsize == 4 else 1e-12, atol=1e-6 * part.max()
+    )
+    np.testing.assert_allclose(whole, whole.T, atol=1e-6 * float(whole.max()))
+
+
+@needs_x64
+@pytest.mark.long
+def test_a_source_known_at_the_nodes_alone_is_judged_there(rng):
+    """Waves that the grid does not hold: the residual at the nodes says so, and the last degrees are in `std`."""
+    n = 16
+    x = np.polynomial.legendre.leggauss(n)[0] / 2 + 0.5
+
+    @jax.jit
+    def solve(omega):
+        ends = [Dirichlet("x-", noise=1e-3), Dirichlet("x+", jnp.sin(omega), noise=1e-3)]
+        problem = PDEProblem(lambda _, u, a: u.dxx + a, Box((0.0, 1.0)), ends)
+        return gp_solve(problem, grid=n, args=omega**2 * jnp.sin(omega * x))
+
+    for omega, resolved in ((3.0, True), (20.0, True), (30.0, False), (40.0, False)):
+        solution = solve(omega)
+        gap = jnp.abs(solution.mean(S) - jnp.sin(omega * S))
+        assert bool(solution.converged) == resolved
+        assert float(solution.residual) < 0.03 or not resolved
+        if resolved:
+            assert bool(jnp.all(gap <= 3 * solution.std(S)))

@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.scipy.linalg import lu_factor, lu_solve, solve_triangular
@@ -150,7 +151,7 @@ class KroneckerSum(eqx.Module):
         ready = None
         if len(general) == len(pencils):
             ready = _prepare(general)
-        return KroneckerSum(tuple(pencils), tuple(diagonalise(p) if p.symmetric else None for p in pencils), ready)
+        return KroneckerSum(tuple(pencils), _modes(pencils), ready)
 
     def solve(self, f):
         """Return the solution of one right-hand side, a tensor."""
@@ -186,6 +187,24 @@ class KroneckerSum(eqx.Module):
             solved = lax.map(one, (weights[0].reshape(-1), weights[1].reshape(-1), rows), batch_size=lead[-1])
             y = jnp.transpose(solved.reshape(moved.shape), [order.index(d) for d in range(ndim)])
         return mode_products([m and m.vectors for m in modes], y)
+
+
+def _modes(pencils: Sequence[Pencil]) -> tuple[Diagonalised | None, ...]:
+    """Diagonalise the symmetric pencils, those of one size in one loop: it is compiled once."""
+    modes: list[Diagonalised | None] = [None] * len(pencils)
+    places: dict[int, list[int]] = {}
+    for d, p in enumerate(pencils):
+        if p.symmetric:
+            places.setdefault(p.mass.shape[0], []).append(d)
+    for same in places.values():
+        if len(same) == 1:
+            modes[same[0]] = diagonalise(pencils[same[0]])
+            continue
+        stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *[pencils[d] for d in same])
+        found = lax.map(diagonalise, stacked)
+        for i, d in enumerate(same):
+            modes[d] = jax.tree.map(lambda leaf, i=i: leaf[i], found)
+    return tuple(modes)
 
 
 def _prepare(pencils):

@@ -197,7 +197,8 @@ def _answer(model: Reduced, point, run: Run, prior: FacePrior, asked: Asked) -> 
 
     residual = strong
     here = model.at(p).frozen()
-    sizes = [here.terms(lax.stop_gradient(v))[1] for v in (y, here.zeros())]
+    both = jax.tree.map(lambda v: jnp.stack([v, jnp.zeros_like(v)]), lax.stop_gradient(y))
+    sizes = jax.vmap(lambda v: here.terms(v)[1])(both)
     status = jnp.where(singular(here, run, *sizes), int(PDEStatus.SINGULAR), status).astype(jnp.int32)
     inverse = solve_triangular(r, jnp.eye(r.shape[0], dtype=dtype))
     nodes = jnp.concatenate([_rows_of(_at_nodes(model.found, v, f)) for f, v in enumerate(response)])
@@ -216,9 +217,11 @@ def _answer(model: Reduced, point, run: Run, prior: FacePrior, asked: Asked) -> 
             spare = jnp.all(off <= SPARE**2 * allowed)
             status = told(status, ~jnp.all(jnp.isfinite(off)), PDEStatus.UNRESOLVED)
         status = told(status, (excess > LOOSE) | ((excess > HOLDS) & ~spare), PDEStatus.UNRESOLVED)
+    elif rho.size:
+        status = told(status, strong > HOLDS, PDEStatus.UNRESOLVED)
     # What no test saw is in `slip`; elsewhere the residual at the nodes has to stand for it.
     floor = size * (strong if unseen_by_tests is None and problem.noise is None else run.error)
-    if unseen_by_tests is not None:
+    if rho.size:
         floor = jnp.maximum(floor, jnp.stack([_tail(model.found, v, f) for f, v in enumerate(z)]))
     floor = lax.stop_gradient(floor)
     if rho.size:
@@ -237,7 +240,7 @@ def _answer(model: Reduced, point, run: Run, prior: FacePrior, asked: Asked) -> 
     r, floor = jnp.where(trusted, r, jnp.nan), jnp.where(trusted, floor, jnp.nan)
     if spread is not None:
         spread = jax.tree.map(lambda s: jnp.where(trusted, s, jnp.nan), spread)
-    gaps = [jnp.max(jnp.abs(t.observe(z) - t.values)) for t in model.targets[: len(observed)]]
+    gaps = [jnp.max(jnp.abs(t.observe(z) - t.values)) for t in model.faces]
     largest = magnitude_of(observed, dtype)
     misfit = jnp.max(jnp.stack([model.found.misfit, *(g / largest for g in gaps)]))
     sigmas = [jnp.log(jnp.broadcast_to(t.sigma, jnp.shape(t.values))).sum() for t in model.targets]

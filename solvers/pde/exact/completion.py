@@ -183,7 +183,7 @@ def corners(space: FaceSpace, completion: Completion, lines: list[list[Line]], a
             row = row + o.outward * o.b * across.basis.at_ends(1)[end] if o.flux else row
             target = mode_product(row, across.interpolate(values, o.axis), o.axis)
             tables = list(space.tables)
-            flat = jnp.linalg.solve(ln.basis.at_nodes(0), space.tables[e])
+            flat = ln.interpolate(space.tables[e], 0)
             tables[e] = matmul(ln.rows[j : j + 1], flat)
             eye = jnp.eye(space.size, dtype=target.dtype)
             rows = jax.vmap(lambda w, t=tables: mode_products(t, w.reshape(space.shape)).reshape(-1), out_axes=1)(eye)

@@ -12,7 +12,6 @@ import numpy as np
 from jax import lax
 
 from ...core.gaussian.kernels import SpectralMixture
-from ...core.linalg.kronecker import mode_products
 from ...core.precision import eps, matmul
 from ...core.typing import Array, Float
 from ..spectral.spaces import Line
@@ -71,28 +70,41 @@ def covariance(spaces: list[FaceSpace], lines: list[list[Line]], kernel: Spectra
             term = term * derived
         total = total + term
     total = jnp.where(fields[:, None] == fields[None], total, 0)
-    ends = np.cumsum([0, *sizes])
-    cuts = [slice(m, n) for m, n in pairwise(ends)]
     projections = [_projection(s, lines) for s in spaces]
+    if len({p.shape for p in projections}) == 1:
+        each, count = jnp.stack(projections), len(spaces)
+        blocks = total.reshape(count, sizes[0], count * sizes[0])
+        half = matmul(each, blocks).reshape(-1, count, sizes[0]).swapaxes(0, 1)
+        return matmul(half, each.swapaxes(1, 2)).swapaxes(0, 1).reshape(half.shape[1], -1)
+    cuts = [slice(m, n) for m, n in pairwise(np.cumsum([0, *sizes]))]
     rows = jnp.concatenate([matmul(p, total[cut]) for p, cut in zip(projections, cuts, strict=True)])
     return jnp.concatenate([matmul(rows[:, cut], p.T) for p, cut in zip(projections, cuts, strict=True)], axis=1)
 
 
 def _projection(space: FaceSpace, lines):
     """Return the matrix from values at the nodes of a face to weights: quadrature with orthonormal polynomials."""
-    o = space.opened
-    tables = [None if t is None else (t * ln.basis.weights[:, None]).T for t, ln in zip(
-        space.tables, lines[o.field], strict=True)]  # fmt: skip
-    shape = tuple(1 if t is None else t.shape[1] for t in tables)
-    size = int(np.prod(shape))
-    eye = jnp.eye(size, dtype=lines[0][0].null.dtype)
-    return jax.vmap(lambda h: mode_products(tables, h.reshape(shape)).reshape(-1), out_axes=1)(eye)
+    whole = jnp.ones((1, 1), lines[0][0].null.dtype)
+    for t, ln in zip(space.tables, lines[space.opened.field], strict=True):
+        if t is not None:
+            own = (t * ln.basis.weights[:, None]).T
+            rows, columns = whole.shape[0] * own.shape[0], whole.shape[1] * own.shape[1]
+            whole = (whole[:, None, :, None] * own[None, :, None, :]).reshape(rows, columns)
+    return whole
 
 
 def _root(matrix):
     values, vectors = jnp.linalg.eigh((matrix + matrix.T) / 2)
     values = jnp.where(values > 10 * eps(values.dtype) * values[-1], values, 0)
     return (vectors * jnp.sqrt(values)[None])[:, ::-1]
+
+
+class _Best(NamedTuple):
+    """The most probable prior so far: log density, length, scale, and the covariance for a scale of one."""
+
+    density: Any
+    length: Any
+    scale: Any
+    unit: Any
 
 
 def chosen(spaces, lines, magnitude, jacobian, extra, misfit, rank: int) -> FacePrior:
@@ -123,23 +135,26 @@ def chosen(spaces, lines, magnitude, jacobian, extra, misfit, rank: int) -> Face
     a, r = matmul(white, a), matmul(white, r)
     scales, one = jnp.asarray(SCALES, dtype) * magnitude, jnp.ones((), dtype)
 
-    def at(length):
-        seen = matmul(a, matmul(covariance(spaces, lines, kernel_of(length, one, ndim, dtype)), a.T))
+    def at(best: _Best, x):
+        place, length = x
+        unit = covariance(spaces, lines, kernel_of(length, one, ndim, dtype))
+        seen = matmul(a, matmul(unit, a.T))
         values, vectors = jnp.linalg.eigh((seen + seen.T) / 2)
         seen = matmul(r, vectors)
         spread = 1 + scales[:, None] ** 2 * jnp.maximum(values, 0)[None]
         density = -jnp.sum(jnp.log(spread), 1) / 2 - jnp.sum(seen[None] ** 2 / spread, 1) / 2
         believed = ((jnp.log(length) - log(LENGTH)) / LENGTH_SPREAD) ** 2
-        believed = believed + ((jnp.log(scales / magnitude) - log(SCALE)) / SCALE_SPREAD) ** 2
-        return density - believed / 2
+        density = density - (believed + ((jnp.log(scales / magnitude) - log(SCALE)) / SCALE_SPREAD) ** 2) / 2
+        density = jnp.where(jnp.isfinite(density), density, -jnp.inf)
+        found = _Best(jnp.max(density), length, scales[jnp.argmax(density)], unit)
+        better = (found.density > best.density) | (place == 0)
+        return jax.tree.map(lambda new, old: jnp.where(better, new, old), found, best), None
 
     lengths = jnp.asarray(LENGTHS, dtype)
-    density = lax.map(at, lengths)
-    density = jnp.where(jnp.isfinite(density), density, -jnp.inf)
-    best = jnp.argmax(density)
-    length, scale = lengths[best // scales.size], scales[best % scales.size]
-    kernel = kernel_of(length, scale, ndim, dtype)
-    varied, fixed = covariance(spaces, lines, kernel), jnp.outer(level, level)
+    start = _Best(one, one, one, jnp.zeros((count, count), dtype))
+    best = lax.scan(at, start, (jnp.arange(lengths.size, dtype=jnp.int32), lengths))[0]
+    kernel = kernel_of(best.length, best.scale, ndim, dtype)
+    varied, fixed = best.scale**2 * best.unit, jnp.outer(level, level)
     share = jnp.trace(varied) / (jnp.trace(varied) + jnp.trace(fixed))
     return lax.stop_gradient(FacePrior(_root(varied + fixed)[:, :rank], kernel, share))
 

@@ -92,7 +92,6 @@ def leading(model: Reduced, y, inverse: Inverse) -> NoiseRank:
 
 def judged_by(model: Reduced, few: NoiseRank) -> NoiseRank:
     """Return the same with its `excess`."""
-    none = jnp.zeros(model.root.shape[1], model.root.dtype)
-    columns = tuple(jnp.moveaxis(r, -1, 0) for r in few.rest)
-    parts = lax.map(lambda c: model.rows(c, none, True), columns, batch_size=model.at_once)
-    return lax.stop_gradient(few._replace(excess=jnp.sqrt(1 + jnp.sum(parts**2, axis=0))))
+    none = jnp.zeros((model.root.shape[1], PROBES), model.root.dtype)
+    parts = model.slopes(few.rest, none)
+    return lax.stop_gradient(few._replace(excess=jnp.sqrt(1 + jnp.sum(parts**2, axis=1))))

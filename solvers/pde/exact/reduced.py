@@ -8,9 +8,9 @@ is a least-squares solution with as many unknowns as p has numbers, however many
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from copy import copy
+from itertools import groupby
 from typing import Any, NamedTuple
 
 import jax
@@ -30,17 +30,22 @@ from ..problem import Face, Observe
 from ..spectral.newton import Discretisation, Inverse
 from .completion import FaceSpace
 
-COLUMNS, NUMBERS = 32, 4_000_000
-"""Solutions that are observed at once, at most, and how many numbers that may make on the way."""
+COLUMNS = 32
+"""Solutions of an iterative solver at once."""
+NUMBERS = 4_000_000
+"""How many numbers observing scattered points may make on the way."""
 
 
 class Target(NamedTuple):
-    """Data that see the solution linearly: ``observe(z)``, stated `values`, their standard deviation, if on no grid."""
+    """Data that see the solution linearly: ``observe(z)``, stated `values`, their standard deviation.
+
+    ``columns(z)`` is the same of many solutions, which make a last axis.
+    """
 
     observe: Callable
+    columns: Callable
     values: Any
     sigma: Any
-    scattered: bool
 
 
 class Reduced:
@@ -60,8 +65,8 @@ class Reduced:
         Of the equation.
     edges : list of tuple
         Rows for the open weights and their values, see `completion.corners`.
-    targets : list of Target
-        The other data.
+    faces, targets : list of Target
+        The data on the faces of one dimension each, and with them all others.
     nugget : scalar
         The standard deviation of an exact datum.
     basis : Float[Array, "nodes r"] or None
@@ -74,14 +79,9 @@ class Reduced:
         self.found, self.spaces, self.lifts, self.root = found, spaces, lifts, root
         self.mean, self.spread, self.noise, faces, observations, self.edges = stated
         self.nugget, self.basis, self.excess = nugget, None, None
-        self.targets = [self._face(*f) for f in faces] + [self._points(o) for o in observations]
-
-    @property
-    def at_once(self) -> int:
-        """How many solutions are observed at once: scattered points make a vector a point of all but one dimension."""
-        each = math.prod(ln.basis.size for ln in self.found.lines[0][1:])
-        scattered = max((jnp.size(t.values) for t in self.targets if t.scattered), default=1)
-        return max(1, min(COLUMNS, NUMBERS // (each * scattered)))
+        groups = [list(g) for _, g in groupby(faces, lambda f: (f[0], f[1].axis))]
+        self.faces = [self._faces(g) for g in groups]
+        self.targets = self.faces + [self._points(o) for o in observations]
 
     def zeros(self):
         """Return p at its prior mean: weights, noise of the equation, whitened args."""
@@ -137,6 +137,17 @@ class Reduced:
         rows = jnp.concatenate(flat) if flat else jnp.zeros(0, self.root.dtype)
         return rows if self.excess is None else rows / self.excess
 
+    def slopes(self, response, weights):
+        """Return the linear part of `rows` of many solutions and weights, columns both."""
+        count, parts = weights.shape[1], []
+        for t in self.targets:
+            seen = t.columns(response).reshape(-1, count)
+            parts.append(seen / jnp.broadcast_to(t.sigma, t.values.shape).reshape(-1, 1))
+        moved = matmul(self.root, weights)
+        parts += [matmul(a, moved) / self.nugget for a, _ in self.edges]
+        rows = jnp.concatenate(parts) if parts else jnp.zeros((0, count), self.root.dtype)
+        return rows if self.excess is None else rows / self.excess[:, None]
+
     def misfit(self, y, p):
         """Return the misfit of all data over their noise."""
         return self.rows(self.coefficients(y, p), p[0])
@@ -146,15 +157,24 @@ class Reduced:
         seen = self.rows(self.coefficients(y, p), p[0], True)
         return jnp.linalg.norm(seen) + jnp.linalg.norm(seen - self.misfit(y, p))
 
-    def _face(self, k: int, face: Face, flux: bool) -> Target:
-        lines, values = self.found.lines[k], self.found.values[k]
-        terms = [(face.a, 0), (face.outward * face.b, 1)] if flux else [(face.a, 0)]
-        end = slice(0, 1) if face.outward < 0 else slice(1, 2)
-        matrices = [(scale, [ln.basis.at_ends(order)[end] if d == face.axis else values[d][0]
-                             for d, ln in enumerate(lines)]) for scale, order in terms]  # fmt: skip
-        least = self.nugget
-        sigma = least if face.noise is None else jnp.hypot(jnp.asarray(face.noise, least.dtype), least)
-        return Target(lambda z: sum(s * mode_products(ms, z[k]) for s, ms in matrices), face.values, sigma, False)
+    def _faces(self, group: list[tuple[int, Face, bool]]) -> Target:
+        k, axis = group[0][0], group[0][1].axis
+        lines, values, least = self.found.lines[k], self.found.values[k], self.nugget
+        basis, rows, seen, sigmas = lines[axis].basis, [], [], []
+        for _, face, flux in group:
+            end = slice(0, 1) if face.outward < 0 else slice(1, 2)
+            row = face.a * basis.at_ends()[end]
+            rows.append(row + face.outward * face.b * basis.at_ends(1)[end] if flux else row)
+            sigma = least if face.noise is None else jnp.hypot(jnp.asarray(face.noise, least.dtype), least)
+            seen.append(face.values)
+            sigmas.append(jnp.broadcast_to(sigma, face.values.shape))
+        matrices = [jnp.concatenate(rows) if d == axis else v[0] for d, v in enumerate(values)]
+        seen, sigmas = jnp.concatenate(seen, axis), jnp.concatenate(sigmas, axis)
+
+        def observe(z):
+            return mode_products([*matrices, *[None] * (z[k].ndim - len(matrices))], z[k])
+
+        return Target(observe, observe, seen, sigmas)
 
     def _points(self, o: Observe) -> Target:
         dtype = self.nugget.dtype
@@ -167,7 +187,27 @@ class Reduced:
                 total = jnp.sum(total * m.reshape(m.shape + (1,) * (total.ndim - 2)), axis=1)
             return total
 
-        return Target(observe, o.values.astype(dtype), jnp.hypot(jnp.asarray(o.noise, dtype), self.nugget), True)
+        def columns(z):
+            """All functions at some points, a row each, times all solutions: few points at once, products of size."""
+            f = z[o.field]
+            flat = f.reshape(-1, f.shape[-1])
+            count = o.points.shape[0]
+            most = max(1, min(count, NUMBERS // flat.shape[0]))
+            blocks = -(-count // most)
+            most = -(-count // blocks)
+            each = [jnp.pad(m, ((0, blocks * most - count), (0, 0))).reshape(blocks, most, -1) for m in matrices]
+
+            def some(rows):
+                table = rows[0]
+                for m in rows[1:]:
+                    table = (table[:, :, None] * m[:, None]).reshape(most, -1)
+                return matmul(table, flat)
+
+            seen = some([m[0] for m in each])[None] if blocks == 1 else lax.map(some, each)
+            return seen.reshape(blocks * most, -1)[:count]
+
+        sigma = jnp.hypot(jnp.asarray(o.noise, dtype), self.nugget)
+        return Target(observe, columns, o.values.astype(dtype), sigma)
 
 
 class Linear(NamedTuple):
@@ -202,11 +242,9 @@ def responses(model: Reduced, y, p, inverse: Inverse):
 
 def jacobian(model: Reduced, p, response):
     """Return the derivative of the misfit in p, the solution following."""
-    flat, unravel = ravel_pytree(p)
-    moved = tuple(jnp.moveaxis(v, -1, 0) for v in response)
-    eye = jnp.eye(flat.size, dtype=flat.dtype)
-    rows = lax.map(lambda c: model.rows(c[0], unravel(c[1])[0], True), (moved, eye), batch_size=model.at_once)
-    return rows.T
+    size = ravel_pytree(p)[0].size
+    weights = jnp.eye(p[0].size, size, dtype=model.root.dtype)  # the weights of open values are p's first numbers
+    return model.slopes(response, weights)
 
 
 def linearised(model: Reduced, y, p) -> Linear:
@@ -223,7 +261,9 @@ def factorised(inverse: Inverse, columns, response, slopes) -> Linear:
 
 
 class State(NamedTuple):
-    """A point, its error, the residual at the nodes, how p moves the coefficients and R there; and the next point."""
+    """A point, its error, the residual at the nodes; where not the same everywhere how p moves the coefficients and R
+    there; and the next point.
+    """
 
     y: Any
     p: Any
@@ -287,12 +327,21 @@ def solve_reduced(model: Reduced, y, limits: Limits, once: Linear | None) -> Run
         else:
             next_y, next_p = moved(1.0)
         error = jnp.maximum(equation, stationary)
-        return State(y, p, error, model.found.norm(strong) / scale, local.response, local.r, next_y, next_p)
+        own = (None, None) if linear else (local.response, local.r)
+        return State(y, p, error, model.found.norm(strong) / scale, *own, next_y, next_p)
 
-    return iterate(
-        lambda s: state_at(s.next_y, s.next_p), state_at(y, p), limits,
+    zero, size = jnp.zeros((), model.root.dtype), ravel_pytree(p)[0].size
+    moved = tuple(jnp.zeros((*o.shape, size), zero.dtype) for o in model.found.offsets)
+    empty = (None, None) if linear else (moved, jnp.zeros((size, size), zero.dtype))
+    run = iterate(
+        lambda s: state_at(s.next_y, s.next_p), State(y, p, zero, zero, *empty, y, p), limits,
         value=lambda s: (s.y, s.p, s.strong, s.response, s.r), error=lambda s: s.error, stall=4 if linear else 8,
+        fresh=True,
     )  # fmt: skip
+    if once is None:
+        return run
+    whole = (*run.value[:3], once.response, once.r)
+    return Run(run.state, whole, run.error, run.status, run.num_steps, run.history)
 
 
 def _length(dy, dp, size):

@@ -28,7 +28,7 @@ class Slip(NamedTuple):
     values: tuple[Float[Array, "..."], ...]
 
 
-def slip(model: Reduced, equation: Equation, y, p, lines: Callable[[tuple[int, ...]], list[list[Line]]]) -> Slip | None:
+def slip(model: Reduced, equation: Equation, y, p, lines: Callable[[tuple[int, ...]], list[list[Line]]]) -> Slip:
     """Return the correction that the equation on half as many nodes more makes, face values and `args` as they are.
 
     Parameters
@@ -42,7 +42,7 @@ def slip(model: Reduced, equation: Equation, y, p, lines: Callable[[tuple[int, .
     the solution, on a grid that tests them, it says what it does to the solution, place by place; a bound by its norm
     is tens of times larger, or too small where the solution oscillates. At the nodes of the grid the highest degrees
     vanish, so the values there are scaled to the size of the whole. Noise of the equation is interpolated between the
-    nodes and taken off. None where the equation cannot be evaluated on other points.
+    nodes and taken off. For equations that can be evaluated on other points, which `between` has seen.
     """
     found = model.found
     here = model.at(p)
@@ -52,13 +52,10 @@ def slip(model: Reduced, equation: Equation, y, p, lines: Callable[[tuple[int, .
     arrays, rest = eqx.partition((finer, z, here.args), eqx.is_array)
     finer, z, args = eqx.combine(lax.stop_gradient(arrays), rest)
     other = Equation(equation.orders, equation.linear, equation.coordinates, equation.elsewhere, equation.elsewhere)
-    try:
-        fine = Discretisation(other, finer, [[None] * len(grid) for _ in finer], args, dense=found.dense)
-        fine.offsets = [padded(v, ln) for v, ln in zip(z, finer, strict=True)]
-        start = fine.zeros()
-        strong = fine.equation(coordinates(finer[0]), fine.jets(fine.offsets), args)
-    except (TypeError, ValueError):
-        return None
+    fine = Discretisation(other, finer, [[None] * len(grid) for _ in finer], args, dense=found.dense)
+    fine.offsets = [padded(v, ln) for v, ln in zip(z, finer, strict=True)]
+    start = fine.zeros()
+    strong = fine.equation(coordinates(finer[0]), fine.jets(fine.offsets), args)
     if p[1] is not None:
         noise = [a - b for a, b in zip(here.equation(here.x, here.jets(z), args), model.strong(y, p), strict=True)]
         strong = tuple(s - between(lax.stop_gradient(q), field, ln) for s, q, field, ln in zip(
@@ -68,7 +65,8 @@ def slip(model: Reduced, equation: Equation, y, p, lines: Callable[[tuple[int, .
     for k, (coarse, ln) in enumerate(zip(found.lines, finer, strict=True)):
         full = mode_products([a.null for a in ln], step[k])
         whole = jnp.sqrt(jnp.mean(mode_products([a.values(0) for a in ln], full) ** 2))
-        seen: Any = mode_products([b.basis.evaluate(a.basis.nodes) for a, b in zip(coarse, ln, strict=True)], full)
+        tables = [b.basis.at_reference(a.basis.reference) for a, b in zip(coarse, ln, strict=True)]
+        seen: Any = mode_products(tables, full)
         size = jnp.sqrt(jnp.mean(seen**2))
         seen = seen * jnp.maximum(whole / jnp.where(size > 0, size, 1), 1)
         values.append(seen)
@@ -87,4 +85,4 @@ def between(values, coarse: list[Line], fine: list[Line]):
     """Return the polynomial through values at the nodes of a grid, at those of another."""
     for d, ln in enumerate(coarse):
         values = ln.interpolate(values, d)
-    return mode_products([b.basis.evaluate(a.basis.nodes) for a, b in zip(fine, coarse, strict=True)], values)
+    return mode_products([b.basis.at_reference(a.basis.reference) for a, b in zip(fine, coarse, strict=True)], values)

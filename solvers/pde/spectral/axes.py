@@ -40,7 +40,8 @@ class Basis(Protocol):
 
 
 HOST = 128
-"""Polynomials up to which tables at nodes and ends are made on the host; beyond, programs would carry too much."""
+"""Polynomials up to which tables at known places are made on the host; beyond, programs would carry too much."""
+ENDS = np.array([-1.0, 1.0])
 
 
 class Legendre(eqx.Module):
@@ -72,20 +73,36 @@ class Legendre(eqx.Module):
         """Gauss-Legendre weights."""
         return jnp.asarray(_gauss(self.size)[1], jnp.result_type(self.lower))
 
+    @property
+    def reference(self) -> np.ndarray:
+        """The nodes on [-1, 1], on the host."""
+        return _gauss(self.size)[0]
+
     def at_nodes(self, order: int = 0):
         """Return `evaluate` at the nodes, without the rounding of mapping them back and forth."""
-        return self._known("nodes", order)
+        return self.at_reference(self.reference, order)
 
     def at_ends(self, order: int = 0):
         """Return `evaluate` at both ends, shape (2, size)."""
-        return self._known("ends", order)
+        return self.at_reference(ENDS, order)
 
-    def _known(self, where: str, order: int):
+    def at_reference(self, s: np.ndarray, order: int = 0):
+        """Return `evaluate` at points of [-1, 1] known on the host: neither traced nor compiled unless it is large."""
         dtype = jnp.result_type(self.lower)
         if self.size <= HOST:
-            table = lax.optimization_barrier(jnp.asarray(_table(self.size, self.order, order, where), dtype))
+            table = lax.optimization_barrier(jnp.asarray(_table(self.size, self.order, order, s.tobytes()), dtype))
             return table / self._half**order if order else table
-        return self._reference(jnp.asarray(_gauss(self.size)[0] if where == "nodes" else [-1.0, 1.0], dtype), order)
+        return self._reference(jnp.asarray(s, dtype), order)
+
+    def from_nodes(self):
+        """Return the matrix that turns values at the nodes into coefficients; None: solve.
+
+        Functions integrated more than once differ so much in size that an inverse, however exact, loses the digits of
+        smooth functions that a factorisation keeps.
+        """
+        if self.size > HOST or self.order > 1:
+            return None
+        return lax.optimization_barrier(jnp.asarray(_inverse(self.size, self.order), jnp.result_type(self.lower)))
 
     def evaluate(self, x, order: int = 0):
         """Return derivatives of that order at x (k,), shape (k, size)."""
@@ -95,7 +112,8 @@ class Legendre(eqx.Module):
         """Return the first `count` normalised Legendre polynomials at the nodes, or at s in [-1, 1]."""
         dtype = jnp.result_type(self.lower)
         if s is None and self.size <= HOST:
-            return lax.optimization_barrier(jnp.asarray(_table(self.size, 0, 0, "nodes")[:, :count], dtype))
+            table = _table(self.size, 0, 0, self.reference.tobytes())[:, :count]
+            return lax.optimization_barrier(jnp.asarray(table, dtype))
         s = jnp.asarray(_gauss(self.size)[0] if s is None else s, dtype)
         return _legendre(s, count) * _norms(count, dtype)[None]
 
@@ -124,10 +142,24 @@ class Fourier(eqx.Module):
         """Equal weights."""
         return jnp.full(self.size, 2.0 / self.size, jnp.result_type(self.lower))
 
+    @property
+    def reference(self) -> np.ndarray:
+        """The nodes on [-1, 1], on the host."""
+        return 2 * np.arange(self.size) / self.size - 1
+
     def at_nodes(self, order: int = 0):
         """Return `evaluate` at the nodes, with exact phases."""
         turns = (np.outer(np.arange(self.size), self._waves) % self.size) / self.size
         return self._values(jnp.asarray(turns, jnp.result_type(self.lower)), order)
+
+    def at_reference(self, s: np.ndarray, order: int = 0):
+        """Return `evaluate` at points of [-1, 1] known on the host."""
+        turns = np.outer((s + 1) / 2, self._waves) % 1.0
+        return self._values(jnp.asarray(turns, jnp.result_type(self.lower)), order)
+
+    def from_nodes(self):
+        """Return the matrix that turns values at the nodes into coefficients; None: solve."""
+        return None
 
     def evaluate(self, x, order: int = 0):
         """Return derivatives of that order at x (k,), shape (k, size)."""
@@ -165,14 +197,23 @@ def _gauss(n: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 @lru_cache(maxsize=256)
-def _table(size: int, folded: int, order: int, where: str) -> np.ndarray:
-    """Return what `Legendre` knows beforehand, on [-1, 1]: on the host, neither traced nor compiled."""
-    s = _gauss(size)[0] if where == "nodes" else np.array([-1.0, 1.0])
+def _table(size: int, folded: int, order: int, points: bytes) -> np.ndarray:
+    """Return what `Legendre` knows beforehand, at points of [-1, 1]: on the host, neither traced nor compiled."""
+    s = np.frombuffer(points)
     degrees = max(max(size - folded, 0) + max(folded - order, 0), min(folded, size), 1)
     columns = [np.ones_like(s), s]
     for j in range(1, degrees):
         columns.append((2 * j + 1) / (j + 1) * s * columns[j] - j / (j + 1) * columns[j - 1])
     return _functions(np.stack(columns[:degrees], axis=1), size, folded, order, np)
+
+
+@lru_cache(maxsize=64)
+def _inverse(size: int, folded: int) -> np.ndarray:
+    """Return the inverse of the table at the nodes, each entry to the last digit or so."""
+    table = _table(size, folded, 0, _gauss(size)[0].tobytes())
+    inverse = np.linalg.inv(table)
+    defect = (np.eye(size) - table.astype(np.longdouble) @ inverse.astype(np.longdouble)).astype(float)
+    return inverse + inverse @ defect
 
 
 def _functions(values, size: int, folded: int, order: int, xp: Any):

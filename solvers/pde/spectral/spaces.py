@@ -55,15 +55,31 @@ class Line(eqx.Module):
 
     def interpolate(self, tensor, axis: int):
         """Turn values at the nodes along one mode into coefficients."""
+        inverse = self.basis.from_nodes()
+        if inverse is not None:
+            return mode_product(inverse, tensor, axis)
         moved = jnp.moveaxis(tensor, axis, 0)
         solved = jnp.linalg.solve(self.basis.at_nodes(0), moved.reshape(moved.shape[0], -1))
         return jnp.moveaxis(solved.reshape(moved.shape), 0, axis)
 
     def agree(self, tensor, axis: int):
         """Change node values along one mode, as little as possible in L2, to satisfy the conditions with zero."""
-        rows = jnp.linalg.solve(self.basis.at_nodes(0).T, self.rows.T).T
+        inverse = self.basis.from_nodes()
+        scale = lax.stop_gradient(jnp.max(jnp.abs(self.rows), axis=1, keepdims=True))
+        rows = self.rows / jnp.where(scale > 0, scale, 1)
+        rows = jnp.linalg.solve(self.basis.at_nodes(0).T, rows.T).T if inverse is None else matmul(rows, inverse)
         back = rows.T / self.basis.weights[:, None]
-        return tensor - mode_product(matmul(back, jnp.linalg.solve(matmul(rows, back), rows)), tensor, axis)
+        return tensor - mode_product(matmul(back, matmul(_inverted(matmul(rows, back)), rows)), tensor, axis)
+
+
+def _inverted(matrix):
+    """Return the inverse of a small well-conditioned matrix; up to two by two without a factorisation to compile."""
+    if matrix.shape[0] == 1:
+        return 1 / matrix
+    if matrix.shape[0] > 2:
+        return jnp.linalg.inv(matrix)
+    (a, b), (c, d) = matrix
+    return jnp.stack([jnp.stack([d, -b]), jnp.stack([-c, a])]) / (a * d - b * c)
 
 
 def line(problem: PDEProblem, field: int, axis: int, size: int, order: int, galerkin: bool, dtype) -> Line:
@@ -134,7 +150,7 @@ def _complement(rows, reach: int):
         return jnp.zeros((size, 0), rows.dtype), eye
     small = rows[:, :reach] / jnp.linalg.norm(rows[:, :reach], axis=1, keepdims=True)
     q = lax.stop_gradient(jnp.linalg.qr(lax.stop_gradient(small).T, mode="complete")[0])
-    right = matmul(q[:, :count], jnp.linalg.inv(matmul(small, q[:, :count])))
+    right = matmul(q[:, :count], _inverted(matmul(small, q[:, :count])))
     null = q[:, count:] - matmul(right, matmul(small, q[:, count:]))
     right = right / jnp.linalg.norm(rows[:, :reach], axis=1)[None]
     lift = jnp.zeros((size, count), rows.dtype).at[:reach].set(right)
