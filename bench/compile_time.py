@@ -4,8 +4,9 @@ Two parts. `contract`: every solver of the contract, alone, under vmap and in a 
 example of every public name, all it compiles together: what somebody waits for who pastes it into a new process.
 
 ``python bench/compile_time.py`` takes some twenty minutes on two cores and writes ``bench/results/compile_time.json``;
-``--slice 0/4`` measures a quarter of it, ``--only sor`` what has that in its name. The size of each traced program,
-which does not depend on the machine, is compared in the tests (``bench/counts.py``).
+``--quick`` compiles once instead of three times, ``--slice 0/4`` measures a quarter, ``--only sor`` what has that in
+its name. The size of each traced program, which does not depend on the machine, is compared in the tests
+(``bench/counts.py``).
 """
 
 import contextlib
@@ -35,10 +36,10 @@ EVENTS = {
 }
 
 
-def measure(data, call) -> dict[str, float]:
-    """Return the median seconds of three compilations from nothing."""
+def measure(data, call, repeats: int) -> dict[str, float]:
+    """Return the median seconds of so many compilations from nothing."""
     runs = []
-    for _ in range(3):
+    for _ in range(repeats):
         jax.clear_caches()
         start = time.perf_counter()
         lowered = jax.jit(call).lower(data)
@@ -49,7 +50,7 @@ def measure(data, call) -> dict[str, float]:
     return {"trace s": trace, "compile s": build, "together s": trace + build}
 
 
-def of_contract(case):
+def of_contract(case, repeats: int):
     """Yield the rows of one solver: its solve, the batched solve and the gradient."""
     data = contract.data_of(case, np.dtype("float64"))
     lanes = jax.tree.map(lambda x: jax.numpy.stack([x] * contract.LANES), data)
@@ -59,11 +60,11 @@ def of_contract(case):
         "gradient": (data, jax.grad(lambda d: case.observe(case.solve(d)), allow_int=True)),
     }
     for what, (inputs, call) in calls.items():
-        yield {"solver": case.name, "what": what, **measure(inputs, call)}
+        yield {"solver": case.name, "what": what, **measure(inputs, call, repeats)}
 
 
-def of_example(name: str):
-    """Yield one row: seconds that JAX spent on programs while the example ran, and how many it compiled."""
+def of_example(name: str, repeats: int):
+    """Yield one row, of one run: seconds that JAX spent on programs while the example ran, and how many it compiled."""
     spent, programs = dict.fromkeys(("trace s", "compile s"), 0.0), 0
 
     def listen(event: str, seconds: float, **_) -> None:
@@ -94,7 +95,7 @@ def main() -> None:
     record, rows = harness.machine("equinox"), []
     for name, kind, rows_of, what in jobs[part::parts]:
         if harness.chosen(f"{kind} {name}", options.only):
-            rows += list(rows_of(what))
+            rows += list(rows_of(what, 1 if options.quick else 3))
             harness.save(options.out / "compile_time.json", rows, key=("solver", "what"), record=record)
     harness.table(rows, title="seconds to the first answer")
 

@@ -186,27 +186,33 @@ def variation(options) -> list[dict]:
 
 
 def reconstructions(A: Radon, share: float, gpu: bool):
-    """Return the methods: functions of data, their noise's deviation and a key; `share` as found by `tuned`."""
+    """Return the methods: of data, their noise's deviation and a key; the image and what they say of it.
+
+    `share` is as found by `tuned`.
+    """
     denoiser, network = (inverse_models.load(name) for name in ("phantoms", "prox"))
     model, schedule = denoiser.model(inverse_models.PHANTOMS), inverse_models.PHANTOMS
     weight = lambda noise: inverse_models.NOISE**2 / noise**2  # noqa: E731
 
     def guided(make):
-        return lambda y, noise, key: posterior_sample(
-            model, schedule, A, y, key, noise=noise, steps=50, kind="denoiser", guidance=make(noise)
-        )
+        def sampled(y, noise, key):
+            given = {"noise": noise, "steps": 50, "kind": "denoiser", "guidance": make(noise), "details": True}
+            found = posterior_sample(model, schedule, A, y, key, **given)
+            return found.value, {"misfit": found.misfit, "doubted": found.doubted}
+
+        return sampled
 
     def total_variation(y, noise, key):
-        return admm(
-            A, y, GroupL1(share * noise, axis=0), analysis=Differences(A.domain), tol=1e-3, max_steps=1000
-        ).value
+        found = admm(A, y, GroupL1(share * noise, axis=0), analysis=Differences(A.domain), tol=1e-3, max_steps=1000)
+        return found.value, {"converged": found.converged}
 
     def learned(y, noise, key):
         # the network is the proximal map of -log p times its noise squared: a penalty of noise^2 / that
-        return admm(A, y, network, penalty=1 / weight(noise), tol=1e-3, max_steps=100).value
+        found = admm(A, y, network, penalty=1 / weight(noise), tol=1e-3, max_steps=100)
+        return found.value, {"converged": found.converged}
 
     methods = {
-        "filtered back-projection": lambda y, noise, key: inverse.filtered_back_projection(A, y),
+        "filtered back-projection": lambda y, noise, key: (inverse.filtered_back_projection(A, y), {}),
         "admm, total variation": total_variation,
         "admm, learned proximal network": learned,
         "dds": guided(lambda noise: DDS(gamma=weight(noise), cg_steps=10)),
@@ -247,11 +253,12 @@ def tomogram(options) -> list[dict]:
             given = (y, jnp.float32(noise), jax.random.key(41))
             program = harness.compiled(call, *given) if program is None else program
             timing = harness.clock(lambda p=program, g=given: p(*g), repeat=3, budget=5, warm=options.gpu)
-            found = np.asarray(timing.output)
+            found, says = timing.output
+            found, says = np.asarray(found), {k: np.asarray(v).item() for k, v in says.items()}
             mean_square = float(np.mean((found - np.asarray(truth)) ** 2))
             row |= {"seconds": timing.seconds, "compile_seconds": program.first_call_seconds}
             row |= {"error": float(np.linalg.norm(found - truth) / np.linalg.norm(truth)),
-                    "psnr": 10 * np.log10(1 / mean_square), "weight": share}  # fmt: skip
+                    "psnr": 10 * np.log10(1 / mean_square), "weight": share, **says}  # fmt: skip
             pictures[name][f"{method}: {row['error']:.3f}"] = found
             rows.append(row)
             print({k: v for k, v in row.items() if k != "part"}, flush=True)

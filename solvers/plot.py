@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-PALETTE = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#555555")
+PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#555555")
 """Okabe and Ito's colours: told apart by colour-blind readers too."""
 
 Axes = Any  # matplotlib.axes.Axes
@@ -140,7 +140,7 @@ def plan(
     strength = P[i, j] / P.max()
     colours = np.concatenate([np.tile([0.35, 0.35, 0.35], (len(i), 1)), 0.5 * strength[:, None]], 1)
     axes.add_collection(LineCollection(list(np.stack([x[i], y[j]], 1)), colors=colours, linewidths=0.8, zorder=1))
-    for points, mass, colour, name in ((x, P.sum(1), PALETTE[1], "source"), (y, P.sum(0), PALETTE[0], "target")):
+    for points, mass, colour, name in ((x, P.sum(1), PALETTE[0], "source"), (y, P.sum(0), PALETTE[1], "target")):
         axes.scatter(*points.T, s=14 * mass / mass.mean(), color=colour, label=name, zorder=2, linewidths=0)
     axes.legend(frameon=False, ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.06))
     axes.set_aspect("equal")

@@ -185,8 +185,8 @@ def multigrid_cg(
     Coarse operators are Galerkin products, computed axis by axis at the cost of a few products; the coarsest, of at
     most 64 unknowns, is inverted. Constant coefficients are interpolated linearly, varying ones by the operator itself,
     each row summed over the other axes, which keeps fluxes continuous across jumps and constants at walls without flux.
-    Where coefficients are constant and couple along axes only, grids of at most 128 points an axis (accelerators: 256)
-    are solved on exactly, by products with the eigenvectors of each axis: one step for a system of that size.
+    Where coefficients are constant and couple along axes only, grids of at most 128 points an axis (in the plane 256 on
+    accelerators) are solved on exactly, by products with the eigenvectors of each axis: one step if the system is one.
     A cycle costs about ``4 (degree + 1)`` products, twice that if axes are halved one at a time; set-up is included in
     every solve. Strong couplings that are not along axes (rotated anisotropy), that change direction from place to
     place, or jumps from point to point slow it down: `AMG` of ``A.rows(b.shape)`` with ``kind="ruge_stuben"`` and

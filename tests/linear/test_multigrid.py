@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from solvers import Status, Stencil, multigrid_cg
+from solvers import LinearStatus, Status, Stencil, multigrid_cg
 from solvers.linear import coarsening_plan
 from solvers.linear.cycles.coarsening import from_operator, full_plan, invert, linear, plan
 from solvers.linear.cycles.grids import hierarchy
@@ -181,6 +181,30 @@ def test_smooth_errors_of_long_axes_are_not_taken_for_null_vectors():
     if X64:
         far = star([2e6 + 2, -1e6, -1, -1e6, -1], 2, (True, False))
         assert multigrid_cg(far, b, tol=TOL).num_steps <= 3
+
+
+def test_exact_solves_tell_the_truth():
+    """Any scale, NaN lanes, indefinite and unsymmetric numbers, which a factorised solve would not notice."""
+    b, plain = jnp.asarray(RNG.standard_normal((9, 8)), FLOAT), np.array([4.3, -1, -1, -1, -1])
+    offsets, far = star(plain, 2).offsets, 1e150 if X64 else 1e18
+    lanes = [plain, far * plain, plain / far, np.nan * plain, [1.0, *plain[1:]], [4.3, -0.2, -1, -1, -1], -plain]
+    solve = jax.jit(jax.vmap(lambda c: multigrid_cg(Stencil(c, offsets), b, tol=TOL)))
+    found = solve(jnp.asarray(np.stack(lanes), FLOAT))
+    assert found.status.tolist()[:4] == [Status.CONVERGED] * 3 + [Status.NONFINITE]
+    assert found.status[4] == LinearStatus.INDEFINITE
+    assert found.status[5] != Status.CONVERGED
+    assert found.status[6] == LinearStatus.DIAGONAL
+    for k in (0, 4, 5):
+        A = matrix(Stencil(jnp.asarray(lanes[k], FLOAT), offsets), (9, 8))
+        left = np.ravel(b) - A @ np.ravel(found.value[k])
+        np.testing.assert_allclose(np.linalg.norm(left) / np.linalg.norm(b), found.error[k], rtol=1e-2, atol=1e-5)
+    A = matrix(star(plain, 2), (9, 8))
+    slope = jax.grad(lambda c: jnp.sum(jnp.sin(multigrid_cg(Stencil(c, offsets), b, tol=TOL).value)))(
+        jnp.asarray(plain, FLOAT)
+    )
+    x = np.linalg.solve(A, np.ravel(b))
+    parts = [matrix(Stencil(jnp.asarray(e, FLOAT), offsets), (9, 8)) for e in np.eye(5)]
+    np.testing.assert_allclose(slope, [-np.linalg.solve(A, np.cos(x)) @ part @ x for part in parts], rtol=1e-3)
 
 
 def test_plans_halve_strong_axes_first():

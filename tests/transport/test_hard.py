@@ -6,6 +6,7 @@ import pytest
 
 from solvers.problems.transport import HARD, device_clouds
 from solvers.transport import DenseCG, SparseCG
+from solvers.transport.entropic.newton_step import shrunk
 from solvers.transport.problem import prepare
 from solvers.transport.systems.gibbs_kernel import absorb, empty
 from solvers.transport.systems.slow_modes import SlowModes, coarse, orthonormal
@@ -91,3 +92,29 @@ def test_modes_stay_as_they_are_while_steps_are_quick_and_once_they_did_not_help
     modes, correction = coarse(start, lambda X: X, ones, ones > 0, jnp.asarray(0.1, FLOAT))
     np.testing.assert_array_equal(modes.basis, start.basis)
     np.testing.assert_array_equal(correction(ones), 0)
+
+
+@pytest.mark.parametrize("hessian", ["direct", "dense"])
+def test_islands_whose_masses_do_not_match_are_reached(rng, hessian):
+    """Potentials of far points must change by 1e4 epsilon; scaling all steps for it ended as `stagnated` at 6e-2."""
+    x, y, a, b = (rng.random(shape) for shape in ((40, 2), (40, 2), 40, 40))
+    for z in (x, y):
+        z[:3] += [10, 0]
+        z[3:5] -= [0, 20]
+    a, b = ((w + 0.5) / (w + 0.5).sum() for w in (a, b))
+    cost = ((x[:, None] - y[None]) ** 2).sum(2)
+    arrays = (jnp.asarray(z, FLOAT) for z in (cost, a, b))
+    sol = sns_sinkhorn(*arrays, epsilon=jnp.asarray(0.01, FLOAT), hessian=hessian, max_steps=200, tol=1e-4)
+    if X64:
+        assert sol.converged
+        f, g = (np.asarray(p) for p in sol.value)
+        plan = np.exp((f[:, None] + g[None] - cost) / 0.01)
+        assert abs(plan.sum(1) - a).sum() + abs(plan.sum(0) - b).sum() < 2e-4
+    else:  # costs of 400 in units of 0.01 leave float32 three digits
+        assert np.all(np.isfinite(sol.f))
+
+
+def test_long_moves_shrink_to_what_a_growing_coupling_asks_for():
+    off = jnp.asarray([-1e5, -2.0, -0.3, 0.0, 0.5, 1.9, 1e8], FLOAT)
+    new = np.asarray(shrunk(off), float)
+    np.testing.assert_allclose(new, [-2 - 2 * np.log(5e4), -2, -0.3, 0, 0.5, 1.9, 2 + 2 * np.log(5e7)], rtol=1e-6)

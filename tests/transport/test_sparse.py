@@ -1,5 +1,6 @@
 """The sparse Newton matrix: what it keeps, what it drops, and that it never cuts anything off."""
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,7 +9,7 @@ import pytest
 from solvers.transport.problem import prepare
 from solvers.transport.systems.gibbs_kernel import absorb, empty
 from solvers.transport.systems.newton_systems import DenseCG, System
-from solvers.transport.systems.sparse_systems import DROPPED, SparseCG, default_width
+from solvers.transport.systems.sparse_systems import DROPPED, Kept, SparseCG, compressed, default_width
 
 from ..compiled import sns_sinkhorn
 from ..conftest import FLOAT, needs_x64
@@ -80,3 +81,31 @@ def test_same_answer_whatever_the_backend(hessian):
     assert other.converged
     np.testing.assert_allclose(one.f, other.f, atol=1e-8)
     jax.block_until_ready(one.f)
+
+
+@pytest.mark.parametrize(("shape", "share"), [((5, 7), 0.5), ((33, 64), 0.3), ((64, 33), 1.0), ((3, 100), 0.0)])
+@pytest.mark.parametrize("axis", [0, 1])
+def test_kept_entries_are_found_in_their_order(rng, shape, share, axis):
+    """Thirty-two to a word, then by ranks: against NumPy, with words that are full, empty and cut off."""
+    keep, K = rng.random(shape) < share, rng.random(shape)
+    kept = Kept.of(jnp.asarray(keep), axis)
+    assert int(kept.longest) == keep.sum(axis).max()
+    lines = compressed(kept, jnp.asarray(K, FLOAT), shape[axis], FLOAT, axis)
+    wanted = np.where(keep, np.asarray(K, FLOAT), 0)
+    wanted = wanted if axis == 1 else wanted.T
+    np.testing.assert_array_equal(dense(lines, wanted.shape), wanted)
+    for index, mine in zip(np.asarray(lines.index), keep if axis == 1 else keep.T, strict=True):
+        np.testing.assert_array_equal(index[: mine.sum()], np.flatnonzero(mine))
+
+
+def test_kept_entries_follow_scalings_that_are_absorbed(solved, rng):
+    problem, kernel = solved
+    backend = SparseCG(70)
+    alpha, beta = (jnp.asarray(np.exp(rng.standard_normal(n)), FLOAT) for n in (60, 70))
+    scaled = eqx.tree_at(lambda k: (k.alpha, k.beta), kernel, (alpha, beta))
+    new = backend.rescaled(backend.prepare(problem, kernel), scaled)
+    rows, columns = dense(new.rows, (60, 70)), dense(new.columns, (70, 60))
+    np.testing.assert_allclose(rows, columns.T, rtol=1e-6)
+    P = np.asarray(alpha)[:, None] * np.asarray(kernel.K.dense()) * np.asarray(beta)
+    np.testing.assert_allclose(rows[rows > 0], P[rows > 0], rtol=1e-6)
+    assert new.fits

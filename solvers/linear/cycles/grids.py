@@ -15,8 +15,9 @@ from .coarsening import Interpolation, Plan, coarser, full_plan, invert, linear,
 from .constant import halved, operator, separable, shifts, tensor_inverse
 from .cycle import Level, dense
 
-SMALL, SMALL_ON_ACCELERATORS = 128, 256
-"""Grids of constant coefficients with at most this many points an axis are solved on exactly."""
+SMALL, SMALL_IN_THE_PLANE = 128, 256
+"""Grids of constant coefficients with at most this many points an axis are solved on exactly; the second holds on
+accelerators in one and two dimensions."""
 
 
 class GridLevel(Level):
@@ -74,7 +75,7 @@ def constant_hierarchy(
     given, dtype, periodic = stencil, stencil.coefficients.dtype, stencil.periodic
     axes = [shifts(n) for n in shape]
     exact = symmetric and separable(stencil.offsets)
-    small = SMALL if jax.default_backend() == "cpu" else SMALL_ON_ACCELERATORS
+    small = SMALL if jax.default_backend() == "cpu" or len(shape) > 2 else SMALL_IN_THE_PLANE
     levels = []
     for halved_axes in plan:
         if exact and max(shape) <= small:

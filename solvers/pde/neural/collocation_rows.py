@@ -12,6 +12,7 @@ import numpy as np
 
 from ...core.checks import fail
 from ...core.linalg.kronecker import along
+from ...core.precision import binary_exponent
 from ...core.typing import Array, Float
 from ..problem import Observe, PDEProblem, side
 from ..tracing import Equation, trace
@@ -156,7 +157,7 @@ class Statement(eqx.Module):
         times the unknown over the box's lengths; a condition relative to its values and its two terms.
         """
         jets = dict(zip(self.needed, field.jets(points.inside, self.needed), strict=True))
-        mean = lambda v: jnp.sqrt(jnp.sum(points.weights * v * v))  # noqa: E731
+        mean = lambda v: _rms(points.weights, v)  # noqa: E731
         zero = (0,) * self.problem.domain.ndim
         own = [mean(v) for v in field.jets(points.inside, [zero])[0]]
         nothing = jax.tree.map(jnp.zeros_like, jets)
@@ -172,7 +173,6 @@ class Statement(eqx.Module):
         misfit = jnp.zeros_like(worst)
         for entry, (x, w) in zip(self.stated(), points.faces, strict=True):
             c, axis, _, k = entry
-            rms = lambda v, w=w: jnp.sqrt(jnp.sum(w * v * v))  # noqa: E731
             target = self.target(entry, x)
             gap = self.condition(lambda y, a, k=k: field.jets(y, [a])[0][k], entry, x) - target
             slope = mean(field.jets(points.inside, [tuple(int(d == axis) for d in range(len(zero)))])[0][k])
@@ -180,8 +180,8 @@ class Statement(eqx.Module):
                 lower, upper = (jnp.asarray(b, x.dtype) for b in self.problem.domain.bounds[axis])
                 size = own[k] + slope * (upper - lower)
             else:
-                size = rms(target) + jnp.abs(jnp.asarray(c.a)) * own[k] + jnp.abs(jnp.asarray(c.b)) * slope
-            misfit = _larger(misfit, rms(gap) / jnp.where(size > 0, size, 1))
+                size = _rms(w, target) + jnp.abs(jnp.asarray(c.a)) * own[k] + jnp.abs(jnp.asarray(c.b)) * slope
+            misfit = _larger(misfit, _rms(w, gap) / jnp.where(size > 0, size, 1))
         return worst, misfit
 
     def length(self, index: Index):
@@ -190,6 +190,12 @@ class Statement(eqx.Module):
         for (lower, upper), p in zip(self.problem.domain.bounds, index, strict=True):
             out = out * (jnp.asarray(upper) - jnp.asarray(lower)) ** p
         return out
+
+
+def _rms(weights, v):
+    """Return ``sqrt(sum weights v^2)``, of numbers whose squares vanish or overflow too."""
+    unit = jnp.ldexp(jnp.ones((), v.dtype), -binary_exponent(jnp.max(jnp.abs(v))))
+    return jnp.sqrt(jnp.sum(weights * (unit * v) ** 2)) / unit
 
 
 def _larger(a, b):

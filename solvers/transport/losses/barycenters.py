@@ -127,7 +127,8 @@ def barycenter(
     -------
     BarycenterSolution
         ``value = b``, shape (m,). ``error = sum_k shares_k |P_k 1 - a_k|_1``, where the plans P_k all have b as their
-        second marginal, plus ``|Q 1 - b|_1`` with Q the symmetric plan of b with itself when debiased.
+        second marginal, plus what (2) lacks of mass one, plus ``|Q 1 - b|_1`` with Q the symmetric plan of b with
+        itself when debiased.
 
     Raises
     ------
@@ -218,12 +219,14 @@ def sweep(g: Array, own: Array, data: Data) -> Swept:
     back = epsilon * jax.vmap(lambda f, rows: cost.column_logsumexp(f, rows, epsilon, zero))(f, rows)
     log_b = (own + matmul(share, back)) / epsilon  # (2)
     new = epsilon * log_b[None, :] - back  # (3)
+    masses = jnp.exp(jnp.minimum(log_b, LARGEST))
+    missing = jnp.abs(jnp.sum(masses) - 1)
     if within is None:
-        return Swept(f, new, own, log_b, zero)
+        return Swept(f, new, own, log_b, missing)
     half = epsilon * within.logsumexp(own, columns, epsilon, zero)
     sums = jnp.exp(jnp.minimum((own + half) / epsilon, LARGEST))
-    error = jnp.sum(jnp.abs(sums - jnp.exp(jnp.minimum(log_b, LARGEST))))
-    return Swept(f, new, (own + epsilon * log_b - half) / 2, log_b, error)  # (4)
+    error = jnp.sum(jnp.abs(sums - masses))
+    return Swept(f, new, (own + epsilon * log_b - half) / 2, log_b, error + missing)  # (4)
 
 
 @partial(jax.jit, static_argnums=2)
@@ -254,7 +257,13 @@ def _solve(data: Data, limits: Limits, unconverged: str) -> BarycenterSolution:
     end = sweep(g, own, data)
     b = jax.nn.softmax(end.log_b)
     tol = jnp.asarray(limits.tol, run.error.dtype)
-    return BarycenterSolution(b, run.status, run.num_steps, run.error, tol, run.history, end.f, g)
+    # what is returned was moved by a constant: where epsilon is below the potentials' rounding it is another point
+    off = jnp.sum(jnp.exp(end.log_b)[None] * jnp.abs(jnp.expm1(jnp.minimum((g - end.g) / data.epsilon, LARGEST))), 1)
+    left = lax.stop_gradient(end.error + jnp.sum(data.share * off))
+    kept = left <= jnp.maximum(10 * tol, 1e3 * machine_eps(tol.dtype))
+    lost = jnp.where(jnp.isfinite(left) & jnp.all(jnp.isfinite(b)), Status.STAGNATED, Status.NONFINITE)
+    status = jnp.where((run.status == Status.CONVERGED) & ~kept, lost, run.status)
+    return BarycenterSolution(b, status, run.num_steps, run.error, tol, run.history, end.f, g)
 
 
 def faults(data: Data):

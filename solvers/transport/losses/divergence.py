@@ -156,6 +156,7 @@ def sinkhorn_divergence(
     value = between.regularized_cost - (first.regularized_cost + second.regularized_cost) / 2  # (1)
     status = jnp.where(first.converged, second.status, first.status)
     status = jnp.where(between.converged, status, between.status)
+    status = jnp.where((status == Status.CONVERGED) & ~jnp.isfinite(value), Status.NONFINITE, status)
     error = jnp.maximum(between.error, jnp.maximum(first.error, second.error))
     return DivergenceSolution(
         value, status, between.num_steps, error, between.tol, between.history, between, first, second

@@ -113,8 +113,9 @@ def monge_gap(
     )  # fmt: skip
     paid = jnp.sum(a * _pairwise(metric, cloud.x, cloud.y))
     gap = (paid - solution.value) / jnp.sum(a)  # (1)
+    status = jnp.where(solution.converged & ~jnp.isfinite(gap), Status.NONFINITE, solution.status)
     return MongeGapSolution(
-        gap, solution.status, solution.num_steps, solution.error, solution.tol, solution.history, solution, paid
+        gap, status, solution.num_steps, solution.error, solution.tol, solution.history, solution, paid
     )
 
 

@@ -154,12 +154,11 @@ class Cholesky(eqx.Module):
 
     def direction(self, prepared, problem: Problem, kernel: Kernel, system: System, hard) -> Direction:
         """Solve ``(S + lam D_r + r r') d = a - r``; the last term pins the constants and changes nothing else."""
-        A = (kernel.alpha[:, None] * kernel.K.dense()) * jnp.sqrt(system.w)[None, :]
         live = problem.rows
-        diagonal = jnp.where(live, system.r * (1 + system.lam), 1)
         scale = jnp.where(live, lax.rsqrt(jnp.where(live, system.r, 1)), 1)
-        S = jnp.diag(diagonal) - matmul(A, A.T) + system.r[:, None] * system.r[None, :]  # (1)
-        S = S * scale[:, None] * scale[None, :]
+        A = ((scale * kernel.alpha)[:, None] * kernel.K.dense()) * jnp.sqrt(system.w)[None, :]
+        diagonal, border = jnp.where(live, 1 + system.lam, 1), scale * system.r
+        S = jnp.diag(diagonal) + border[:, None] * border[None, :] - matmul(A, A.T)  # (1), scaled to a unit diagonal
         rhs = jnp.where(live, system.rhs, 0)
         factor = jnp.linalg.cholesky(S, symmetrize_input=False)
         d = scale * jax.scipy.linalg.cho_solve((factor, True), scale * rhs)  # (2)
@@ -183,6 +182,10 @@ class Escalating(eqx.Module):
     def prepare(self, problem: Problem, kernel: Kernel) -> Any:
         """Prepare the first backend."""
         return self.first.prepare(problem, kernel)
+
+    def rescaled(self, prepared: Any, kernel: Kernel) -> Any:
+        """Return what the first backend keeps, for the kernel with its scalings absorbed."""
+        return prepared if prepared is None else self.first.rescaled(prepared, kernel)
 
     def direction(self, prepared, problem: Problem, kernel: Kernel, system: System, hard, modes=None) -> Direction:
         """Solve by the first backend unless it is known to fail, then by the second if it did."""

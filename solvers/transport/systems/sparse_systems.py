@@ -8,9 +8,11 @@ Where Tang et al. (ICLR 2024) keep a fixed number of entries, here the mass that
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import Any
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 from jax import lax
 
@@ -22,6 +24,8 @@ from .slow_modes import SlowModes
 
 DROPPED = 1e-5
 """Bound on the fraction of any row's or column's mass that is left out."""
+WORD = 32
+"""Entries whose fate one word holds."""
 
 
 class PaddedRows(eqx.Module):
@@ -54,7 +58,7 @@ class SparseCG(eqx.Module):
     dense: DenseCG = DenseCG()
 
     def prepare(self, problem: Problem, kernel: Kernel) -> Any:
-        """Find the kept entries of a kernel just formed (three passes over it), unless it is still annealing."""
+        """Find the kept entries of a kernel just formed (two passes over it), unless it is still annealing."""
         if not kernel.K.stored:
             return self.prepare_streamed(problem, kernel)
         n, m = kernel.K.shape
@@ -67,14 +71,24 @@ class SparseCG(eqx.Module):
             least = DROPPED * jnp.minimum((kernel.r / m)[:, None], (problem.b / n)[None, :])
             return (kernel.alpha[:, None] * K * kernel.beta[None, :] >= least) & (K > 0)
 
-        def build():
-            keep = kept()
-            rows, columns = (_compress(keep, K, self.width, dtype, axis) for axis in (1, 0))
-            return SparseKernel(rows, columns, jnp.ones((), bool))
+        def packed():
+            rows, columns = (Kept.of(kept(), axis) for axis in (1, 0))
 
-        longest = [jnp.max(jnp.sum(kept(), axis, dtype=jnp.int32)) for axis in (0, 1)]
-        fits = (longest[0] <= self.width) & (longest[1] <= self.width)
-        return lax.cond(fits & (kernel.epsilon <= problem.epsilon), build, lambda: nothing)
+            def build():
+                by_row = compressed(rows, K, self.width, dtype, 1)
+                return SparseKernel(by_row, compressed(columns, K, self.width, dtype, 0), jnp.ones((), bool))
+
+            return lax.cond(jnp.maximum(rows.longest, columns.longest) <= self.width, build, lambda: nothing)
+
+        return lax.cond(kernel.epsilon <= problem.epsilon, packed, lambda: nothing)
+
+    def rescaled(self, prepared: SparseKernel, kernel: Kernel) -> SparseKernel:
+        """Return the kept entries of the kernel that results when the scalings of `kernel` are absorbed."""
+        rows, columns = prepared.rows, prepared.columns
+        alpha, beta = (x.astype(rows.values.dtype) for x in (kernel.alpha, kernel.beta))
+        rows = PaddedRows(rows.index, alpha[:, None] * rows.values * beta[rows.index])
+        columns = PaddedRows(columns.index, beta[:, None] * columns.values * alpha[columns.index])
+        return SparseKernel(rows, columns, prepared.fits)
 
     def nothing(self, n: int, m: int, dtype) -> SparseKernel:
         """Return room for the kept entries of an n x m kernel."""
@@ -93,7 +107,7 @@ class SparseCG(eqx.Module):
                 least = DROPPED * jnp.minimum(mine[:, None], other[None, :])
                 keep = (alpha[:, None] * entries * beta[None, :] >= least) & (entries > 0)
                 if compress:
-                    return _compress(keep, entries, self.width, dtype, 1)
+                    return compressed(Kept.of(keep, 1), entries, self.width, dtype, 1)
                 return jnp.sum(keep, 1, dtype=jnp.int32)
 
             return K.over_rows(tile, alpha, mine, shared=(beta, other))
@@ -132,15 +146,52 @@ def default_width(m: int) -> int:
     return min(m, 32 * math.ceil(6 * math.sqrt(m) / 32))
 
 
-def _compress(keep, K, width: int, dtype, axis: int):
+class Kept(eqx.Module):
+    """Which entries of each line of a matrix are kept, 32 of them a word, and how many come before each word's end."""
+
+    words: Int[Array, "lines words"]
+    ends: Int[Array, "lines words"]
+
+    @classmethod
+    def of(cls, keep: Bool[Array, "n m"], axis: int) -> "Kept":
+        """Pack the entries along an axis: one pass over them, after which only words are looked at."""
+        size = keep.shape[axis]
+        keep = jnp.pad(keep, [(0, -size % WORD if k == axis else 0) for k in range(2)])
+        keep = keep.reshape((-1, WORD, keep.shape[1]) if axis == 0 else (keep.shape[0], -1, WORD))
+        place = jnp.arange(WORD, dtype=jnp.uint32)
+        place = place[None, :, None] if axis == 0 else place[None, None, :]
+        words = jnp.sum(keep.astype(jnp.uint32) << place, axis + 1, dtype=jnp.uint32)
+        words = words.T if axis == 0 else words
+        return cls(words, jnp.cumsum(lax.population_count(words).astype(jnp.int32), 1, dtype=jnp.int32))
+
+    @property
+    def longest(self) -> Int[Array, ""]:
+        """Largest number of entries that a line keeps."""
+        return jnp.max(self.ends[:, -1])
+
+    def places(self, width: int) -> tuple[Int[Array, "lines width"], Bool[Array, "lines width"]]:
+        """Return where the first, second, ... kept entry of each line is, zero beyond, and whether there is one."""
+        slot = (
+            jnp.arange(width, dtype=jnp.int32) + 0 * self.ends[0, 0]
+        )  # else XLA folds a constant of the result's size
+        find = partial(jnp.searchsorted, v=slot, side="right", method="scan_unrolled")
+        word = jnp.minimum(jax.vmap(find)(self.ends).astype(jnp.int32), self.words.shape[1] - 1)
+        bits = jnp.take_along_axis(self.words, word, 1)
+        count = lambda x: lax.population_count(x).astype(jnp.int32)  # noqa: E731
+        rank = slot[None, :] - (jnp.take_along_axis(self.ends, word, 1) - count(bits))
+        place = jnp.zeros_like(word)
+        for half in (16, 8, 4, 2, 1):  # the bit of that rank, by halves
+            low = count(bits & jnp.uint32((1 << half) - 1))
+            above = rank >= low
+            rank, place = jnp.where(above, rank - low, rank), jnp.where(above, place + half, place)
+            bits = jnp.where(above, bits >> half, bits)
+        some = slot[None, :] < self.ends[:, -1:]
+        return jnp.where(some, WORD * word + place, 0), some
+
+
+def compressed(kept: Kept, K, width: int, dtype, axis: int) -> PaddedRows:
     """Return the kept entries along an axis, one row of the result a line."""
-    n, m = keep.shape
-    slot = jnp.where(keep, jnp.cumsum(keep, axis=axis, dtype=jnp.int32) - 1, width)
-    i, j = (jnp.broadcast_to(jnp.arange(k, dtype=jnp.int32).reshape(shape), (n, m)) for k, shape in
-            ((n, (n, 1)), (m, (1, m))))  # fmt: skip
-    line, along = (i, j) if axis == 1 else (j, i)
-    lines = n if axis == 1 else m
-    index = jnp.full((lines, width), -1, jnp.int32).at[line, slot].set(along, mode="drop")
-    here, there = jnp.arange(lines, dtype=jnp.int32)[:, None], jnp.maximum(index, 0)
+    there, some = kept.places(width)
+    here = jnp.arange(there.shape[0], dtype=jnp.int32)[:, None]
     values = K[here, there] if axis == 1 else K[there, here]
-    return PaddedRows(there, jnp.where(index >= 0, values, 0).astype(dtype))
+    return PaddedRows(there, jnp.where(some, values, 0).astype(dtype))
