@@ -3,7 +3,8 @@
 With ``--quick`` the sizes shrink so that any machine can run it. Results are written after every row. What bounds a row
 is said by three numbers of the same run: ``launches`` and ``kernels ms``, from a profile of one call on a GPU, and
 ``products / time``, the share of the time that four products a step with a stored matrix would take alone. Where a
-package ``solvers_before`` can be imported, an earlier ``solvers`` copied under that name, it is run on the same data.
+package ``solvers_before`` can be imported, an earlier ``solvers`` copied under that name, it is run on the same data:
+`results/transport_gpu_h200.json` and `transport_hard_gpu.json` are of such runs, `transport_gpu.json` of another card.
 """
 
 import importlib
