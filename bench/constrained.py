@@ -1,10 +1,16 @@
 """Equality-constrained optimisation: the CUTEst sets of the notes against peers, and batches on an accelerator.
 
-``python bench/constrained.py [--quick] [--only paper/,harder/,logistic/,/HS7]`` for one processor, ``--gpu`` for
-batches on a device. ``--quick`` runs no peers.
+``python bench/constrained.py [--quick] [--only paper/,harder/,logistic/,/HS7]`` for one processor, ``--gpu [--only
+HS100LNP/solve,spheres] [--code NAME]`` for batches on a device. ``--quick`` runs no peers. With another version of the
+package on the path, ``--code`` says in the rows which one it was.
 """
 
+import collections
+import gzip
+import json
+import tempfile
 import time
+from pathlib import Path
 
 import harness
 import jax
@@ -178,20 +184,49 @@ def spheres(n, m):
     return objective, equality, data
 
 
+def device_work(call):
+    """Return from a trace of one call how long kernels ran, how many there were, and how often the host waited."""
+    with tempfile.TemporaryDirectory() as folder:
+        with jax.profiler.trace(folder):
+            jax.block_until_ready(call())
+        files = list(Path(folder).rglob("*.trace.json.gz"))
+        events = json.loads(gzip.decompress(files[0].read_bytes()))["traceEvents"] if files else []
+    threads = [e for e in events if e.get("ph") == "M" and e.get("name") == "thread_name"]
+    streams = {(e["pid"], e["tid"]) for e in threads if "Stream" in e["args"]["name"]}
+    spent, count = collections.Counter(), collections.Counter()
+    for e in events:
+        if e.get("ph") == "X" and (e["pid"], e["tid"]) in streams:
+            spent[e["name"]] += e["dur"]
+            count[e["name"]] += 1
+    return {
+        "kernels ms": sum(spent.values()) / 1e3,
+        "launches": sum(count.values()),
+        "waits of the host": count["MemcpyD2H"],
+    }
+
+
 def on_device(options):
     """Time batches: the whole solve, and the gradient of a loss through it."""
     record, rows, rng = harness.machine(), [], np.random.default_rng(7)
     small = options.quick
+    code = {"code": options.code} if options.code else {}
+    key = ("problem", "batch", "what", "code")
 
     def add(name, solve, loss, args, batch):
         """Time the solve, one step of it, and the gradient of a loss: at most a solve and a step."""
-        whole, single = jnp.asarray(300), jnp.asarray(1)
-        forward = harness.compiled(solve, *args, whole)
-        backward = harness.compiled(jax.grad(loss, argnums=len(args) - 1), *args, whole)
-        for what, run, limit in (("solve", forward, whole), ("step", forward, single), ("gradient", backward, whole)):
+        whole, single, made = jnp.asarray(300), jnp.asarray(1), {}
+        for what, function, limit in (
+            ("solve", solve, whole),
+            ("step", solve, single),
+            ("gradient", jax.grad(loss, argnums=len(args) - 1), whole),
+        ):
+            if not harness.chosen(f"{name}/{what}", options.only):
+                continue
+            run = made.get(function) or harness.compiled(function, *args, whole)
+            made[function] = run
             timing = harness.clock(lambda run=run, limit=limit: run(*args, limit), repeat=9, budget=8, warm=True)
             out = timing.output
-            row = {"problem": name, "batch": batch, "what": what, "ms": 1e3 * timing.seconds}
+            row = {"problem": name, "batch": batch, "what": what} | code | {"ms": 1e3 * timing.seconds}
             if what == "solve":
                 status = np.bincount(np.asarray(out.status), minlength=7)
                 row |= {
@@ -202,7 +237,9 @@ def on_device(options):
                     "mean evaluations": float(np.mean(out.num_evaluations)),
                     "worst kkt": float(np.nanmax(np.where(np.asarray(out.status) == 0, np.asarray(out.error), 0))),
                 }
+                row |= device_work(lambda run=run, limit=limit: run(*args, limit))
             rows.append(row | {"first call s": run.first_call_seconds, "solves per s": batch / timing.seconds})
+            harness.save(options.out / "constrained_gpu.json", rows, key=key, record=record)
 
     for name in ("HS100LNP", "MWRIGHT"):
         p, batch = HAND_WRITTEN[name](), 256 if small else 65536
@@ -233,11 +270,12 @@ def on_device(options):
 
     add("spheres 50/20", many, lambda a, limit: jnp.sum(many(a, limit).value ** 2), (args,), batch)
     harness.table(rows)
-    harness.save(options.out / "constrained_gpu.json", rows, key=("problem", "batch", "what"), record=record)
 
 
 if __name__ == "__main__":
-    chosen = harness.arguments(__doc__)
+    parser = harness.parser(__doc__ or "")
+    parser.add_argument("--code", default="", help="name of the version of the package, for the rows of --gpu")
+    chosen = harness.finished(parser.parse_args())
     began = time.time()
     (on_device if chosen.gpu else on_cpu)(chosen)
     print(f"{time.time() - began:.0f} s")

@@ -1,7 +1,7 @@
 """Sequences of linear systems: wall time of single solves against peers, of the heat run, and of learning.
 
     python bench/linear.py                 everything that runs on two cores
-    python bench/linear.py --only single   single solves against peers; also: heat, overhead, systems
+    python bench/linear.py --only single   single solves against peers; also: heat, first, overhead, systems
     python bench/linear.py --only systems,elasticity     one system of these; other rows are kept
     python bench/linear.py --gpu           the instances for one accelerator; --only takes large, elements, alone,
                                            together, sweep and heat
@@ -14,6 +14,7 @@ import os
 os.environ.setdefault("JAX_ENABLE_X64", "1")
 
 import itertools
+import time
 
 import harness
 import jax
@@ -224,6 +225,22 @@ def single(options):
     return rows
 
 
+def first(options):
+    """Yield the seconds that a first call of multigrid takes; those of the processor hold on a busy machine too."""
+    n = 64 if options.quick else 256
+    cases = {f"{n} x {n}": (instance(n), {}), f"{n} x {n}, variable": (instance(n, variable=True), {})}
+    cases |= {
+        f"{n} x {n}, red-black": (instance(n), {"smoother": "red-black", "degree": 1}),
+        f"{n} x {n}, W-cycle": (instance(n), {"cycle": "W"}),
+        f"{n // 4}^3": ((Stencil.laplacian(3), jnp.ones((n // 4,) * 3)), {}),
+    }
+    for name, ((A, b), how) in cases.items():
+        start = time.perf_counter(), time.process_time()
+        jax.jit(lambda A, b, how=how: multigrid_cg(A, b, tol=1e-8, **how)).lower(A, b).compile()
+        wall, cpu = time.perf_counter() - start[0], time.process_time() - start[1]
+        yield {"system": name, "first call": wall, "first call CPU": cpu}
+
+
 def overhead(options):
     """Microseconds a round of learning in a scan, on a table of 5,000 systems and 20 arms."""
     rng = np.random.default_rng(71)
@@ -387,7 +404,8 @@ def main():
                     harness.save(options.out / name, [row], key=("what", "solver"), record=record)
         return
     jobs = {
-        "single": (single, ("system", "solver")), "heat": (heat, ("run",)), "overhead": (overhead, ("learner",)),
+        "single": (single, ("system", "solver")), "heat": (heat, ("run",)), "first": (first, ("system",)),
+        "overhead": (overhead, ("learner",)),
         "systems": (linear_systems.systems, ("system", "solver")),
     }  # fmt: skip
     for kind, (job, key) in jobs.items():

@@ -17,6 +17,9 @@ import jax.numpy as jnp
 from jax import lax
 from jax.scipy.linalg import solve_triangular
 
+from ..core.accelerator import by_platform
+from ..core.linalg import unrolled
+from ..core.loop import when
 from ..core.precision import dot, eps, matmul
 from ..core.typing import Array, Bool, Float, Int
 from .kkt import KKT, SHIFTS, Answer, Question, at_minimum, norm, start_vector, unit
@@ -24,6 +27,8 @@ from .kkt import KKT, SHIFTS, Answer, Question, at_minimum, norm, start_vector, 
 SWEPT = 16
 """Systems up to this size are inverted by sweeps, one kernel a pivot; larger ones by Cholesky factorisation."""
 
+RUNGS = 6
+"""Shifts that are tried at once where loops are costly."""
 FACTORISATIONS = 200
 """Factorisations before a system is given up."""
 LARGE = 1e3
@@ -103,11 +108,23 @@ class DenseKKT(KKT):
         zeros = jnp.zeros(n, dtype)
         zero, no, none = jnp.zeros((), dtype), jnp.zeros((), bool), jnp.zeros((), jnp.int32)
         start = Attempt(zero, system.initial, zeros, jnp.zeros(m, dtype), zeros, no, no, no, none)
-        end = lax.while_loop(
-            lambda done: ~done.tame & (done.tries < FACTORISATIONS),
-            lambda done: attempt(system, model, ask, done),
-            start,
-        )
+
+        def repeated(how: Way):
+            def run(system, model, ask, start):
+                end = lax.while_loop(
+                    lambda done: ~done.tame & (done.tries < FACTORISATIONS),
+                    lambda done: attempt(system, model, ask, done, how),
+                    start,
+                )
+                return end._replace(v=how.bent(system, model, ask, end))
+
+            return run
+
+        operands = system, model, ask, start
+        if n + m <= unrolled.LARGEST:
+            end = by_platform(*operands, cpu=repeated(LOOPED), accelerator=repeated(UNROLLED))
+        else:
+            end = repeated(LOOPED)(*operands)
         gv = product(model.G, end.v)
         curvature = dot(end.v, product(system.H, end.v)) + jnp.where(ask.penalised, dot(gv, gv), 0)
         found = ask.explore & (end.shift > 0) & (curvature < -(eps(dtype) ** 0.5) * system.size_h)
@@ -225,18 +242,12 @@ class Refined(NamedTuple):
     v: Float[Array, " n+m"]
 
 
-def attempt(system: System, model: DenseModel, ask: Question, before: Attempt) -> Attempt:
+def attempt(system: System, model: DenseModel, ask: Question, before: Attempt, how: "Way") -> Attempt:
     """Find a shift that makes the system convex, solve it, and judge the multipliers: if wild, damp them more."""
-    (m, n), dtype, damping = model.G.shape, model.H.dtype, before.damping
-    found = convexified(system, model, ask, before)
-    # Two passes solve and refine; two more, without the constraints' residual, give the multipliers of a shifted
-    # system, whose own mean nothing, damped towards zero: along dependent gradients they would grow without limit.
-    # Then inverse iteration for a direction of curvature.
+    (m, n), damping = model.G.shape, before.damping
+    found, more = how.convexified(system, model, ask, before)
+    step, own, v = how.refined(system, model, ask, found, damping)
     estimate = (found.shift > 0) | ask.renew
-    passes = jnp.where(estimate, jnp.where(ask.explore, 10, 4), 2)
-    nothing = jnp.zeros(n + m, dtype)
-    start = Refined(nothing, nothing, jnp.concatenate([start_vector(n, dtype), nothing[n:]]))
-    step, own, v = lax.fori_loop(0, passes, lambda k, r: improve(k, r, system, model, ask, found, damping), start)
     dlam = jnp.where(estimate, own[n:], step[n:])
     norm_lam = norm(ask.lam)
     bound = jnp.where(estimate, jnp.maximum(LARGE, norm_lam), 10 * jnp.maximum(10, norm_lam))
@@ -251,18 +262,36 @@ def attempt(system: System, model: DenseModel, ask: Question, before: Attempt) -
         v=v[:n],
         deficient=(damping > system.initial) | (found.made.dual_pivot <= 10 * m * damping),
         convex=convex,
-        tame=tame,
+        tame=tame & ~more,
         tries=before.tries + found.tries,
     )
 
 
-def convexified(system: System, model: DenseModel, ask: Question, before: Attempt) -> Shifted:
-    """Raise the shift eightfold until the pivots say that the system is convex."""
+def refined(system: System, model: DenseModel, ask: Question, found: Shifted, damping) -> Refined:
+    """Solve in passes."""
+    # Two passes solve and refine; two more, without the constraints' residual, give the multipliers of a shifted
+    # system, whose own mean nothing, damped towards zero: along dependent gradients they would grow without limit.
+    # Then inverse iteration for a direction of curvature.
+    (m, n), dtype = model.G.shape, model.H.dtype
+    estimate = (found.shift > 0) | ask.renew
+    passes = jnp.where(estimate, jnp.where(ask.explore, 10, 4), 2)
+    nothing = jnp.zeros(n + m, dtype)
+    start = Refined(nothing, nothing, jnp.concatenate([start_vector(n, dtype), nothing[n:]]))
+    return lax.fori_loop(0, passes, lambda k, r: improve(k, r, system, model, ask, found, damping), start)
+
+
+def weights(system: System, ask: Question, damping):
+    """Return rho and half of (2)."""
+    rho = jnp.where(ask.penalised, 1, jnp.minimum(system.penalty, 0.5 / damping))
+    return rho, jnp.sqrt(jnp.where(ask.penalised, 0, 1 - rho * damping))
+
+
+def convexified(system: System, model: DenseModel, ask: Question, before: Attempt) -> tuple[Shifted, Array]:
+    """Raise the shift eightfold until the pivots say that the system is convex; nothing is left to try then."""
     damping, n, dtype = before.damping, model.H.shape[0], model.H.dtype
 
     def condense(shift) -> Condensed:
-        rho = jnp.where(ask.penalised, 1, jnp.minimum(system.penalty, 0.5 / damping))
-        half = jnp.sqrt(jnp.where(ask.penalised, 0, 1 - rho * damping))
+        rho, half = weights(system, ask, damping)
         K = system.H + shift * jnp.eye(n, dtype=dtype) + rho * system.squared  # (2)
         factor, pivot, dual_pivot = factorise(K, half * model.G, damping)
         floor = jnp.maximum(0.1 * shift, 10 * n * eps(dtype) * jnp.max(jnp.abs(K), initial=0))
@@ -271,7 +300,7 @@ def convexified(system: System, model: DenseModel, ask: Question, before: Attemp
     def raised(shift, tries):
         return jnp.where(tries == 0, shift, jnp.where(shift > 0, 8 * shift, system.first))
 
-    return until_convex(condense, raised, before.shift, SHIFTS)
+    return until_convex(condense, raised, before.shift, SHIFTS), jnp.zeros((), bool)
 
 
 def improve(k, so_far: Refined, system: System, model: DenseModel, ask: Question, found: Shifted, damping) -> Refined:
@@ -292,6 +321,54 @@ def improve(k, so_far: Refined, system: System, model: DenseModel, ask: Question
         own=jnp.where(stage == 1, better, so_far.own),
         v=jnp.where(stage < 2, so_far.v, unit(primal)),
     )
+
+
+def condensed(system: System, model: DenseModel, ask: Question, shift, damping) -> unrolled.Condensed:
+    """Return the matrix of (2) for elimination in scalars."""
+    rho, half = weights(system, ask, damping)
+    return unrolled.Condensed(system.H, model.G, system.H + rho * system.squared, shift, rho, half, damping)
+
+
+def convexified_at_once(system: System, model: DenseModel, ask: Question, before: Attempt) -> tuple[Shifted, Array]:
+    """Try the next `RUNGS` shifts together, and say whether there is more to try."""
+    n, dtype = model.H.shape[0], model.H.dtype
+    matrix = condensed(system, model, ask, before.shift, before.damping)
+    # before.shift, or zero and the first, and then eightfold
+    rung = jnp.arange(RUNGS, dtype=jnp.int32)
+    shifts = jnp.where(before.shift > 0, before.shift, system.first / 8) * 8 ** rung.astype(dtype)
+    shifts = jnp.where((rung > 0) | (before.shift > 0), shifts, before.shift)
+    first, convex, dual = unrolled.first_convex(matrix, shifts, 10 * n * eps(dtype))
+    shift = jnp.sum(jnp.where(rung == first, shifts, 0))
+    none = jnp.zeros((0, 0), dtype)
+    more = ~convex & (before.tries + RUNGS < SHIFTS)
+    made = Condensed(Factor(none, none, none), matrix.rho, matrix.half, convex, dual)
+    return Shifted(jnp.where(more, 8 * shift, shift), made, first + 1), more
+
+
+def refined_at_once(system: System, model: DenseModel, ask: Question, found: Shifted, damping) -> Refined:
+    """Solve for the step and for the multipliers of a shifted system in the same two passes."""
+    matrix = condensed(system, model, ask, found.shift, damping)
+    step, own = unrolled.solutions(matrix, [(ask.rx, ask.rc), (ask.rx, damping * ask.lam)], 2)
+    return Refined(step, own, jnp.zeros_like(step))
+
+
+def bent_at_once(system: System, model: DenseModel, ask: Question, end: Attempt) -> Array:
+    """Return a direction of curvature, where one is asked for."""
+    matrix = condensed(system, model, ask, end.shift, end.damping)
+    wanted = ask.explore & ((end.shift > 0) | ask.renew)
+    return when(wanted, lambda v: unrolled.inverse_iteration(matrix, v, 6), start_vector(model.H.shape[0], end.v.dtype))
+
+
+class Way(NamedTuple):
+    """How systems are shifted and solved and curvature is found: in loops, or with everything written out."""
+
+    convexified: Callable
+    refined: Callable
+    bent: Callable
+
+
+LOOPED = Way(convexified, refined, lambda system, model, ask, end: end.v)
+UNROLLED = Way(convexified_at_once, refined_at_once, bent_at_once)
 
 
 class Factor(NamedTuple):

@@ -20,13 +20,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jax import lax
 
 from ...core.precision import eps
 from ...core.typing import Array, Bool, Float, Int
 from .newton_system import Direction
-from .standard import DAMPING, Standard, Values, joined
+from .standard import DAMPING, Standard, Values
 
 CAPACITY = 32
 """Entries of the filter; the oldest is overwritten, which only makes it more lenient."""
@@ -81,21 +82,17 @@ class Trial(NamedTuple):
 
 def violation(values: Values, s):
     """Return ``|c|_1 + |g + s|_1``."""
-    return jnp.sum(jnp.abs(joined(values.c, values.g + s)))
-
-
-def squares(values: Values, s):
-    """Return ``|c|^2 + |g + s|^2``."""
-    return jnp.sum(joined(values.c, values.g + s) ** 2)
+    return jnp.sum(jnp.abs(values.c)) + jnp.sum(jnp.abs(values.g + s))
 
 
 def barrier(problem: Standard, x, s, mu):
     """Return ``-mu`` times the sum of the logarithms of slacks and distances to bounds, damped where there is one."""
     low, high = problem.gaps(x)
-    gaps, single = joined(s, low, high), problem.single()
-    damping = DAMPING * jnp.where(single > 0, low, jnp.where(single < 0, high, 0))
-    terms = joined(-jnp.log(jnp.where(gaps > 0, gaps, 1)), damping)
-    return jnp.where(jnp.min(gaps, initial=1) > 0, mu * jnp.sum(terms), jnp.inf)  # (3): its second and third term
+    least = jnp.minimum(jnp.min(s, initial=1), jnp.minimum(jnp.min(low, initial=1), jnp.min(high, initial=1)))
+    logs = sum(jnp.sum(jnp.log(jnp.where(gap > 0, gap, 1))) for gap in (s, low, high))
+    single = problem.single()
+    damping = DAMPING * jnp.sum(jnp.where(single > 0, low, jnp.where(single < 0, high, 0)))
+    return jnp.where(least > 0, mu * (damping - logs), jnp.inf)  # (3): its second and third term
 
 
 class Rules(NamedTuple):
@@ -222,6 +219,9 @@ def search(
 
 def boundary(values_steps, tau):
     """Return the largest length up to one at which no value falls below ``(1 - tau)`` times itself."""
-    values, steps = (joined(*parts) for parts in zip(*values_steps, strict=True))
-    # (15)
-    return jnp.min(jnp.where(steps < 0, tau * values / jnp.where(steps < 0, -steps, 1), 1), initial=1)
+    lengths = [
+        # (15)
+        jnp.min(jnp.where(step < 0, tau * value / jnp.where(step < 0, -step, 1), 1), initial=1)
+        for value, step in values_steps
+    ]
+    return jax.tree.reduce(jnp.minimum, lengths)

@@ -27,14 +27,14 @@ from __future__ import annotations
 import jax.numpy as jnp
 
 from ...core.loop import when
-from ...core.precision import eps, matmul
+from ...core.precision import dot, eps, matmul
 from ...core.solution import Status
 from ...core.typing import Array
 from ..kkt import at_minimum
-from .acceptance import Filter, Found, Rules, Trial, barrier, boundary, empty_filter, search, squares, violation
+from .acceptance import Filter, Found, Rules, Trial, barrier, boundary, empty_filter, search, violation
 from .direction import Plan, plan
 from .newton_system import Direction, multipliers, newton
-from .standard import Iterate, Model, Residual, Standard, Values, columns, gradient, joined, largest, total
+from .standard import Iterate, Model, Residual, Standard, Values, columns, gradient, largest
 from .state import ENTER, NEWTON, REFRESH, RESTORE, State, count, gaps_from, select
 
 WARM_PUSH = 1e-3
@@ -63,8 +63,9 @@ def measure(problem: Standard, restoring, mu, x, slacks, values: Values) -> Tria
     Restoring, phi is the barrier function of ``|c|^2/2 + |g + s|^2/2`` and theta zero: Armijo's test decides alone.
     """
     slacks = jnp.maximum(slacks, -values.g)
-    theta = violation(values, slacks)
-    phi = jnp.where(restoring, 0.5 * squares(values, slacks), values.f) + barrier(problem, x, slacks, mu)
+    theta, miss = violation(values, slacks), values.g + slacks
+    squares = 0.5 * (dot(values.c, values.c) + dot(miss, miss))
+    phi = jnp.where(restoring, squares, values.f) + barrier(problem, x, slacks, mu)
     finite = jnp.isfinite(theta) & jnp.isfinite(values.f)
     return Trial(x, slacks, values, jnp.where(restoring & finite, 0, jnp.where(finite, theta, jnp.inf)), phi)
 
@@ -91,9 +92,9 @@ def look(s: State, problem: Standard, p: Plan, filter: Filter) -> Found:
         return newton(problem, w, s.model, p.system, p.target._replace(rc=rc, rg=rg))
 
     dx, ds = p.direction.x, p.direction.s
-    rise = joined(s.values.c * matmul(s.model.C, dx), (s.values.g + w.s) * (matmul(s.model.G, dx) + ds))
-    along = (jnp.where(restoring, 0, s.model.df) + problem.barrier_slope(w.x, mu)) * dx
-    slope = total(jnp.where(restoring, rise, 0), along, -mu * ds / w.s)
+    rise = dot(s.values.c, matmul(s.model.C, dx)) + dot(s.values.g + w.s, matmul(s.model.G, dx) + ds)
+    slope = jnp.where(restoring, rise, dot(s.model.df, dx)) - mu * jnp.sum(ds / w.s)
+    slope = slope + dot(problem.barrier_slope(w.x, mu), dx)
     here = measure(problem, restoring, mu, w.x, w.s, s.values)
     small = jnp.max(jnp.abs(dx) / (1 + jnp.abs(w.x)), initial=0) < 10 * eps(dx.dtype)
     rules = Rules(
@@ -145,7 +146,7 @@ def central(problem: Standard, w: Iterate, mu, cap) -> Iterate:
     """Return w with the multipliers ``mu`` over the distance of slacks and bounds, ones if that exceeds `cap`."""
     low, high = problem.gaps(w.x)
     z, zl, zu = mu / w.s, jnp.where(problem.below, mu / low, 0), jnp.where(problem.above, mu / high, 0)
-    wild = largest(z, zl, zu) > cap
+    wild = jnp.maximum(largest(z), jnp.maximum(largest(zl), largest(zu))) > cap
     ones = (jnp.ones_like(z), problem.below.astype(z.dtype), problem.above.astype(z.dtype))
     z, zl, zu = (jnp.where(wild, one, own) for one, own in zip(ones, (z, zl, zu), strict=True))
     return w._replace(z=z, zl=zl, zu=zu)
@@ -154,7 +155,7 @@ def central(problem: Standard, w: Iterate, mu, cap) -> Iterate:
 def discord(problem: Standard, w: Iterate, values: Values, model: Model, mu):
     """Return the mean residual of the perturbed conditions, which a step refused by the filter must lower."""
     primal = violation(values, w.s) / max(w.y.size + w.s.size, 1)
-    gaps = jnp.sum(jnp.abs(joined(*gaps_from(problem, w, mu)))) / count(problem, w)
+    gaps = sum(jnp.sum(jnp.abs(part)) for part in gaps_from(problem, w, mu)) / count(problem, w)
     return jnp.sum(jnp.abs(gradient(w, model))) / w.x.size + primal + gaps
 
 
@@ -193,16 +194,19 @@ def stationary(problem: Standard, w: Iterate, values: Values, model: Model, tol)
     That proves nothing yet: on the way to a singular root and on a plateau the constraints' gradients fade.
     """
     slope = gradient(w, model, jnp.zeros((), w.x.dtype))
-    miss = jnp.sqrt(squares(values, w.s))
-    return largest(slope, values.g + w.s - w.z, *gaps_from(problem, w, 0.0)) <= tol * jnp.minimum(1, miss)
+    miss = jnp.sqrt(dot(values.c, values.c) + dot(values.g + w.s, values.g + w.s))
+    gaps = [largest(part) for part in gaps_from(problem, w, 0.0)]
+    parts = [largest(slope), largest(values.g + w.s - w.z), *gaps]
+    return jnp.all(jnp.stack(parts) <= tol * jnp.minimum(1, miss))
 
 
 def least(s: State, problem: Standard, p: Plan):
     """Whether a restoration stands at a minimum of the violation within the bounds, to second order."""
     w, model = s.w, s.model
     B = p.system.B + matmul(model.C.T, model.C)
-    slope = gradient(w, model, jnp.zeros((), w.x.dtype))
-    return at_minimum(B, columns(model), problem.columns, slope, squares(s.values, w.s))
+    miss = s.values.g + w.s
+    squares = dot(s.values.c, s.values.c) + dot(miss, miss)
+    return at_minimum(B, columns(model), problem.columns, gradient(w, model, jnp.zeros((), w.x.dtype)), squares)
 
 
 def beyond(problem: Standard, w: Iterate, values: Values, residual: Residual, tol):
@@ -236,7 +240,7 @@ def step(s: State, problem: Standard, tol) -> State:
     after = after._replace(s=jnp.maximum(after.s, -values.g))
 
     # Is it taken? A trial without finite derivatives is not, and the next step is shorter.
-    finite = jnp.all(jnp.isfinite(joined(values.f, model.H, gradient(after, model))))
+    finite = jnp.isfinite(values.f) & jnp.all(jnp.isfinite(model.H)) & jnp.all(jnp.isfinite(gradient(after, model)))
     softened = discord(problem, after, values, model, mu) <= SOFT * discord(problem, w, s.values, s.model, mu)
     allowed = (length >= SOFT_LENGTH) & (s.soft < SOFT_MOST) & p.system.valid
     soft = moving & ~found.accepted & ~settle & softened & allowed
@@ -253,7 +257,8 @@ def step(s: State, problem: Standard, tol) -> State:
     filter = select(stuck | (restored & negligible), empty_filter(dtype), filter)
     mode = jnp.where(give_up, ENTER, jnp.where(restored | stuck, REFRESH, s.mode))
     mode = jnp.where(refreshing, NEWTON, jnp.where(entering, RESTORE, mode))
-    entered = jnp.minimum(s.mu, 0.1 * squares(values, after.s) / count(problem, w))
+    missed = dot(values.c, values.c) + dot(values.g + after.s, values.g + after.s)
+    entered = jnp.minimum(s.mu, 0.1 * missed / count(problem, w))
     idle = jnp.where(moved(w, after), 0, s.idle + jnp.where(settle, 0, 1))
 
     # What may be claimed? Where the Hessian was shifted, not before its curvature has been looked at.

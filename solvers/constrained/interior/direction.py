@@ -12,15 +12,16 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jax import lax
 
 from ...core.loop import when
 from ...core.precision import dot, eps, matmul
 from ...core.typing import Array, Bool, Float
-from .acceptance import boundary, squares
+from .acceptance import boundary
 from .newton_system import Direction, System, Target, assemble, bend, newton
-from .standard import Standard, gradient, largest, mean_size, total
+from .standard import Standard, gradient, largest, mean_size
 from .state import NEWTON, RESTORE, State, count, gaps_from, select
 
 KAPPA_EPS, KAPPA_MU, THETA_MU = 10.0, 0.1, 1.7
@@ -37,14 +38,17 @@ def lowered(problem: Standard, s: State, restoring, least):
     """Return the barrier parameter, lowered until the barrier problem's scaled error exceeds ``KAPPA_EPS mu``."""
     w, dtype = s.w, s.w.x.dtype
     r = largest(gradient(w, s.model, jnp.where(restoring, 0, 1).astype(dtype)))
-    primal = largest(s.values.c - jnp.where(restoring, w.y, 0), s.values.g + w.s - jnp.where(restoring, w.z, 0))
-    bounds = total(w.z, w.zl, w.zu)
+    primal = jnp.maximum(
+        largest(s.values.c - jnp.where(restoring, w.y, 0)),
+        largest(s.values.g + w.s - jnp.where(restoring, w.z, 0)),
+    )
+    bounds = jnp.sum(w.z) + jnp.sum(w.zl) + jnp.sum(w.zu)
     terms = count(problem, w)
     dual = mean_size(bounds + jnp.sum(jnp.abs(w.y)), w.y.size + w.z.size + 2 * w.x.size)
     weight = jnp.maximum(bounds / terms, 100) / 100
 
     def solved(mu):
-        gap = largest(*gaps_from(problem, w, mu))
+        gap = jax.tree.reduce(jnp.maximum, [largest(part) for part in gaps_from(problem, w, mu)])
         return jnp.maximum(r / dual, jnp.maximum(primal, gap / weight)) <= KAPPA_EPS * mu
 
     def lower(mu):
@@ -52,7 +56,7 @@ def lowered(problem: Standard, s: State, restoring, least):
         return jnp.maximum(least, jnp.minimum(KAPPA_MU * mu, mu**THETA_MU))
 
     mu = lax.while_loop(lambda mu: solved(mu) & (mu > least), lower, s.mu)
-    missed = squares(s.values, w.s)
+    missed = dot(s.values.c, s.values.c) + dot(s.values.g + w.s, s.values.g + w.s)
     return jnp.where(restoring, jnp.minimum(mu, jnp.maximum(0.1 * missed / terms, least)), mu)
 
 

@@ -135,15 +135,16 @@ class Standard(NamedTuple):
         sf, sc, sg = self.scale
         r = jnp.where(jnp.isfinite(values.f), gradient(w, model) / sf, jnp.nan)
         y, z, zl, zu = (v / sf for v in (w.y * sc, w.z * sg, w.zl, w.zu))
-        bounds = total(z, zl, zu)
+        bounds = jnp.sum(z) + jnp.sum(zl) + jnp.sum(zu)
         dual = mean_size(bounds + jnp.sum(jnp.abs(y)), y.size + z.size + 2 * zl.size)
         low, high = self.gaps(w.x)
         c, g = values.c / sc, values.g / sg
         # (5)
         return Residual(
             largest(r) / dual,
-            jnp.max(joined(jnp.abs(c), g), initial=0),
-            largest(z * g, zl * low, zu * high) / mean_size(bounds, z.size + 2 * zl.size),
+            jnp.maximum(largest(c), jnp.max(g, initial=0)),
+            jnp.maximum(largest(z * g), jnp.maximum(largest(zl * low), largest(zu * high)))
+            / mean_size(bounds, z.size + 2 * zl.size),
         )
 
 
@@ -162,22 +163,9 @@ def mean_size(total, count):
     return jnp.maximum(total / max(count, 1), GRADIENT) / GRADIENT
 
 
-def largest(*parts):
-    """Return the largest absolute entry of all parts, zero of none.
-
-    Joined first, here as in `total`: each reduction is a kernel, and kernels are what compilation takes its time for.
-    """
-    return jnp.max(jnp.abs(joined(*parts)), initial=0)
-
-
-def total(*parts):
-    """Return the sum of the entries of all parts."""
-    return jnp.sum(joined(*parts))
-
-
-def joined(*parts):
-    """Return the entries of all parts in one vector."""
-    return jnp.concatenate([jnp.ravel(part) for part in parts])
+def largest(v):
+    """Return the largest absolute entry, zero of none."""
+    return jnp.max(jnp.abs(v), initial=0)
 
 
 def bounded(posed, lower, upper, p: int, q: int) -> Standard:

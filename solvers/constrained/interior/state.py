@@ -13,10 +13,11 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from ...core.precision import dot
 from ...core.solution import Status
 from ...core.typing import Array, Bool, Float, Int
 from .acceptance import Filter, empty_filter, violation
-from .standard import Iterate, Model, Residual, Standard, Values, total
+from .standard import Iterate, Model, Residual, Standard, Values
 
 REFRESH, NEWTON, ENTER, RESTORE = 0, 1, 2, 3
 MU = 0.1
@@ -88,12 +89,12 @@ def start(problem: Standard, w: Iterate, values: Values, model: Model, warm) -> 
 def mean_product(problem: Standard, w: Iterate):
     """Return the mean of multiplier times distance, over slacks and bounds."""
     low, high = problem.gaps(w.x)
-    return total(w.s * w.z, low * w.zl, high * w.zu) / count(problem, w)
+    return (dot(w.s, w.z) + dot(low, w.zl) + dot(high, w.zu)) / count(problem, w)
 
 
 def count(problem: Standard, w: Iterate):
     """Return how many barrier terms there are, at least one."""
-    return jnp.maximum(w.s.size + total(problem.below, problem.above), 1).astype(w.x.dtype)
+    return jnp.maximum(w.s.size + jnp.sum(problem.below) + jnp.sum(problem.above), 1).astype(w.x.dtype)
 
 
 def gaps_from(problem: Standard, w: Iterate, mu):
