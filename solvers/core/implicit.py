@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from .typing import Array, Bool
@@ -96,9 +97,19 @@ def linear_solve(
 def with_all_tangents(x: Any) -> Any:
     """Return x with derivatives of all its arrays, zeros where one does not depend on what others depend on.
 
-    JAX keeps such zeros symbolic, and then neither transposes nor differentiates a solve that has other parts too.
+    JAX keeps such zeros symbolic, and then neither transposes nor differentiates a solve that has other parts too. As
+    parts of one vector they depend on whatever any of them depends on; nothing is copied once it is compiled.
     """
-    return lax.optimization_barrier(x) if len(jax.tree.leaves(x)) > 1 else x
+    leaves, structure = jax.tree.flatten(x)
+    real = [k for k, leaf in enumerate(leaves) if jnp.issubdtype(jnp.result_type(leaf), jnp.inexact)]
+    if len(real) < 2:
+        return x
+    own = [leaves[k] for k in real]
+    vector = jnp.concatenate([leaf.ravel().astype(jnp.result_type(*own)) for leaf in own])
+    parts = jnp.split(vector, np.cumsum([leaf.size for leaf in own])[:-1])
+    for k, part in zip(real, parts, strict=True):
+        leaves[k] = part.reshape(leaves[k].shape).astype(leaves[k].dtype)
+    return jax.tree.unflatten(structure, leaves)
 
 
 def envelope(objective: Callable[[Any, Any], Any], optimum: Any, data: Any) -> Any:
