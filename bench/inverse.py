@@ -217,7 +217,7 @@ def judged(network, draw, stages, at, named: dict, gamma: float) -> list[dict]:
 
 STRATA = {
     "48 points, 16,384 examples in strata": (16_384, 48, ((0.3, 300, 1e-2), (0.1, 300, 1e-2), (0.03, 300, 1e-2),
-                                                          (0.015, 2500, 1e-2), (0.015, 1000, 1e-3))),
+                                                          (0.02, 2500, 1e-2), (0.02, 1500, 1e-3))),
 }  # fmt: skip
 """Examples, points, and stages of matching: gamma, steps, rate."""
 

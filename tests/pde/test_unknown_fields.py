@@ -64,8 +64,8 @@ def test_a_diffusivity_is_found_in_two_dimensions():
     forward = gp_solve(PDEProblem(flow, SQUARE, [Dirichlet("all")]), grid=(20, 20), args=drawn)
     values = forward.mean(points) + 0.01 * jax.random.normal(jax.random.key(8), (60,), FLOAT)
     solution = observed(points, values, jnp.asarray(0.01, FLOAT), (14, 14))
-    functions = (lambda a: a((S, S)), lambda a: a((S, S), (0, 1)), lambda a: jnp.exp(a((S, S))))
-    (found, spread), (slope, wide), scaled = jax.jit(lambda s: [s.of_args(f) for f in functions])(solution)
+    functions = (lambda a: a((S, S)), lambda a: a((S, S), (0, 1)), lambda a: jnp.exp(a((S, S))), lambda a: a.weights)
+    (found, spread), (slope, wide), scaled, numbers = jax.jit(lambda s: [s.of_args(f) for f in functions])(solution)
     gap = jnp.abs(found - drawn((S, S)))
     assert bool(solution.converged)
     assert float(jnp.mean(gap <= 1.96 * spread)) > 0.85
@@ -74,6 +74,8 @@ def test_a_diffusivity_is_found_in_two_dimensions():
     # A derivative of the field, and what its exponential is: the delta method of both.
     assert float(jnp.mean(jnp.abs(slope - drawn((S, S), (0, 1))) <= 1.96 * wide)) > 0.8
     np.testing.assert_allclose(scaled[1], jnp.exp(found) * spread, rtol=1e-3)
+    # The numbers themselves, found in the posterior beside whatever else is uncertain there.
+    np.testing.assert_allclose(numbers[1], solution.args_std.weights, rtol=1e-3)
 
 
 @needs_x64

@@ -248,10 +248,12 @@ def _answer(model: Reduced, point, run: Run, prior: FacePrior, asked: Asked) -> 
     evidence = evidence - sum(sigmas) - rho.size * jnp.log(2 * jnp.pi) / 2
     if unseen_by_tests is not None:
         rest.append(tuple(v[..., None] for v in unseen_by_tests.coefficients))
-    for columns in rest:  # what the data did not teach: draws of it, and what no test saw, beside what they did
-        response = tuple(jnp.concatenate(pair, -1) for pair in zip(response, columns, strict=True))
-        more = columns[0].shape[-1]
-        flat, r = jnp.pad(flat, (0, more)), block_diag(r, jnp.eye(more, dtype=dtype))
+    for columns in rest:  # what the data did not teach: draws of it, and what no test saw, before what they did
+        response = tuple(jnp.concatenate(pair, -1) for pair in zip(columns, response, strict=True))
+        more = columns[0].shape[
+            -1
+        ]  # the numbers of `args` stay the last ones, where `GPSolution.of_args` looks for them
+        flat, r = jnp.pad(flat, (more, 0)), block_diag(jnp.eye(more, dtype=dtype), r)
     noise = problem.noise, tuple(c.noise for c in problem.conditions if isinstance(c, Condition)), tuple(
         o.noise for o in problem.observations)  # fmt: skip
     return GPSolution(
