@@ -21,7 +21,6 @@ from typing import Any, ClassVar, NamedTuple
 import equinox as eqx
 import jax.numpy as jnp
 from jax import lax
-from jax.scipy.linalg import solve_triangular
 
 from ..core.krylov.cg import cg
 from ..core.krylov.result import KrylovReason
@@ -143,9 +142,19 @@ def at_minimum(B, columns, first, p, squares):
     alive = jnp.all(size >= eps(dtype) ** FADED * first)
     unit = jnp.where(size > 0, 1 / jnp.where(size > 0, size, 1), 1)
     scaled = B * unit[None] * unit[:, None] + eps(dtype) ** 0.5 * jnp.eye(n, dtype=dtype)
-    L = lax.linalg.cholesky(scaled, symmetrize_input=False)  # (1): NaN otherwise, which is no evidence
-    half = solve_triangular(L, unit * p, lower=True)
-    return alive & (dot(half, half) <= eps(dtype) ** FALL * squares)  # (2)
+    index = jnp.arange(n)
+
+    def eliminate(k, carry):
+        whole, least, fall = carry
+        row, column = whole[k], whole[:, k]
+        pivot = row[k]
+        whole = whole - jnp.where(index > k, column / pivot, 0)[:, None] * row[None]
+        return whole, jnp.minimum(least, pivot), fall + row[n] ** 2 / pivot
+
+    # By hand: library calls in one more place made large batches on processors wait for each other for ever.
+    start = jnp.concatenate([scaled, (unit * p)[:, None]], axis=1), jnp.ones((), dtype), jnp.zeros((), dtype)
+    _, least, fall = lax.fori_loop(0, n, eliminate, start)
+    return alive & (least > 0) & (fall <= eps(dtype) ** FALL * squares)  # (1), (2)
 
 
 def seems_at_minimum(product, columns, first, p, squares):
