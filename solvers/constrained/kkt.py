@@ -130,6 +130,11 @@ def start_vector(n, dtype):
     return unit(jnp.cos(jnp.arange(1, n + 1, dtype=dtype) ** 2 * 0.7) + 0.1)
 
 
+def seen(size, first):
+    """Whether what was of size `first` at the start has not faded out of the range of numbers."""
+    return (size >= eps(size.dtype) ** FADED * first) & ((size > 0) | (first == 0))
+
+
 def at_minimum(B, columns, first, p, squares):
     """Whether (1) and (2) hold for matrices.
 
@@ -139,7 +144,7 @@ def at_minimum(B, columns, first, p, squares):
     # A variable that bends nothing but together with others counts at least so much.
     bend = jnp.maximum(jnp.abs(jnp.diagonal(B)), eps(dtype) ** 2 * jnp.max(jnp.abs(B), axis=1))
     size = jnp.maximum(columns, jnp.sqrt(bend))
-    alive = jnp.all(size >= eps(dtype) ** FADED * first)
+    alive = jnp.all(seen(size, first))
     unit = jnp.where(size > 0, 1 / jnp.where(size > 0, size, 1), 1)
     scaled = B * unit[None] * unit[:, None] + eps(dtype) ** 0.5 * jnp.eye(n, dtype=dtype)
     index = jnp.arange(n)
@@ -170,7 +175,7 @@ def seems_at_minimum(product, columns, first, p, squares):
         return size, cg(product, b, tol=eps(dtype) ** 0.5 * jnp.sqrt(dot(b, b)), max_steps=PATIENCE)
 
     image = product(start_vector(p.size, dtype))
-    alive = jnp.all(jnp.maximum(columns, jnp.sqrt(jnp.abs(image))) >= eps(dtype) ** FADED * first)
+    alive = jnp.all(seen(jnp.maximum(columns, jnp.sqrt(jnp.abs(image))), first))
     (size, toward), (_, elsewhere) = solve(p), solve(image)
     found = [solved.reason == KrylovReason.CONVERGED for solved in (toward, elsewhere)]
     return alive & found[0] & found[1] & (size * dot(p, toward.x) <= eps(dtype) ** FALL * squares)
