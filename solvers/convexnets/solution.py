@@ -8,7 +8,7 @@ import equinox as eqx
 import jax.numpy as jnp
 from jax import lax
 
-from ..core.precision import binary_exponent, matmul
+from ..core.precision import matmul, unit_of
 from ..core.solution import Solution
 from ..core.typing import Array, Float
 from .problem import Blocks, ConvexReLU, dual_bound, lengths, network_objective
@@ -59,7 +59,7 @@ class ConvexReLUSolution(Solution):
 
 def halves(u: Float[Array, "b d"]) -> tuple[Float[Array, "b d"], Float[Array, " b"]]:
     """Return ``u_i / sqrt|u_i|`` and ``sqrt|u_i|``, in units in which the squares of the weights do not overflow."""
-    unit = lax.stop_gradient(jnp.ldexp(jnp.ones((), u.dtype), -binary_exponent(jnp.max(jnp.abs(u)))))
+    unit = lax.stop_gradient(unit_of(u))
     root = jnp.sqrt(lengths(unit * u))
     return unit * u / (jnp.where(root > 0, root, 1)[:, None] * jnp.sqrt(unit)), root / jnp.sqrt(unit)
 

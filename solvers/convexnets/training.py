@@ -12,7 +12,7 @@ from jax import lax
 from ..core import checks
 from ..core.implicit import UNCONVERGED, distrust
 from ..core.loop import Limits, iterate
-from ..core.precision import binary_exponent, matmul
+from ..core.precision import matmul, unit_of
 from ..core.solution import Status
 from ..core.typing import Array, Progress, Scalar
 from . import robust_interior
@@ -179,11 +179,6 @@ def train_relu(
         Limits(tol, checks.count(NAME, "max_steps", max_steps), history, progress),
         unconverged,
     )
-
-
-def unit_of(x: Array) -> Array:
-    """Return the power of two that brings the largest entry near one."""
-    return jnp.ldexp(jnp.ones((), x.dtype), -binary_exponent(jnp.max(jnp.abs(x))))
 
 
 def scaled(problem: ConvexReLU, a: Array, b: Array) -> ConvexReLU:

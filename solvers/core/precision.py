@@ -24,6 +24,11 @@ def binary_exponent(size):
     return jnp.frexp(jnp.where(usable, size, 1))[1]
 
 
+def unit_of(x):
+    """Return the power of two that brings the largest entry of an array near one."""
+    return jnp.ldexp(jnp.ones((), x.dtype), -binary_exponent(jnp.max(jnp.abs(x))))
+
+
 def complex_of(dtype):
     """Complex dtype whose parts have the real dtype ``dtype``."""
     return jnp.dtype(jnp.complex128 if dtype == jnp.float64 else jnp.complex64)

@@ -9,6 +9,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 
+from ...core.accelerator import present
 from ...core.typing import Array
 from ..systems.stencil import Stencil
 from .coarsening import Interpolation, Plan, coarser, full_plan, invert, linear, linear_weights
@@ -75,7 +76,7 @@ def constant_hierarchy(
     given, dtype, periodic = stencil, stencil.coefficients.dtype, stencil.periodic
     axes = [shifts(n) for n in shape]
     exact = symmetric and separable(stencil.offsets)
-    small = SMALL if jax.default_backend() == "cpu" or len(shape) > 2 else SMALL_IN_THE_PLANE
+    small = SMALL_IN_THE_PLANE if present() and len(shape) <= 2 else SMALL
     levels = []
     for halved_axes in plan:
         if exact and max(shape) <= small:

@@ -8,11 +8,11 @@ import math
 from collections.abc import Sequence
 
 import equinox as eqx
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from ...core.accelerator import present
 from ...core.checks import fail, float_array
 from ...core.typing import Array, Scalar
 from .sparse_rows import SparseRows
@@ -138,7 +138,7 @@ class Stencil(System, Layout):
         """Return the polyphase layout for sweeps, or masks where launches count; the plain grid without sweeps."""
         if not sweeps:
             return self
-        small = math.prod(shape) <= FEW_POINTS and jax.default_backend() != "cpu"
+        small = math.prod(shape) <= FEW_POINTS and present()
         return Masked(self) if small and two_colours(self.offsets) else Phases(self, shape)
 
     def mv(self, x) -> Array:

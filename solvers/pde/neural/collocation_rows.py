@@ -12,7 +12,7 @@ import numpy as np
 
 from ...core.checks import fail
 from ...core.linalg.kronecker import along
-from ...core.precision import binary_exponent
+from ...core.precision import unit_of
 from ...core.typing import Array, Float
 from ..problem import Observe, PDEProblem, side
 from ..tracing import Equation, trace
@@ -194,7 +194,7 @@ class Statement(eqx.Module):
 
 def _rms(weights, v):
     """Return ``sqrt(sum weights v^2)``, of numbers whose squares vanish or overflow too."""
-    unit = jnp.ldexp(jnp.ones((), v.dtype), -binary_exponent(jnp.max(jnp.abs(v))))
+    unit = unit_of(v)
     return jnp.sqrt(jnp.sum(weights * (unit * v) ** 2)) / unit
 
 
