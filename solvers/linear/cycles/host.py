@@ -147,7 +147,7 @@ def inverse(matrix: Any, symmetric: bool) -> Any:
     (1) ``A^-1 = S (S A S)^+ S,  S = 1 / sqrt(diag A)``
     """
     full = matrix.toarray().astype(np.result_type(matrix.dtype, np.float64))
-    diagonal = np.diagonal(full).real
+    diagonal = np.real(np.diagonal(full))
     scale = np.where(diagonal > 0, 1 / np.sqrt(np.where(diagonal > 0, diagonal, 1)), 1)
     least = max(1e-12, NULL * float(np.finfo(matrix.dtype).eps))
     found = scale[:, None] * np.linalg.pinv(scale[:, None] * full * scale, rcond=least, hermitian=symmetric) * scale
