@@ -142,16 +142,17 @@ def with_zeros(left: Any, right: Any) -> Any:
 def inverse(matrix: Any, symmetric: bool) -> Any:
     """Return the inverse of a small matrix; for a singular one, what solves systems that have a solution.
 
-    With the diagonal scaled to one, (1), so that small eigenvalues tell null vectors from small coefficients:
+    With the diagonal scaled to one, (2), so that small eigenvalues tell null vectors from small coefficients:
 
-    (1) ``A^-1 = S (S A S)^+ S,  S = 1 / sqrt(diag A)``
+    (2) ``A^-1 = S (S A S)^+ S,  S = 1 / sqrt(diag A)``
     """
     full = matrix.toarray().astype(np.result_type(matrix.dtype, np.float64))
     diagonal = np.real(np.diagonal(full))
     scale = np.where(diagonal > 0, 1 / np.sqrt(np.where(diagonal > 0, diagonal, 1)), 1)
     least = max(1e-12, NULL * float(np.finfo(matrix.dtype).eps))
-    found = scale[:, None] * np.linalg.pinv(scale[:, None] * full * scale, rcond=least, hermitian=symmetric) * scale
-    return found.astype(matrix.dtype)
+    both = scale[:, None] * scale
+    # (2)
+    return (both * np.linalg.pinv(both * full, rcond=least, hermitian=symmetric)).astype(matrix.dtype)
 
 
 def smoothed(matrix: Any, P: Any, fine: Any, sweeps: int) -> Any:
