@@ -5,7 +5,6 @@ An accelerator rounds both factors of a float32 product to ten bits (TF32) unles
 fails, in a solver or in a test's own check, leans on digits that it has not asked for.
 """
 
-import jax
 import jax.numpy as jnp
 from jax import lax
 from jax._src.interpreters.mlir import _lowerings as lowerings  # the rules that there are: no public way to them

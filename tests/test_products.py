@@ -116,6 +116,19 @@ def test_the_search_sees_loops_and_slopes_and_leaves_users_alone():
         assert bool(short(lambda x, y: slope(x, y), x, y)) == seen
 
 
+def test_what_a_user_asks_for_all_products_reaches_the_users_own():
+    """As docs/precision.md says."""
+    case = next(c for c in CASES if c.name == "sketched_newton")
+    own = lambda: {  # noqa: E731
+        asks_for_all(e.params["precision"])
+        for e in equations(jax.make_jaxpr(lambda d: case.solve(d))(test_contract.data_of(case)).jaxpr)
+        if e.primitive in PRODUCTS
+    }
+    assert own() == {True, False}
+    with jax.default_matmul_precision("highest"):
+        assert own() == {True}
+
+
 @pytest.mark.parametrize("case", CASES, ids=lambda c: c.name)
 def test_solvers(case):
     data = test_contract.data_of(case)
