@@ -9,6 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ..core.precision import dot, matmul
+
 
 class NLP(NamedTuple):
     """``min objective(x, args)`` subject to ``equality(x, args) = 0`` from ``x0``.
