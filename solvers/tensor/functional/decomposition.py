@@ -188,6 +188,8 @@ def functional_tucker(
         checks.fail(CALL, "rank", "one number for CP", rank)
     if key is None and x0 is None:
         checks.fail(CALL, "key", "a jax.random.key where no `x0` is given", key)
+    if key is not None:
+        checks.random_key(CALL, "key", key)
     seen = jnp.ones(N, bool) if observed is None else jnp.asarray(observed)
     if seen.shape != (N,) or seen.dtype != jnp.bool_:
         checks.fail(CALL, "observed", f"booleans ({N},)", f"{seen.dtype} {seen.shape}")
