@@ -11,6 +11,7 @@ import json
 import math
 import os
 import platform
+import tempfile
 import textwrap
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -36,13 +37,17 @@ def parser(description: str) -> argparse.ArgumentParser:
     parser.add_argument("--quick", action="store_true", help="shorter caps and fewer repeats: minutes, same direction")
     parser.add_argument("--gpu", action="store_true", help="the instances and targets meant for one accelerator")
     parser.add_argument("--only", default="", help="comma-separated parts of names; others are skipped and kept")
-    parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the JSON and PNG (default: bench/results)")
+    parser.add_argument("--out", type=Path, help="folder of JSON and PNG (default: bench/results; quick: a new one)")
     return parser
 
 
 def finished(options: argparse.Namespace) -> argparse.Namespace:
-    """Split ``--only`` and make the folder."""
+    """Split ``--only`` and make the folder: without ``--out`` quick results go to one that is new, and say where."""
     options.only = tuple(filter(None, options.only.split(",")))
+    if options.out is None and options.quick:
+        options.out = Path(tempfile.mkdtemp(prefix="quick-results-"))
+        print(f"results go to {options.out}")
+    options.out = options.out or RESULTS
     options.out.mkdir(parents=True, exist_ok=True)
     return options
 

@@ -17,7 +17,7 @@ from ...core import checks
 from ...core.implicit import UNCONVERGED, attach, distrust, linear_solve
 from ...core.krylov.cg import cg
 from ...core.loop import Limits, iterate
-from ...core.precision import eps, matmul
+from ...core.precision import dot, eps, matmul
 from ...core.solution import Solution, Status, StatusCode
 from ...core.typing import Array, Float, Int, Progress, Scalar
 from ...core.vectors import norm
@@ -378,10 +378,10 @@ def pose(gradient: Gradient, args: Any, mu: Array, smoothness: Array, x0: Array)
 def bend(x: Array, g: Array, y: Array, h: Array) -> Array:
     """Return the mean function's curvature between two points; NaN where they are too close to tell."""
     d = y - x
-    square = jnp.vdot(d, d)
+    square = dot(d, d)
     far = jnp.sqrt(square) > eps(x.dtype) ** 0.5 * jnp.maximum(norm(x), norm(y))
     far &= norm(h - g) > eps(x.dtype) ** 0.5 * jnp.maximum(norm(g), norm(h))
-    return jnp.where(far, jnp.vdot(h - g, d) / jnp.where(square > 0, square, 1), jnp.nan)
+    return jnp.where(far, dot(h - g, d) / jnp.where(square > 0, square, 1), jnp.nan)
 
 
 def contradiction(bends: Array, mu: Array, smoothness: Array) -> Array:
