@@ -11,11 +11,11 @@ from jax import lax
 
 from ...core import checks
 from ...core.implicit import UNCONVERGED
-from ...core.loop import Limits, iterate, when
+from ...core.loop import iterate, when
 from ...core.typing import Array, Float, Progress, Scalar
 from ..costs.cost import Cost
 from ..costs.pointcloud import stored_if_small
-from ..problem import Problem, check, check_potentials, default_tol, prepare
+from ..problem import Goal, Problem, check, check_potentials, default_tol, prepare
 from ..solution import TransportSolution
 from ..systems.gibbs_kernel import (
     Kernel,
@@ -141,21 +141,21 @@ def sinkhorn(
     name = "sinkhorn"
     data = check(name, cost, a, b, epsilon)
     dtype = data[0].dtype
-    tol = checks.number(name, "tol", default_tol(dtype) if tol is None else tol, dtype=dtype)
-    max_steps = checks.count(name, "max_steps", max_steps)
+    goal = Goal.of(name, tol, default_tol(dtype), max_steps, history, progress)
     checks.choice(name, "unconverged", unconverged, UNCONVERGED)
     if unbalanced is not None:
         checks.fail(name, "unbalanced", "None: call `unbalanced_sinkhorn(cost, a, b, epsilon=, rho=)`", unbalanced)
     init = check_potentials(name, init, data)
-    return _solve(data, init, Limits(tol, max_steps, history, progress), unconverged).between(data[0])
+    return _solve(data, init, goal, unconverged).between(data[0])
 
 
 @partial(jax.jit, static_argnums=3)
-def _solve(data, init, limits: Limits, unconverged) -> TransportSolution:
+def _solve(data, init, goal: Goal, unconverged) -> TransportSolution:
     data = (stored_if_small(data[0]), *data[1:])
-    problem = prepare(*lax.stop_gradient(data), tol=limits.tol)
+    problem = prepare(*lax.stop_gradient(data), tol=goal.tol)
     f, g = reduced_potentials(problem, lax.stop_gradient(init))
     kernel = absorb(problem, empty(problem), f, problem.least if init is None else g, problem.epsilon)
+    limits = goal.within(problem.spread, problem.epsilon)
     run = iterate(
         lambda s: sinkhorn_step(problem, s, limits.tol),
         State(kernel, row_error(problem, kernel)),
@@ -166,4 +166,4 @@ def _solve(data, init, limits: Limits, unconverged) -> TransportSolution:
         stall=SWEEPS,
     )
     none = jnp.zeros((), jnp.int32)
-    return finish(problem, run, data, tol=limits.tol, linear_steps=none, unconverged=unconverged)
+    return finish(problem, run, data, goal=goal, linear_steps=none, unconverged=unconverged)

@@ -16,7 +16,7 @@ from ...core.solution import Status
 from ...core.typing import Array, Float, Progress, Scalar
 from ..costs.cost import Cost
 from ..costs.pointcloud import stored_if_small
-from ..problem import Problem, check, check_potentials, default_tol, prepare
+from ..problem import Goal, Problem, check, check_potentials, default_tol, prepare
 from ..solution import TransportSolution
 from ..systems.gibbs_kernel import absorb, empty, reduced_potentials, row_error, sweep
 from ..systems.system_choice import Backend, anneals_in_single, check_hessian, choose_backend
@@ -154,8 +154,7 @@ def sns_sinkhorn(
     name = "sns_sinkhorn"
     data = check(name, cost, a, b, epsilon)
     dtype = data[0].dtype
-    tol = checks.number(name, "tol", default_tol(dtype) if tol is None else tol, dtype=dtype)
-    max_steps = checks.count(name, "max_steps", max_steps)
+    goal = Goal.of(name, tol, default_tol(dtype), max_steps, history, progress)
     check_hessian(name, hessian)
     if published is not None and not (hessian == "auto" and anneal):
         ignored = "`hessian`" if hessian != "auto" else "`anneal`"
@@ -164,22 +163,22 @@ def sns_sinkhorn(
     if unbalanced is not None:
         checks.fail(name, "unbalanced", "None: call `unbalanced_sinkhorn(cost, a, b, epsilon=, rho=)`", unbalanced)
     init = check_potentials(name, init, data)
-    limits = Limits(tol, max_steps, history, progress)
-    return _solve(data, init, limits, hessian, bool(anneal), published, unconverged).between(data[0])
+    return _solve(data, init, goal, hessian, bool(anneal), published, unconverged).between(data[0])
 
 
 @partial(jax.jit, static_argnums=(3, 4, 5, 6))
-def _solve(data, init, limits: Limits, hessian, anneal, published, unconverged) -> TransportSolution:
+def _solve(data, init, goal: Goal, hessian, anneal, published, unconverged) -> TransportSolution:
     data = (stored_if_small(data[0]), *data[1:])
-    problem = prepare(*lax.stop_gradient(data), tol=limits.tol)
+    problem = prepare(*lax.stop_gradient(data), tol=goal.tol)
     f, g = reduced_potentials(problem, lax.stop_gradient(init))
+    limits = goal.within(problem.spread, problem.epsilon)
     if published is not None:
         run, cg_steps = solve_published(problem, f, g, published, limits)
-        return finish(problem, run, data, tol=limits.tol, linear_steps=cg_steps, unconverged=unconverged)
+        return finish(problem, run, data, goal=goal, linear_steps=cg_steps, unconverged=unconverged)
     solver = choose_backend(hessian, problem)
     state, earlier = begin(problem, (f, g), init is None, anneal, solver, limits)
     run = ascend(problem, state, solver, limits, after=earlier)
-    return finish(problem, run, data, tol=limits.tol, linear_steps=run.state.cg_steps, unconverged=unconverged)
+    return finish(problem, run, data, goal=goal, linear_steps=run.state.cg_steps, unconverged=unconverged)
 
 
 def begin(problem: Problem, potentials, cold: bool, anneal: bool, hessian: Backend, limits: Limits):

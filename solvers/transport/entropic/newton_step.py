@@ -31,7 +31,16 @@ from ...core.precision import eps as machine_eps
 from ...core.solution import Status
 from ...core.typing import Array, Bool, Float, Int, Scalar
 from ..problem import Problem
-from ..systems.gibbs_kernel import Kernel, absorb, column_update, needs_absorbing, rescale, row_error, sweep
+from ..systems.gibbs_kernel import (
+    Kernel,
+    absorb,
+    column_update,
+    least_error,
+    needs_absorbing,
+    rescale,
+    row_error,
+    sweep,
+)
 from ..systems.newton_systems import System
 from ..systems.system_choice import Backend
 
@@ -96,11 +105,16 @@ class State(eqx.Module):
     modes: Any = None
 
     def judged(self, problem: Problem) -> "State":
-        """Return the state with `least` and `resting` brought up to date at the end of a step."""
+        """Return the state with `least` and `resting` brought up to date at the end of a step.
+
+        Where the error is below what rounding makes anyway, it has rested long enough.
+        """
         there = self.kernel.epsilon <= problem.epsilon
         active = ~there | (self.error < self.least) | jnp.any(self.used != 0)
         least = jnp.where(there, jnp.minimum(self.error, self.least), self.least)
         resting = jnp.where(active, 0, self.resting + 1)
+        enough = there & (self.error <= least_error(problem, self.kernel))
+        resting = jnp.where(enough, STEPS_WITHOUT_GAIN, resting)
         return eqx.tree_at(lambda s: (s.least, s.resting), self, (least, resting))
 
     @property

@@ -10,14 +10,14 @@ import jax.numpy as jnp
 from jax import lax
 
 from ...core import checks
-from ...core.implicit import UNCONVERGED, attach
-from ...core.loop import Limits, iterate
+from ...core.implicit import UNCONVERGED, attach, distrust
+from ...core.loop import iterate
 from ...core.precision import binary_exponent, matmul
 from ...core.precision import eps as machine_eps
 from ...core.solution import Solution, Status, StatusCode
 from ...core.typing import Array, Float, Progress, Scalar
 from ..costs.pointcloud import PointCloud
-from ..problem import TransportStatus, first_fault
+from ..problem import Goal, TransportStatus, first_fault
 from .barycenters import solve_linear
 
 MOST_SWEEPS = 2000
@@ -216,12 +216,10 @@ def free_support_barycenter(
     a, b = _weights(name, "a", a, (k, n), x.dtype), _weights(name, "b", b, (m,), x.dtype)
     share = _weights(name, "shares", shares, (k,), x.dtype)
     epsilon = checks.number(name, "epsilon", epsilon, positive=True, dtype=x.dtype)
-    usual = 1e-6 if x.dtype == jnp.float64 else 1e-4
-    tol = checks.number(name, "tol", usual if tol is None else tol, dtype=x.dtype)
-    max_steps = checks.count(name, "max_steps", max_steps)
+    usual = jnp.asarray(1e-6 if x.dtype == jnp.float64 else 1e-4, x.dtype)
+    goal = Goal.of(name, tol, usual, max_steps, history, progress)
     checks.choice(name, "unconverged", unconverged, UNCONVERGED)
-    limits = Limits(tol, max_steps, history, progress)
-    return _solve(Data(x, a, b, share, epsilon), init, limits, bool(debiased), unconverged)
+    return _solve(Data(x, a, b, share, epsilon), init, goal, bool(debiased), unconverged)
 
 
 def _weights(name: str, argument: str, weights, shape: tuple[int, ...], dtype) -> Array:
@@ -234,12 +232,12 @@ def _weights(name: str, argument: str, weights, shape: tuple[int, ...], dtype) -
 
 
 @partial(jax.jit, static_argnums=(3, 4))
-def _solve(data: Data, init, limits: Limits, debiased: bool, unconverged: str) -> FreeBarycenterSolution:
+def _solve(data: Data, init, goal: Goal, debiased: bool, unconverged: str) -> FreeBarycenterSolution:
     given, (data, centre, unit) = data, in_units(data)
     fixed = lax.stop_gradient(data)
     y = (lax.stop_gradient(init) - lax.stop_gradient(centre)[None]) / unit
     spread = _spread(fixed)
-    inner = limits.tol
+    inner = goal.tol
 
     def at(y, g, own) -> Point:
         return evaluate(y, (g, own), fixed, debiased, spread, inner)
@@ -264,18 +262,22 @@ def _solve(data: Data, init, limits: Limits, debiased: bool, unconverged: str) -
     run = iterate(
         step,
         start,
-        limits,
+        goal,
         value=lambda s: (s.point.y, s.point.g, s.point.own),
         error=lambda s: s.point.error,
         refused=lambda _: faults(given, init),
         stall=POINTS_STALL,
     )
-    trusted = (run.status == Status.CONVERGED) | (unconverged == "approximate")
     y, g, own = run.value
     solved = y, g - matmul(g, fixed.b)[:, None], own
-    y, _, _ = attach(partial(residual, debiased=debiased), solved, data, solve=solve_linear, trusted=trusted)
-    tol = jnp.asarray(limits.tol, run.error.dtype)
-    return FreeBarycenterSolution(centre[None] + unit * y, run.status, run.num_steps, run.error, tol, run.history)
+    y, _, _ = attach(partial(residual, debiased=debiased), solved, data, solve=solve_linear)
+    placed = centre[None] + unit * y
+    moved = lax.stop_gradient((placed - centre[None]) / unit - y)  # by rounding, far from the origin
+    off = jnp.sqrt(jnp.sum(fixed.b * jnp.sum(moved**2, 1))) / spread
+    error = run.error + off
+    status, tol = goal.judge(run.status, error, off)
+    placed = distrust(placed, (status == Status.CONVERGED) | (unconverged == "approximate"))
+    return FreeBarycenterSolution(placed, status, run.num_steps, error, tol, run.history)
 
 
 def in_units(data: Data) -> tuple[Data, Array, Array]:
