@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +18,7 @@ from ..costs.cost import Cost
 from ..costs.pointcloud import stored_if_small
 from ..problem import Goal, Problem, check, check_potentials, default_tol, prepare
 from ..solution import TransportSolution
-from ..systems.gibbs_kernel import absorb, empty, reduced_potentials, row_error, sweep
+from ..systems.gibbs_kernel import Kernel, absorb, empty, reduced_potentials, row_error, sweep
 from ..systems.system_choice import Backend, anneals_in_single, check_hessian, choose_backend
 from .derivatives import finish
 from .newton_step import DECAY, STAGE_ERROR, Counts, ascend, extrapolate, state_at
@@ -184,15 +184,27 @@ def _solve(data, init, goal: Goal, hessian, anneal, published, unconverged) -> T
 def begin(problem: Problem, potentials, cold: bool, anneal: bool, hessian: Backend, limits: Limits):
     """Return the first state, at the target epsilon if that is easy from here, and the run that led to it, if any."""
     f, g = potentials
-    kernel = absorb(problem, empty(problem), f, problem.least if cold else g, problem.epsilon)
+    if cold:
+        g = problem.least
     if not anneal:
-        return state_at(problem, kernel, hessian), None
+        return state_at(problem, absorb(problem, empty(problem), f, g, problem.epsilon), hessian), None
     top = jnp.maximum(problem.epsilon, problem.spread / START)
-    hard = (row_error(problem, kernel) > limits.tol) & ~(row_error(problem, sweep(problem, kernel)) < EASY)
-    hard &= (top > problem.epsilon) & (problem.status == Status.RUNNING) & (limits.max_steps > 0)
-    flat = jnp.zeros_like(problem.a)
-    if not anneals_in_single(problem):
-        kernel = when(hard, lambda k: absorb(problem, k, flat, problem.least, top), kernel)
+    flat, single = jnp.zeros_like(problem.a), anneals_in_single(problem)
+    worth = (top > problem.epsilon) & (problem.status == Status.RUNNING) & (limits.max_steps > 0)
+
+    def form(c: _Forming) -> _Forming:
+        kernel = absorb(problem, c.kernel, c.f, c.g, c.epsilon)
+        hard = (row_error(problem, kernel) > limits.tol) & ~(row_error(problem, sweep(problem, kernel)) < EASY)
+        hard = jnp.where(c.first, hard & worth, c.hard)
+        return _Forming(kernel, flat, problem.least, top, hard, jnp.zeros((), bool))
+
+    # at the target, and anew at the top if that is hard: a loop of at most two trips, whose body is compiled once
+    yes = jnp.ones((), bool)
+    start = _Forming(empty(problem), f, g, problem.epsilon, yes, yes)
+    again = (lambda c: c.first) if single else (lambda c: c.first | (c.hard & (c.kernel.epsilon < top)))
+    formed = lax.while_loop(again, form, start)
+    kernel, hard = formed.kernel, formed.hard
+    if not single:
         return state_at(problem, kernel, hessian), None
 
     run = anneal_in_single(problem, hard, top, hessian, limits)
@@ -203,6 +215,17 @@ def begin(problem: Problem, potentials, cold: bool, anneal: bool, hessian: Backe
     kernel = when(hard, lambda k: absorb(problem, k, *ahead, epsilon=lower), kernel)
     counts = Counts(run.num_steps, 0, run.state.cg_steps)
     return state_at(problem, kernel, hessian, before, counts, modes=run.state.modes), run
+
+
+class _Forming(NamedTuple):
+    """A kernel and whether it is to be annealed to; what to form next, and whether nothing was formed yet."""
+
+    kernel: Kernel
+    f: Array
+    g: Array
+    epsilon: Array
+    hard: Array
+    first: Array
 
 
 def anneal_in_single(problem: Problem, hard, top, hessian: Backend, limits: Limits) -> Run:

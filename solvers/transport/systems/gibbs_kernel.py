@@ -17,6 +17,7 @@ The columns are always normalised after the rows, so that the error of the rows 
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import equinox as eqx
@@ -113,7 +114,7 @@ def absorb(problem: Problem, kernel: Kernel, f, g, epsilon) -> Kernel:
         ones = jnp.ones_like(f), jnp.ones_like(g)
         new = Kernel(K, f_now, g_now, *ones, ones[0], epsilon)
         new = rescale(problem, new, new.alpha)
-        in_range = _within(widest, _ratio(problem.a, new.r)) & _within(widest, new.beta)
+        in_range = _within(widest, _ratio(problem.a, new.r), new.beta)
         return new, trips + 1, in_range
 
     start = (kernel, jnp.zeros((), jnp.int32), jnp.zeros((), bool))
@@ -131,12 +132,13 @@ REACH = 15.0
 
 def needs_absorbing(kernel: Kernel):
     """Whether a scaling has left the range in which K represents the plan to full precision."""
-    return ~(_within(REACH, kernel.alpha) & _within(REACH, kernel.beta))
+    return ~_within(REACH, kernel.alpha, kernel.beta)
 
 
-def _within(reach: float, scaling):
-    bound = jnp.exp(jnp.asarray(reach, scaling.dtype))
-    return jnp.all((scaling * bound > 1) & (scaling < bound))
+def _within(reach: float, *scalings):
+    bound = math.exp(reach)
+    most, least = (extreme(jnp.stack([extreme(x) for x in scalings])) for extreme in (jnp.max, jnp.min))
+    return (most < bound) & (least * bound > 1)
 
 
 def column_update(problem: Problem, f, epsilon) -> Float[Array, " m"]:
