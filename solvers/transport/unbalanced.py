@@ -260,7 +260,7 @@ def unbalanced_sinkhorn(
         Newton's method on the semi-dual, each step followed by the damped transform; or the transforms alone, the
         baseline, best for `epsilon` above a tenth of the mean cost. Static.
     tol : scalar, optional
-        Target for `error`; 1e-9 in float64, 1e-5 in float32. Traced.
+        Target for `error`; 1e-9 in float64, 1e-5 in float32, more where those round potentials further. Traced.
     max_steps : int
         Largest number of steps, those of the annealing included; scaling wants thousands. Traced.
     init : pair of arrays, optional
@@ -279,7 +279,7 @@ def unbalanced_sinkhorn(
     -------
     UnbalancedSolution
         ``value = (f, g)`` with shapes ``(n,), (m,)``; ``error = (|P 1 - a exp(-f / rho_a)|_1 + |P' 1 - b exp(-g /
-        rho_b)|_1) 2 / (sum(a) + sum(b))``, whose second part is zero at every step; plan, mass and costs follow.
+        rho_b)|_1) 2 / (sum(a) + sum(b))`` of the potentials as they are returned; plan, mass and costs follow.
 
     Raises
     ------

@@ -82,7 +82,7 @@ def sinkhorn(
     epsilon : scalar
         Regularisation, in the units of `cost`; positive. Traced, differentiable.
     tol : scalar, optional
-        Target for `error`; 1e-9 in float64, 1e-5 in float32. Traced.
+        Target for `error`; 1e-9 in float64, 1e-5 in float32, more where those round potentials further. Traced.
     max_steps : int
         Largest number of sweeps. Traced.
     init : pair of arrays, optional
@@ -110,8 +110,10 @@ def sinkhorn(
     Notes
     -----
     Stops when ``error <= tol``; `Status.STAGNATED` after 200 sweeps without a smaller error, which is how float32 ends
-    when `tol` is below its reach. Bad values (NaN, negative weights, unequal masses, a point that may go nowhere) are
-    reported by status, without a step. Memory: two arrays of the cost's shape. The plan is kept as
+    when `tol` is below its reach. `error` is that of the potentials returned, rounded as they are; what that makes of
+    the tolerance is said in the notes of `sns_sinkhorn`. Bad values (NaN, negative weights, unequal masses, a point
+    that may go nowhere) are reported by status, without a step. Memory: two arrays of the cost's shape. The plan is
+    kept as
     ``diag(alpha) exp((f + g - C) / epsilon) diag(beta)`` with alpha and beta absorbed into f and g whenever they leave
     the range in which underflow is harmless [2]_, so it is the log-domain iteration at the price of the plain one.
 

@@ -114,7 +114,8 @@ def barycenter(
     debiased : bool
         Static.
     tol : scalar, optional
-        Target for `error`; by default 1e-6 in float64 and 1e-4 in float32 when debiased, else 1e-9 and 1e-5. Traced.
+        Target for `error`; by default 1e-6 in float64 and 1e-4 in float32 when debiased, else 1e-9 and 1e-5, or
+        what rounding of the potentials allows where that is more (see `sns_sinkhorn`). Traced.
     max_steps : int
         Largest number of sweeps. Traced.
     unconverged : {"nan", "approximate"}
@@ -127,9 +128,9 @@ def barycenter(
     Returns
     -------
     BarycenterSolution
-        ``value = b``, shape (m,). ``error = sum_k shares_k |P_k 1 - a_k|_1``, where the plans P_k all have b as their
-        second marginal, plus what (2) lacks of mass one, plus ``|Q 1 - b|_1`` with Q the symmetric plan of b with
-        itself when debiased.
+        ``value = b``, shape (m,). ``error = sum_k shares_k (|P_k 1 - a_k|_1 + |P_k' 1 - b|_1)``, of the plans P_k of
+        the potentials returned, plus what (2) lacks of mass one, plus ``|Q 1 - b|_1`` with Q the symmetric plan of b
+        with itself when debiased.
 
     Raises
     ------

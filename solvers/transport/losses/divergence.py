@@ -89,7 +89,7 @@ def sinkhorn_divergence(
     epsilon : scalar
         Regularisation, in the units of the cost; positive. Traced, differentiable.
     tol : scalar, optional
-        Target for `error`; 1e-9 in float64, 1e-5 in float32. Traced.
+        Target for `error`; 1e-9 in float64, 1e-5 in float32, more where those round potentials further. Traced.
     max_steps : int
         Largest number of steps of each of the three. Traced.
     init : pair of arrays, optional

@@ -151,7 +151,8 @@ def free_support_barycenter(
     FreeBarycenterSolution
         ``value = y``, shape (m, d). ``error = sqrt(sum_j b_j |sum_k shares_k T_k(y_j) - S(y_j)|^2) / spread +
         sum_k shares_k |P_k' 1 - b|_1 + |Q 1 - b|_1`` in the notation below, P_k and Q the plans; the spread is the root
-        of the mean squared distance of all points of the measures from their mean.
+        of the mean squared distance of all points of the measures from their mean. What rounding y to its distance
+        from the origin changes is added to it, and may raise a tolerance that is not given, to 1e-3 at most.
 
     Raises
     ------
