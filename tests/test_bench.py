@@ -133,3 +133,26 @@ def test_parts_are_chosen_saved_at_once_and_left_unsaved_without_a_stem(harness,
     with pytest.raises(RuntimeError, match="second part"):
         harness.run_parts(options, "all", parts, **how)
     assert (tmp_path / "all.json").exists()
+
+
+def test_quick_results_do_not_replace_the_committed_ones(harness, tmp_path):
+    quick, whole = harness.arguments("x", ["--quick"]), harness.arguments("x", [])
+    assert whole.out == harness.RESULTS
+    assert not quick.out.is_relative_to(harness.RESULTS.parents[1])
+    assert list(quick.out.iterdir()) == []
+    quick.out.rmdir()
+    assert harness.arguments("x", ["--quick", "--out", str(tmp_path)]).out == tmp_path
+
+
+def test_the_run_goes_on_after_a_script_that_fails_or_is_too_slow(harness, tmp_path, monkeypatch, capfd):
+    run = importlib.import_module("run")
+    scripts = {"slow": "import time; time.sleep(99)", "bad": "raise SystemExit(3)", "good": "print('ran')"}
+    for name, text in scripts.items():
+        (tmp_path / f"{name}.py").write_text(text)
+    monkeypatch.setattr(run, "HERE", tmp_path)
+    monkeypatch.setattr(run, "FAMILIES", tuple(scripts))
+    monkeypatch.setattr("sys.argv", ["run.py", "--out", str(tmp_path), "--family", "slow,bad,good", "--limit", "3"])
+    assert run.main() == 1
+    said = capfd.readouterr().out
+    for words in ("ended by --limit", "failed with exit status 3", "ran", "done in"):
+        assert words in said
