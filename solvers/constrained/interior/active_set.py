@@ -41,7 +41,7 @@ ROUNDS, PATIENCE = 40, 4
 """Steps of the search, which takes two or three as a rule; at most so many by (2) after one by (1)."""
 CENTRE, TAU = 0.1, 0.99
 """mu is this fraction of the mean product; how far steps by (1) go to the boundary."""
-ROUNDING = 10.0
+NOISE = 10.0
 """Multipliers and distances below so many roundings of what they are summed from leave their constraint what it was."""
 DEPENDENT = 0.375
 """Gradients count as dependent where less than ``eps^DEPENDENT`` of one is left outside the span of others."""
@@ -258,7 +258,7 @@ def search(problem: Standard, end: Iterate) -> _Search:
         )
 
         # The larger share decides at first, then signs, as far as they are more than rounding.
-        tiny, sizes = ROUNDING * eps(dtype), jnp.abs(model.G)
+        tiny, sizes = NOISE * eps(dtype), jnp.abs(model.G)
         extent = jnp.abs(end.x) + jnp.abs(dx)
         forces = jnp.abs(model.df) + matmul(jnp.abs(after.y), jnp.abs(model.C)) + matmul(jnp.abs(z), sizes)
         forces = forces + matmul(jnp.abs(model.H), extent)
