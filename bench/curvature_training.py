@@ -171,16 +171,20 @@ def draw(rows: list[dict], record: dict, path) -> None:
     budgets = list(dict.fromkeys(row["case"] for row in rows))
     fig, axes = harness.figure(2, 2, width=4.2, height=2.8)
     for i, budget in enumerate(budgets[:2]):
-        for color, row in zip(harness.PALETTE, (r for r in rows if r["case"] == budget), strict=False):
+        mine = [row for row in rows if row["case"] == budget]
+        methods = [row["method"] for row in mine]
+        colours = harness.colours(methods, lambda name: name.startswith(("AdaHessian", "M-FAC")))
+        for row in mine:
+            color = colours[row["method"]]
             x = EVERY * np.arange(1, len(row["curve"]) + 1)
             x = x * (row["gradients_a_step"] if i == 0 else row["milliseconds_a_step"] / 1e3)
             axes[i].semilogy(x, row["curve"], color=color, label=row["method"])
             axes[2 + i].plot(x, 100 * np.array(row["accuracy"]), color=color)
-        axes[i].set_title(f"best rate at {budget}")
+        axes[i].set_title(f"each at its best rate, {budget}")
         axes[2 + i].set(xlabel=("gradients (a Hessian product is two)", "seconds of training")[i], ylim=(85, 100))
     axes[0].set_ylabel("training loss")
     axes[2].set_ylabel("held-out accuracy in %")
-    axes[0].legend(frameon=False, fontsize=7)
+    axes[0].legend(frameon=False, fontsize=7, title="blue: of this package", title_fontsize=7, alignment="left")
     fig.tight_layout()
     harness.save_figure(fig, path, record)
 

@@ -3,6 +3,7 @@
     python bench/figures.py [--only NAMES]
 
 `linear_fidelity.png` needs the learners' curves: `python bench/linear_fidelity.py` draws it in a minute or two.
+`inverse_tomogram_gpu.png` needs the images: `python bench/inverse_images.py --gpu`.
 """
 
 import importlib
@@ -14,8 +15,16 @@ FIGURES = {
     "constrained": "constrained.profile",
     "interior": "interior.profile",
     "curvature_training": "curvature_training.draw",
+    "inverse": "inverse.draw",
     "linear_single": "linear.draw",
     "pde": "pde.picture",
+    "statespace": "statespace.draw",
+    "statespace_gpu": "statespace.draw",
+    "stochastic": "stochastic.draw",
+    "tensor": "tensor.draw",
+    "transport_devices_gpu": "transport_devices.draw",
+    "transport_float32": "transport.draw",
+    "transport_float64": "transport.draw",
 }
 
 
@@ -24,9 +33,11 @@ def main():
     for name, drawn_by in FIGURES.items():
         if harness.chosen(name, options.only):
             script, function = drawn_by.split(".")
-            saved = json.loads((options.out / f"{name}.json").read_text())
+            stem, _, dtype = name.partition("_float")
+            saved = json.loads((options.out / f"{stem}.json").read_text())
             draw = getattr(importlib.import_module(script), function)
-            draw(saved["rows"], saved["machine"], options.out / f"{name}.png")
+            which = {"dtype": f"float{dtype}"} if dtype else {}
+            draw(saved["rows"], saved["machine"], options.out / f"{name}.png", **which)
 
 
 if __name__ == "__main__":

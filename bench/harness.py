@@ -12,6 +12,7 @@ import math
 import os
 import platform
 import re
+import tempfile
 import textwrap
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -26,6 +27,8 @@ import numpy as np
 
 RESULTS = Path(__file__).parent / "results"
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#555555", "#8C564B", "#B8A900", "#000000")
+BLUES = ("#0072B2", "#56B4E9", "#00395A", "#8FB8DE")
+RIVALS = tuple(colour for colour in PALETTE if colour not in BLUES)
 COMPILED_EVENT = "/jax/core/compile/backend_compile_duration"
 
 
@@ -35,13 +38,17 @@ def parser(description: str) -> argparse.ArgumentParser:
     parser.add_argument("--quick", action="store_true", help="shorter caps and fewer repeats: minutes, same direction")
     parser.add_argument("--gpu", action="store_true", help="the instances and targets meant for one accelerator")
     parser.add_argument("--only", default="", help="comma-separated parts of names; others are skipped and kept")
-    parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the JSON and PNG (default: bench/results)")
+    parser.add_argument("--out", type=Path, help="folder of JSON and PNG (default: bench/results; quick: a new one)")
     return parser
 
 
 def finished(options: argparse.Namespace) -> argparse.Namespace:
-    """Split ``--only`` and make the folder."""
+    """Split ``--only`` and make the folder: without ``--out`` quick results go to one that is new, and say where."""
     options.only = tuple(filter(None, options.only.split(",")))
+    if options.out is None and options.quick:
+        options.out = Path(tempfile.mkdtemp(prefix="quick-results-"))
+        print(f"results go to {options.out}")
+    options.out = options.out or RESULTS
     options.out.mkdir(parents=True, exist_ok=True)
     return options
 
@@ -322,6 +329,23 @@ def figure(rows: int, columns: int, *, width: float = 3.4, height: float = 2.7):
     plt.rcParams.update({"font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "axes.titlesize": 10})
     fig, axes = plt.subplots(rows, columns, figsize=(width * columns, height * rows), squeeze=False)
     return fig, list(axes.ravel())
+
+
+def colours(names: Iterable[str], ours: Callable[[str], bool]) -> dict[str, str]:
+    """Choose a colour for every name: blue where it is ours, in shades if there are several, and no blue elsewhere."""
+    blues, others = iter(BLUES), iter(RIVALS)
+    return {name: next(blues if ours(name) else others) for name in dict.fromkeys(names)}
+
+
+def plain_ticks(axis) -> None:
+    """Write powers of ten along a logarithmic axis, or, where fewer than two of them show, numbers at 1, 2 and 5."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    low, high = sorted(axis.get_view_interval())
+    axis.set_minor_formatter(NullFormatter())
+    if math.floor(math.log10(high)) - math.ceil(math.log10(low)) < 1:
+        axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
 
 
 def save_figure(fig, path: Path, record: dict[str, Any]) -> None:

@@ -276,26 +276,34 @@ PARTS = {"posterior": posterior, "mixture": mixture, "order": order, "round trip
          **{f"prox {name}": functools.partial(in_strata, name=name) for name in STRATA}}  # fmt: skip
 
 
-def draw(result: dict, path) -> None:
+def draw(found: list[dict], record: dict, path) -> None:
     """Draw bias and spread of the samplers, orders of BDIA, and what a round trip loses."""
     fig, axes = harness.figure(1, 3, width=4.2, height=3.0)
-    rows = [r for r in result["rows"] if r["part"] == "posterior"]
+    rows = [r for r in found if r["part"] == "posterior"]
+    colours = harness.colours([row["contestant"] for row in rows], lambda name: name == "second order")
     for k, row in enumerate(rows):
-        axes[0].plot(row["mean_error"], row["trace_ratio"], "os^vDPX*"[k % 8], label=row["contestant"])
+        name = row["contestant"]
+        axes[0].plot(row["mean_error"], row["trace_ratio"], "os^vDPX*"[k % 8], color=colours[name], label=name)
     axes[0].axhline(1, color="grey", linewidth=0.7)
-    axes[0].set(xscale="log", yscale="log", xlabel="error of the mean", ylabel="trace of covariance / exact")
-    axes[0].legend(frameon=False, fontsize=6)
+    axes[0].set(xscale="log", xlabel="error of the mean, relative", ylabel="trace of covariance / exact")
+    most = max((r["trace_ratio"] for r in rows), default=1)
+    axes[0].set(title="samples of a Gaussian posterior", ylim=(0, 1.1 * most))
+    axes[0].legend(frameon=False, fontsize=6, loc="lower left")
+    titles = {"order": "BDIA against the exact flow", "round trip": "there and back; rounding alone is 1e-15"}
     for ax, part, ylabel in ((axes[1], "order", "error"), (axes[2], "round trip", "round trip misses")):
-        rows = [r for r in result["rows"] if r["part"] == part]
+        rows = [r for r in found if r["part"] == part]
         for k, name in enumerate(dict.fromkeys(r["contestant"] for r in rows)):
             own = [(int(r["instance"].split()[0]), 1e30 if r["error"] is None else max(r["error"], 1e-17)) for r in rows
                    if r["contestant"] == name]  # fmt: skip
-            ax.loglog(*zip(*own, strict=True), "o-", color=harness.PALETTE[k], label=name, markersize=4)
-        ax.set(xlabel="steps", ylabel=ylabel)
+            colour = (harness.BLUES[0], *harness.RIVALS)[k]
+            ax.loglog(*zip(*own, strict=True), "o-", color=colour, label=name, markersize=4)
+        harness.plain_ticks(ax.xaxis)
+        ax.set(xlabel="steps", ylabel=ylabel, title=titles[part])
         ax.legend(frameon=False, fontsize=7)
     axes[2].set(ylim=(1e-17, 1e3))
+    axes[2].legend(frameon=False, fontsize=7, loc="upper left", bbox_to_anchor=(0.4, 1.02))
     fig.tight_layout()
-    harness.save_figure(fig, path, result["machine"])
+    harness.save_figure(fig, path, record)
 
 
 def main() -> int:
@@ -304,7 +312,7 @@ def main() -> int:
     record = harness.machine("optax", "equinox")
     result = harness.run_parts(options, "inverse", PARTS, key=("part", "instance", "contestant"), record=record)
     if result:
-        draw(result, options.out / "inverse.png")
+        draw(result["rows"], result["machine"], options.out / "inverse.png")
     return 0
 
 

@@ -94,7 +94,7 @@ def policies(name, table):
 
 def draw(rows, curves, record, path):
     """Draw the paper's two figures and the excess over the best of each system."""
-    fig, axes = harness.figure(1, 3, width=4.6, height=3.6)
+    fig, axes = harness.figure(1, 3, width=4.6, height=4.2)
     learners = [p for p in LEARNERS if "RV" not in p]
     names = (OURS, "cg", "omega = 1", "omega = 1.5", "best fixed", *learners, "instance-optimal")
     mean = {(r["table"], r["policy"]): r["mean steps"] for r in rows}
@@ -109,19 +109,20 @@ def draw(rows, curves, record, path):
         axes[0].plot(n, each, style, markersize=3, label=policy.replace("cg", "CG"), **look[policy])
     axes[0].set(xscale="log", yscale="log", xlabel="unknowns", ylabel="iterations a system, mean")
     axes[0].set_title("heat run, SSOR-CG from the last step")
-    axes[0].legend(fontsize=6.5)
+    axes[0].legend(fontsize=6.5, frameon=False, loc="upper left", bbox_to_anchor=(0, -0.22), ncols=3)
     for policy, (running, _) in curves["iid_high"].items():
         if policy in names:
             axes[1].plot(np.arange(1, len(running) + 1), running, label=policy, **look[policy])
     for w in (1.4, 1.6, 1.8):
         axes[1].axhline(mean["iid_high", f"omega = {w}"], color="0.7", linewidth=0.8)
-        axes[1].text(1.2, 1.02 * mean["iid_high", f"omega = {w}"], f"omega = {w}", fontsize=6.5, color="0.4")
+        height = 1.02 * mean["iid_high", f"omega = {w}"]
+        axes[1].text(5100, 1.01 * height, f"omega = {w}", fontsize=6.5, color="0.4", ha="right")
     axes[1].axhline(
         mean["iid_high", "instance-optimal"], color="k", linestyle="--", linewidth=0.8, label="instance-optimal"
     )
     axes[1].set(xscale="log", yscale="log", xlabel="systems", ylabel="mean sweeps so far")
     axes[1].set_title("shifted Laplacians, high variance")
-    axes[1].legend(fontsize=6.5)
+    axes[1].legend(fontsize=6.5, frameon=False, loc="upper left", bbox_to_anchor=(0, -0.22), ncols=2)
     for policy, (_, excess) in curves["ssor_cg_100"].items():
         if policy in names:
             shown = np.where(excess > 0, 100 * excess, np.nan)  # where it is not, a logarithm has no place for it
@@ -129,7 +130,7 @@ def draw(rows, curves, record, path):
             axes[2].plot(np.arange(1, len(excess) + 1), shown, label=label, **look[policy])
     axes[2].set(xscale="log", yscale="log", xlabel="systems solved", ylabel="excess over instance-optimal (%)")
     axes[2].set_title("heat run, SSOR-CG, nx = 100")
-    axes[2].legend(fontsize=6.5)
+    axes[2].legend(fontsize=6.5, frameon=False, loc="upper left", bbox_to_anchor=(0, -0.22))
     fig.tight_layout(rect=(0, 0.04, 1, 1))
     harness.save_figure(fig, path, record)
 

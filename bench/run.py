@@ -1,16 +1,22 @@
-"""Run every benchmark, one process each, and end with a line on each: ``python bench/run.py --quick`` takes minutes.
+"""Run every benchmark, one process each, and end with a line on each.
 
-Each script writes its own results (``bench/results/``); this one only calls them, so that a family's benchmark can be
-repeated alone: ``python bench/linear.py --quick``. At the end the table in the README is renewed from the results.
+Each script writes its own results (``bench/results/``, quick ones to a new folder); this one only calls them, so that a
+family's benchmark can be repeated alone: ``python bench/linear.py --quick``. Once results were written to
+``bench/results/`` the table in the README is renewed from them.
+
+    python bench/run.py --quick                                    all of them, some 40 minutes of one core
+    python bench/run.py --quick --family linear,pde --limit 300    these two, each ended after five minutes
 """
 
 import argparse
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
 HERE = Path(__file__).parent
+DONE = "done"
 FAMILIES = (
     "transport",
     "transport_scale",
@@ -42,6 +48,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="shorter caps and fewer repeats")
     parser.add_argument("--gpu", action="store_true", help="the instances and targets meant for one accelerator")
+    parser.add_argument("--out", type=Path, help="folder of all results (default: bench/results; quick: a new one)")
+    parser.add_argument("--limit", type=float, help="seconds after which a script is ended and counts as failed")
     parser.add_argument("--family", default=",".join(FAMILIES), help="comma-separated scripts (default: all of them)")
     options = parser.parse_args()
     flags = [f"--{name}" for name in ("quick", "gpu") if getattr(options, name)]
@@ -49,17 +57,25 @@ def main() -> int:
     if unknown := sorted(set(chosen) - set(FAMILIES)):
         parser.error(f"--family: {', '.join(unknown)} is not among {', '.join(FAMILIES)}")
 
-    ended: list[tuple[str, int, float]] = []
+    if options.out is None and options.quick:
+        options.out = Path(tempfile.mkdtemp(prefix="quick-results-"))
+    flags += [] if options.out is None else ["--out", str(options.out)]
+    ended: list[tuple[str, str, float]] = []
     for name in chosen:
         print(f"\n== {name} {' '.join(flags)}", flush=True)
         start = time.monotonic()
-        code = subprocess.run([sys.executable, str(HERE / f"{name}.py"), *flags], check=False).returncode
-        ended.append((name, code, time.monotonic() - start))
+        try:
+            code = subprocess.run([sys.executable, HERE / f"{name}.py", *flags], timeout=options.limit).returncode
+            how = f"failed with exit status {code}" if code else DONE
+        except subprocess.TimeoutExpired:
+            how = "ended by --limit"
+        ended.append((name, how, time.monotonic() - start))
     print()
-    for name, code, seconds in ended:
-        print(f"{name:<16} {'done' if code == 0 else f'failed with exit status {code}'} in {seconds:.0f} s")
-    subprocess.run([sys.executable, str(HERE / "readme_table.py")], check=False)
-    return max((code for _, code, _ in ended), default=0)
+    for name, how, seconds in ended:
+        print(f"{name:<18} {how} in {seconds:.0f} s")
+    if options.out is None:
+        subprocess.run([sys.executable, HERE / "readme_table.py"], check=False)
+    return int(any(how != DONE for _, how, _ in ended))
 
 
 if __name__ == "__main__":

@@ -166,26 +166,45 @@ def smoother(options) -> list[dict]:
 
 
 PARTS = {"kernel": kernel, "ptd": perturbation, "smoother": smoother}
+TITLES = {
+    "kernel": "kernel of a layer: two levels or naive",
+    "ptd": "distance from HiPPO, N = 16, 32, 64",
+    "smoother": "Kalman smoother",
+}
+LABELS = {
+    "kernel": ("seconds", "relative error"),
+    "ptd": ("condition of the eigenvectors", "H-infinity error"),
+    "smoother": ("seconds", "error of the mean"),
+}
 
 
-def draw(result: dict, path) -> None:
+FILLS = (("float64", "full"), ("float32", "none"), ("mixed", "left"), (None, "full"))
+
+
+def draw(found: list[dict], record: dict, path) -> None:
     """Draw seconds against error, one panel a part."""
-    fig, axes = harness.figure(1, 3)
+    fig, axes = harness.figure(1, 3, height=3.6)
     for ax, part in zip(axes, PARTS, strict=True):
-        rows = [r for r in result["rows"] if r["part"] == part and r.get("seconds")]
+        rows = [r for r in found if r["part"] == part and r.get("seconds")]
         if not rows:
             continue
         across, measure = ("condition", "hinf") if part == "ptd" else ("seconds", "error")
-        for k, name in enumerate(dict.fromkeys(r["contestant"] for r in rows)):
-            own = [r for r in rows if r["contestant"] == name]
-            colour = harness.PALETTE[k % len(harness.PALETTE)]
-            ax.loglog([r[across] for r in own], [max(r[measure], 1e-17) for r in own], "o", label=name, color=colour)
-        labels = {"ptd": ("condition of the eigenvectors", "H-infinity error"), "kernel": ("seconds", "relative error")}
-        xlabel, ylabel = labels.get(part, ("seconds", "error of the mean"))
-        ax.set(title=part, xlabel=xlabel, ylabel=ylabel)
-        ax.legend(frameon=False, fontsize=6)
+        names = dict.fromkeys(r["contestant"] for r in rows)
+        colours = harness.colours(names, lambda name: name.startswith(("solvers", "PTD", "two levels")))
+        for name, colour in colours.items():
+            for dtype, fill in FILLS:
+                own = [r for r in rows if r["contestant"] == name and r.get("dtype") == dtype]
+                label = f"{name}, {dtype}" if dtype else name
+                if own:
+                    across_all, down = [r[across] for r in own], [max(r[measure], 1e-17) for r in own]
+                    ax.loglog(across_all, down, "o", label=label, color=colour, fillstyle=fill)
+        xlabel, ylabel = LABELS[part]
+        ax.set(title=TITLES[part], xlabel=xlabel, ylabel=ylabel, ylim=(1e-16, 10) if part != "ptd" else (1e-4, 2))
+        ax.set_xlim(ax.get_xlim()[0] / 1.5, ax.get_xlim()[1] * 1.5)
+        harness.plain_ticks(ax.xaxis)
+        ax.legend(frameon=False, fontsize=6, bbox_to_anchor=(0, -0.25), loc="upper left")
     fig.tight_layout()
-    harness.save_figure(fig, path, result["machine"])
+    harness.save_figure(fig, path, record)
 
 
 def main() -> int:
@@ -195,7 +214,7 @@ def main() -> int:
     key = ("part", "instance", "contestant", "dtype")
     result = harness.run_parts(options, name, PARTS, key=key, record=harness.machine(*PEERS))
     if result:
-        draw(result, options.out / f"{name}.png")
+        draw(result["rows"], result["machine"], options.out / f"{name}.png")
     return 0
 
 

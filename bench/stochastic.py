@@ -289,16 +289,17 @@ def regret_rows(options) -> list[dict]:
     return rows
 
 
-def draw(result: dict, path) -> None:
+def draw(rows: list[dict], record: dict, path) -> None:
     """Draw the error against messages, and DIFF2's map."""
-    rows = result["rows"]
     paths = [r for r in rows if r["part"] == "messages"]
     names = list(dict.fromkeys(r["instance"] for r in paths))[:4]
     fig, axes = harness.figure(1, len(names) + 1)
     for ax, name in zip(axes, names, strict=False):
         for k, row in enumerate(r for r in paths if r["instance"] == name):
             messages, errors = np.asarray(row["path"], float).T
-            ax.semilogy(messages, errors, label=row["contestant"], color=harness.PALETTE[k])
+            look = {"dadao, equal rates": ("#56B4E9", "-", 2.4), "dadao, designed rates": ("#0072B2", "--", 1.4)}
+            colour, style, width = look.get(row["contestant"], (harness.RIVALS[k], "-", 1.4))
+            ax.semilogy(messages, errors, style, label=row["contestant"], color=colour, linewidth=width)
         ax.set(title=name, xlabel="messages", ylabel="bound on the relative distance")
         ax.ticklabel_format(axis="x", style="sci", scilimits=(0, 3))
     axes[0].legend(frameon=False, fontsize=7)
@@ -309,11 +310,13 @@ def draw(result: dict, path) -> None:
             *zip(*own, strict=True), "o-", label=f"d {d}, rho {rho:g}", color=harness.PALETTE[k], markersize=3
         )
     axes[-1].axhline(1, color="#555555", linewidth=0.8)
-    axes[-1].set(title="DIFF2 over noisy gradients", xlabel="examples", ylabel="ratio of excess losses")
+    axes[-1].set(title="private learning: DIFF2 over noisy gradients")
+    axes[-1].set(xlabel="examples", ylabel="ratio of excess losses")
+    harness.plain_ticks(axes[-1].yaxis)
     if private:
-        axes[-1].legend(frameon=False, fontsize=6)
+        axes[-1].legend(frameon=False, fontsize=6, loc="upper left", bbox_to_anchor=(1, 1), title="1: as good")
     fig.tight_layout()
-    harness.save_figure(fig, path, result["machine"])
+    harness.save_figure(fig, path, record)
 
 
 PARTS = {"events": event_rows, "messages": message_rows, "surrogate": surrogate_rows,
@@ -333,7 +336,7 @@ def main() -> int:
         policies.compare(result["rows"])
         result = harness.save(options.out / f"{stem}.json", result["rows"], key=key, record=record)
     if result and not options.gpu:
-        draw(result, options.out / "stochastic.png")
+        draw(result["rows"], result["machine"], options.out / "stochastic.png")
     return 0
 
 

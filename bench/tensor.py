@@ -255,31 +255,41 @@ PARTS = {
 }
 
 
-def draw(result: dict, path) -> None:
+def is_ours(name: str) -> bool:
+    """Whether a contestant is of this package."""
+    return name.startswith("solvers, ")
+
+
+def draw(found: list[dict], record: dict, path) -> None:
     """Draw seconds of running and of compiling against the degree, or as bars for one degree."""
-    fig, axes = harness.figure(1, 3)
-    all_rows = [r for r in result["rows"] if r.get("seconds")]
+    fig, axes = harness.figure(1, 3, height=3.4)
+    all_rows = [r for r in found if r.get("seconds")]
     rows = [r for r in all_rows if r["part"] == "gaunt" and r["dtype"] == "float32"]
-    for k, name in enumerate(dict.fromkeys(r["contestant"] for r in rows)):
+    colours = harness.colours([r["contestant"] for r in rows], is_ours)
+    for name in dict.fromkeys(r["contestant"] for r in rows):
         own = [r for r in rows if r["contestant"] == name]
         degrees = [int(r["instance"].split()[1].rstrip(",")) for r in own]
         for ax, what in zip(axes, ("best_seconds", "compile_seconds"), strict=False):
-            ax.semilogy(degrees, [r[what] for r in own], "o-", label=name, color=harness.PALETTE[k], markersize=4)
+            ax.semilogy(degrees, [r[what] for r in own], "o-", label=name, color=colours[name], markersize=4)
     for ax, label in zip(axes, ("seconds a batch", "seconds of the first call"), strict=False):
-        ax.set(xlabel="degree L", ylabel=label, title="products on the sphere")
+        ax.set(xlabel="degree L", ylabel=label, title="products on the sphere, 256 a batch")
     if axes[0].lines:
-        axes[0].legend(frameon=False, fontsize=7)
+        axes[0].legend(frameon=False, fontsize=6, loc="upper left", bbox_to_anchor=(0, -0.24), ncols=2)
     rows = [r for r in all_rows if r["part"] == "functional" and "plain" not in r["contestant"]]
     names = list(dict.fromkeys(r["contestant"] for r in rows))
-    for k, row in enumerate(rows):
-        axes[2].barh(k, row["seconds"], color=harness.PALETTE[names.index(row["contestant"])])
-    axes[2].set(xscale="log", xlabel="seconds", title="functional tensors, seconds")
-    labels = [
-        f"{r['contestant']}; {r['instance'].split(',')[0]}, {', '.join(r['instance'].split(', ')[3:])}" for r in rows
-    ]
-    axes[2].set_yticks(range(len(rows)), labels, fontsize=5)
+    colours = harness.colours(names, is_ours)
+    cases = list(dict.fromkeys(r["instance"] for r in rows))
+    for name in names:
+        own = [r for r in rows if r["contestant"] == name]
+        heights = [cases.index(r["instance"]) for r in own]
+        axes[2].plot([r["seconds"] for r in own], heights, "o", color=colours[name], label=name)
+    axes[2].set(xscale="log", xlabel="seconds", title="functional tensors", ylim=(-0.5, len(cases) - 0.5))
+    short = [f"{c.split(',')[0]}\n{', '.join(c.split(', ')[3:])}" for c in cases]
+    axes[2].set_yticks(range(len(cases)), short, fontsize=6)
+    axes[2].grid(axis="y", color="#e0e0e0", linewidth=0.6)
+    axes[2].legend(frameon=False, fontsize=6, loc="upper left", bbox_to_anchor=(0, -0.24))
     fig.tight_layout()
-    harness.save_figure(fig, path, result["machine"])
+    harness.save_figure(fig, path, record)
 
 
 def main() -> int:
@@ -289,7 +299,7 @@ def main() -> int:
     key = ("part", "instance", "contestant", "dtype")
     result = harness.run_parts(options, name, PARTS, key=key, record=harness.machine(*PEERS))
     if result:
-        draw(result, options.out / f"{name}.png")
+        draw(result["rows"], result["machine"], options.out / f"{name}.png")
     return 0
 
 

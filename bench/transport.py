@@ -45,10 +45,10 @@ QUICK_FLOAT32 = ("assignment", "clouds_1e-2", "clouds_1e-3")
 MOST_ITERATIONS = 200_000
 FAILED = {"reached": False, "gave_up": True, "seconds": np.nan, "error": np.inf, "iterations": 0, "compile_seconds": 0}
 STYLE = {
-    OURS: ("#D55E00", "o"),
-    "sinkhorn": ("#8C564B", "X"),
-    "OTT JAX": ("#0072B2", "s"),
-    "OTT JAX momentum": ("#56B4E9", "D"),
+    OURS: ("#0072B2", "o"),
+    "sinkhorn": ("#56B4E9", "X"),
+    "OTT JAX": ("#D55E00", "s"),
+    "OTT JAX momentum": ("#E69F00", "D"),
     "POT sinkhorn log": ("#555555", "v"),
     "RegOT SSNS": ("#009E73", "^"),
     "RegOT SPLR": ("#B8A900", "<"),
@@ -293,7 +293,7 @@ def as_published(*, quick: bool) -> list[dict[str, Any]]:
     return rows
 
 
-def draw(rows: Sequence[dict[str, Any]], path, record: dict[str, Any], *, dtype: str = "float64") -> None:
+def draw(rows: Sequence[dict[str, Any]], record: dict[str, Any], path, *, dtype: str = "float64") -> None:
     """Draw error reached against seconds, one panel an instance; a cross where a contestant's time was up."""
     rows = [row for row in rows if row.get("dtype") == dtype and "target" in row]
     names = [name for name in instances.PUBLISHED if any(row["problem"] == name for row in rows)]
@@ -347,7 +347,8 @@ def panel(axis, rows: Sequence[dict[str, Any]]) -> None:
     axis.set_axisbelow(True)
     if absent:
         text = "\n".join(f"no finite answer: {solver}" for solver in absent)
-        axis.text(0.98, 0.03, text, transform=axis.transAxes, ha="right", fontsize=7)
+        box = {"facecolor": "white", "edgecolor": "none", "pad": 1.5, "alpha": 0.85}
+        axis.text(0.98, 0.03, text, transform=axis.transAxes, ha="right", fontsize=7, bbox=box, zorder=6)
 
 
 def parts(*, quick: bool) -> dict[str, Callable[[], list[dict[str, Any]]]]:
@@ -384,7 +385,7 @@ def main() -> None:
         harness.save(path, measure(), key=KEY, record=record)
     rows = json.loads(path.read_text())["rows"]
     for dtype in ("float64", "float32"):
-        draw(rows, options.out / f"transport_{dtype}{suffix}.png", record, dtype=dtype)
+        draw(rows, record, options.out / f"transport_{dtype}{suffix}.png", dtype=dtype)
     print(f"wrote {path}")
 
 

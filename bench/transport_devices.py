@@ -172,9 +172,9 @@ def with_efficiency(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return rows
 
 
-def draw(rows: list[dict[str, Any]], path, record: dict[str, Any]) -> None:
+def draw(rows: list[dict[str, Any]], record: dict[str, Any], path) -> None:
     """Draw the speed-up of every measure, and the efficiency of the growing problem."""
-    fig, (strong, weak) = harness.figure(1, 2, width=4.2, height=3.2)
+    fig, (strong, weak) = harness.figure(1, 2, width=5.4, height=3.2)
     groups: dict[tuple, list] = {}
     for row in rows:
         if "efficiency" in row:
@@ -191,7 +191,8 @@ def draw(rows: list[dict[str, Any]], path, record: dict[str, Any]) -> None:
     weak.set(xlabel="devices", ylabel="efficiency", title="points growing like the root of the devices", ylim=(0, 1.1))
     for axis in (strong, weak):
         axis.set_xticks(sorted({r["devices"] for r in rows}))
-        axis.legend(fontsize=6, frameon=False)
+        axis.legend(fontsize=6, frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
+    fig.tight_layout()
     harness.save_figure(fig, path, record)
 
 
@@ -220,7 +221,7 @@ def main() -> None:
             rows += with_efficiency(run())
             harness.table(rows[-len(counts) :], title=part)
             harness.save(options.out / f"{stem}.json", rows, key=KEY, record=record)
-    draw(rows, options.out / f"{stem}.png", record)
+    draw(rows, record, options.out / f"{stem}.png")
 
 
 if __name__ == "__main__":

@@ -19,7 +19,8 @@ def execute(path: Path) -> None:
     """Run all cells in a fresh kernel and write the notebook back without timings and machine names."""
     start = time.monotonic()
     notebook = nbformat.read(path, as_version=4)
-    environment = os.environ | {"PYTHONPATH": str(HERE.parent)}
+    inline = "module://matplotlib_inline.backend_inline"  # another one would leave the pictures out, without a word
+    environment = os.environ | {"PYTHONPATH": str(HERE.parent), "MPLBACKEND": inline}
     client = NotebookClient(notebook, timeout=600, kernel_name="python3", resources={"metadata": {"path": str(HERE)}})
     client.execute(env=environment)
     for cell in notebook.cells:

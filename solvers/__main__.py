@@ -42,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     start = time.perf_counter()
     records = []
     for family in options.only:
-        print(f"\n{family}: {FAMILIES[family].split(': ')[-1]}", file=out, flush=True)
+        print(f"\n{family}: {FAMILIES[family]}", file=out, flush=True)
         records += run_family(family, options.plots, lambda line: print(f"  {line}", file=out, flush=True))
     good = sum(record.converged for record in records)
     print(f"\n{good} of {len(records)} converged; {time.perf_counter() - start:.0f} s in all", file=out)

@@ -28,10 +28,14 @@ import pytest
 
 import solvers
 
+from . import single_products
+
 if "JAX_ENABLE_X64" not in os.environ:
     jax.config.update("jax_enable_x64", True)
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
+if os.environ.get("SOLVERS_TEST_TF32"):
+    single_products.switch_on()
 
 # Tracing makes many short-lived objects and keeps many long-lived ones: look for cycles less often.
 gc.freeze()

@@ -148,3 +148,26 @@ def test_single_rows_of_another_machine_go_to_a_file_of_its_own(harness, tmp_pat
         harness.save(harness.apart(path, here), [{"part": part}], key=key, record=here)
     assert [row["part"] for row in json.loads(own.read_text())["rows"]] == ["second", "third"]
     assert [row["part"] for row in json.loads(path.read_text())["rows"]] == ["first"]
+
+
+def test_quick_results_do_not_replace_the_committed_ones(harness, tmp_path):
+    quick, whole = harness.arguments("x", ["--quick"]), harness.arguments("x", [])
+    assert whole.out == harness.RESULTS
+    assert not quick.out.is_relative_to(harness.RESULTS.parents[1])
+    assert list(quick.out.iterdir()) == []
+    quick.out.rmdir()
+    assert harness.arguments("x", ["--quick", "--out", str(tmp_path)]).out == tmp_path
+
+
+def test_the_run_goes_on_after_a_script_that_fails_or_is_too_slow(harness, tmp_path, monkeypatch, capfd):
+    run = importlib.import_module("run")
+    scripts = {"slow": "import time; time.sleep(99)", "bad": "raise SystemExit(3)", "good": "print('ran')"}
+    for name, text in scripts.items():
+        (tmp_path / f"{name}.py").write_text(text)
+    monkeypatch.setattr(run, "HERE", tmp_path)
+    monkeypatch.setattr(run, "FAMILIES", tuple(scripts))
+    monkeypatch.setattr("sys.argv", ["run.py", "--out", str(tmp_path), "--family", "slow,bad,good", "--limit", "3"])
+    assert run.main() == 1
+    said = capfd.readouterr().out
+    for words in ("ended by --limit", "failed with exit status 3", "ran", "done in"):
+        assert words in said

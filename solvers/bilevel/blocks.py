@@ -25,7 +25,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from ..core import checks
-from ..core.precision import matmul
+from ..core.precision import dot, matmul
 from ..core.typing import Array, Float, Int, Scalar
 from ..core.variance_reduction import msvr_weight, track
 
@@ -164,7 +164,7 @@ class BSVRB(eqx.Module):
 
     def _hyper(self, x, y, v, data):
         def one(y, v, d):
-            mixed = jax.grad(lambda x: jnp.vdot(jax.grad(self.lower, argnums=1)(x, y, d), v))(x)
+            mixed = jax.grad(lambda x: dot(jax.grad(self.lower, argnums=1)(x, y, d), v))(x)
             return jax.grad(self.upper)(x, y, d) - mixed  # (5)
 
         return jnp.mean(jax.vmap(one)(y, v, data), axis=0)

@@ -156,7 +156,7 @@ def hypergradient(
     Raises
     ------
     TypeError
-        A solver that is none.
+        A solver that is none, or functions that are not scalars of three arguments.
 
     Notes
     -----
@@ -181,6 +181,11 @@ def hypergradient(
     solver = CGSolve() if solver is None else solver
     if not isinstance(solver, LinearSolver):
         checks.fail("hypergradient", "solver", "a LinearSolver", type(solver).__name__, TypeError)
+    for label, function in (("upper", upper), ("lower", lower)):
+        checks.takes("hypergradient", label, function, "x", "y", "args")
+        value = jax.eval_shape(function, x, y, args)
+        if getattr(value, "shape", None) != ():
+            checks.fail("hypergradient", label, "a function with a scalar as its value", value, TypeError)
     flat, unravel = ravel_pytree(y)
     by_x, by_y = jax.grad(upper, argnums=(0, 1))(x, y, args)
     b = ravel_pytree(by_y)[0]

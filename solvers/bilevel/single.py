@@ -30,6 +30,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from ..core import checks
+from ..core.precision import dot
 from ..core.typing import Array, Float, Int, Scalar
 
 Objective = Callable[[Array, Array, Any], Array]
@@ -105,7 +106,7 @@ class SingleLoop(eqx.Module):
         slope = lambda x, y: jax.grad(self.lower, argnums=1)(x, y, d)  # noqa: E731
         by_y, bent = jax.jvp(lambda y: slope(x, y), (y,), (v,))
         upper_x, upper_y = jax.grad(self.upper, argnums=(0, 1))(x, y, d)
-        mixed = jax.grad(lambda x: jnp.vdot(slope(x, y), v))(x)
+        mixed = jax.grad(lambda x: dot(slope(x, y), v))(x)
         return upper_x - mixed, by_y, bent - upper_y  # (1)
 
     def _penalised(self, state, data, x_step, y_step):

@@ -32,7 +32,7 @@ from jax import lax
 from ..core import checks
 from ..core.implicit import distrust
 from ..core.loop import Limits, iterate
-from ..core.precision import eps
+from ..core.precision import dot, eps
 from ..core.solution import Solution
 from ..core.typing import Array, Float, Int, Progress, Scalar
 from ..core.vectors import norm
@@ -205,7 +205,7 @@ def own_step(problem: Problem, s: State, most: Array, tol: Array) -> State:
     # The smaller stationarity already is, the more the penalty's own bias is what is left.
     settled = (error <= lower) & (lower > tol / 2)
     penalty = jnp.where(settled, DOUBLED * s.penalty, s.penalty)
-    uphill = jnp.vdot(s.ahead_x - x, x - s.x) + jnp.vdot(s.ahead_y - y, y - s.y) > 0
+    uphill = dot(s.ahead_x - x, x - s.x) + dot(s.ahead_y - y, y - s.y) > 0
     again = uphill | settled | wild
     # (7)
     t = jnp.where(again, 1.0, (1 + jnp.sqrt(1 + 4 * s.momentum**2)) / 2).astype(s.momentum.dtype)

@@ -147,6 +147,8 @@ def parameter_groups(params: Any, families: Sequence[Units]) -> Groups:
     cuts: dict[str, list[tuple[int, np.ndarray]]] = {}
     family: list[int] = []
     size: list[np.ndarray] = []
+    if not all(isinstance(units, Units) for units in families):
+        checks.fail(name, "families", "a sequence of Units", [type(units).__name__ for units in families], TypeError)
     if not families or not all(units.members for units in families):
         checks.fail(name, "families", "at least one, each with members", families)
     for number, units in enumerate(families):

@@ -102,6 +102,7 @@ class ConvexReLU(eqx.Module):
         if isinstance(patterns, bool) or not isinstance(patterns, int) or patterns < 1:
             checks.fail(name, "patterns", "a positive Python integer", patterns)
         beta = checks.number(name, "beta", beta, positive=True, dtype=X.dtype)
+        checks.random_key(name, "key", key)
         gates = jax.random.normal(key, (patterns, X.shape[1]), X.dtype)
         return ConvexReLU(X, y, beta, gates, distinct_rows(activity(X, gates)), loss, gated)
 

@@ -78,6 +78,13 @@ def takes(function: str, argument: str, f, *names: str) -> None:
         fail(function, argument, expected, f"one of {signature}", TypeError)
 
 
+def random_key(function: str, argument: str, key) -> None:
+    """Raise unless ``key`` is a key of JAX, of either kind; a seed is none."""
+    dtype = getattr(key, "dtype", None)
+    if dtype is None or not (jnp.issubdtype(dtype, jax.dtypes.prng_key) or dtype == jnp.uint32):
+        fail(function, argument, "a key, such as jax.random.key(seed)", repr(key), TypeError)
+
+
 def known(x) -> bool:
     """Whether the numbers of an array can be looked at now, that is outside of a trace."""
     return not isinstance(x, jax.core.Tracer)  # pyright: ignore[reportAttributeAccessIssue]

@@ -104,7 +104,8 @@ class EmpiricalFisher(eqx.Module):
         if not leaves or any(g.ndim == 0 or g.shape[0] == 0 for g in leaves):
             checks.fail(name, "grads", "gradients stacked on a first axis", [g.shape for g in leaves])
         if len({(g.shape[0], g.dtype) for g in leaves}) > 1:
-            checks.fail(name, "grads", "of one length and dtype", [(g.shape, str(g.dtype)) for g in leaves])
+            wanted = "per-example gradients, jax.vmap(jax.grad(loss), ...), of one length and dtype"
+            checks.fail(name, "grads", wanted, [(g.shape, str(g.dtype)) for g in leaves])
         self.grads = grads
         self.damping = checks.number(name, "damping", damping, positive=True, dtype=leaves[0].dtype)
         m = leaves[0].shape[0]

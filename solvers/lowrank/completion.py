@@ -88,7 +88,8 @@ def complete(
     """Fit a matrix of rank k to some of its entries, by alternating least squares or scaled descent.
 
     ``min sum ((F G')[rows, cols] - values)^2 / 2 + ridge (|F|^2 + |G|^2) / 2`` over F (n, k) and G (p, k). Use it for
-    ratings, images with holes, tables with gaps, noisy or not. Nothing of size n x p is formed. For other linear
+    ratings, images with holes, tables with gaps, noisy or not: of a table with NaN ``rows, cols = jnp.nonzero(~jnp
+    .isnan(table))`` are the places, ``table[rows, cols]`` the values. Nothing of size n x p is formed. For other linear
     measurements take `matrix_sensing`, for gross errors among the entries `robust_recovery`.
 
     Parameters

@@ -27,6 +27,7 @@ except ImportError as cause:
     raise ImportError('solvers.ode needs diffrax: pip install "jax-solvers[ode]"') from cause
 
 from ..core import checks
+from ..core.precision import HIGHEST
 from ..core.typing import Array, Float, Int
 
 ERRORS, STIFFNESSES = ("sum", "mean", "squared"), ("max", "mean", "sum")
@@ -212,7 +213,7 @@ def stiffness(stages: tuple[int, int, np.ndarray], k: Any, h: Array) -> Array:
     """Return ``|f(g_second) - f(g_first)| / |g_second - g_first|`` from ``k = h f``."""
     first, second, weights = stages
     change = length(jax.tree.map(lambda k: k[second] - k[first], k))
-    apart = length(jax.tree.map(lambda k: jnp.tensordot(jnp.asarray(weights, k.dtype), k, 1), k))
+    apart = length(jax.tree.map(lambda k: jnp.tensordot(jnp.asarray(weights, k.dtype), k, 1, precision=HIGHEST), k))
     told = (apart > 0) & (h > 0)
     return jnp.where(told, change / jnp.where(told, apart * h.astype(apart.dtype), 1), 0).astype(h.dtype)  # (4)
 

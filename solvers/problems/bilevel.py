@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ..core.precision import matmul
+from ..core.precision import dot, matmul
 from ..core.typing import Array, Float
 
 
@@ -32,7 +32,7 @@ class BlockQuadratics(NamedTuple):
 
     def lower(self, x, y, block):
         """Return one block's lower loss."""
-        return jnp.vdot(y, matmul(block.A, y)) / 2 - jnp.vdot(y, matmul(block.B, x) + block.c)
+        return dot(y, matmul(block.A, y)) / 2 - dot(y, matmul(block.B, x) + block.c)
 
     def minimisers(self, x) -> Float[Array, "m d"]:
         """Return all y_i(x)."""
@@ -84,7 +84,7 @@ class CoupledToy(NamedTuple):
     def lower(self, x, y, args):
         """Return the lower loss."""
         first = y[: self.n]
-        return jnp.sum(first**2) / 2 - jnp.vdot(x, first) + jnp.sum(y[self.n :])
+        return jnp.sum(first**2) / 2 - dot(x, first) + jnp.sum(y[self.n :])
 
     def constraint(self, x, y, args):
         """Return what is to be zero."""
@@ -120,26 +120,26 @@ class HalfSpace(NamedTuple):
     @staticmethod
     def lower(x, y, data):
         """Return the lower loss."""
-        return jnp.vdot(y, matmul(data.A, y)) / 2 - jnp.vdot(y, matmul(data.B, x))
+        return dot(y, matmul(data.A, y)) / 2 - dot(y, matmul(data.B, x))
 
     @staticmethod
     def constraint(x, y, data):
         """Return the constraint, of length one."""
-        return (jnp.vdot(data.a, y) + jnp.vdot(data.b, x) - data.bound)[None]
+        return (dot(data.a, y) + dot(data.b, x) - data.bound)[None]
 
     @staticmethod
     def project(x, y, data):
         """Return the nearest pair in the half-space."""
         over = jnp.maximum(HalfSpace.constraint(x, y, data)[0], 0)
-        shift = over / (jnp.vdot(data.a, data.a) + jnp.vdot(data.b, data.b))
+        shift = over / (dot(data.a, data.a) + dot(data.b, data.b))
         return x - shift * data.b, y - shift * data.a
 
     def solution(self, x) -> tuple[Array, Array]:
         """Return the lower solution and its multiplier in closed form."""
         free = jnp.linalg.solve(self.A, matmul(self.B, x))
         along = jnp.linalg.solve(self.A, self.a)
-        over = jnp.maximum(jnp.vdot(self.a, free) + jnp.vdot(self.b, x) - self.bound, 0)
-        multiplier = over / jnp.vdot(self.a, along)
+        over = jnp.maximum(dot(self.a, free) + dot(self.b, x) - self.bound, 0)
+        multiplier = over / dot(self.a, along)
         return free - multiplier * along, multiplier
 
     def value(self, x):

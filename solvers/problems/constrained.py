@@ -9,6 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ..core.precision import dot, matmul
+
 
 class NLP(NamedTuple):
     """``min objective(x, args)`` subject to ``equality(x, args) = 0`` from ``x0``.
@@ -164,12 +166,12 @@ def logistic(features, labels, *, num_rows: int = 10, seed: int = 2023) -> NLP:
 
 def _logistic_loss(x, args):
     features, labels, _, _ = args
-    return jnp.mean(jnp.logaddexp(0.0, -labels * (features @ x)))
+    return jnp.mean(jnp.logaddexp(0.0, -labels * matmul(features, x)))
 
 
 def _sphere_and_planes(x, args):
     _, _, A, b = args
-    return jnp.concatenate([A @ x - b, (x @ x - 1)[None]])
+    return jnp.concatenate([matmul(A, x) - b, (dot(x, x) - 1)[None]])
 
 
 def pde_control(size: int, *, weight: float = 0.1, cubic: float = 1.0) -> NLP:

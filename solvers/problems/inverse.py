@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ..core.precision import matmul
+from ..core.precision import dot, matmul
 from ..core.typing import Array, Float, Scalar
 
 # Toft's version of the head of Shepp and Logan: contrast, half axes, centre, and angle in degrees, in a square [-1, 1].
@@ -117,7 +117,7 @@ class GaussianMixture(eqx.Module):
             spread = alpha**2 * covariance + sigma**2 * eye
             rest = x - alpha * mean
             gain = alpha * jnp.linalg.solve(spread, covariance).T
-            log_density = -0.5 * (jnp.vdot(rest, jnp.linalg.solve(spread, rest)) + jnp.linalg.slogdet(spread)[1])
+            log_density = -0.5 * (dot(rest, jnp.linalg.solve(spread, rest)) + jnp.linalg.slogdet(spread)[1])
             return log_density, mean + matmul(gain, rest), covariance - alpha * matmul(gain, covariance)
 
         log_density, means, covariances = jax.vmap(component)(self.means, self.covariances)
@@ -135,7 +135,7 @@ class GaussianMixture(eqx.Module):
             def component(logit, mean, covariance):
                 spread = alpha**2 * covariance + sigma**2 * jnp.eye(x.size, dtype=x.dtype)
                 rest = x - alpha * mean
-                return logit - 0.5 * (jnp.vdot(rest, jnp.linalg.solve(spread, rest)) + jnp.linalg.slogdet(spread)[1])
+                return logit - 0.5 * (dot(rest, jnp.linalg.solve(spread, rest)) + jnp.linalg.slogdet(spread)[1])
 
             return jax.nn.logsumexp(jax.vmap(component)(self.logits, self.means, self.covariances))
 
@@ -147,7 +147,7 @@ class GaussianMixture(eqx.Module):
         def component(logit, mean, covariance):
             gram = matmul(matmul(matrix, covariance), matrix.T) + noise**2 * jnp.eye(y.size, dtype=y.dtype)
             rest = y - matmul(matrix, mean)
-            evidence = -0.5 * (jnp.vdot(rest, jnp.linalg.solve(gram, rest)) + jnp.linalg.slogdet(gram)[1])
+            evidence = -0.5 * (dot(rest, jnp.linalg.solve(gram, rest)) + jnp.linalg.slogdet(gram)[1])
             one = GaussianPrior(mean, covariance).posterior(matrix, y, noise)
             return logit + evidence, one.mean, one.covariance
 

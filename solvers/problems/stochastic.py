@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.scipy.stats import norm as normal
 
-from ..core.precision import matmul
+from ..core.precision import dot, matmul
 from ..core.typing import Array, Float
 
 
@@ -181,7 +181,7 @@ class LQR(NamedTuple):
         def step(x, key):
             one, two = jax.random.split(key)
             u = -matmul(K, x) + self.exploration * jax.random.normal(one, (m,), K.dtype)
-            reward = -(x @ matmul(self.Q, x) + u @ matmul(self.R, u))
+            reward = -(dot(x, matmul(self.Q, x)) + dot(u, matmul(self.R, u)))
             after = matmul(self.A, x) + matmul(self.B, u) + self.noise * jax.random.normal(two, (n,), K.dtype)
             return after, (x, u, reward)
 

@@ -146,6 +146,9 @@ def simulate(
     """
     x0 = checks.float_array("simulate", "x0", x0, ndim=2)
     times = checks.float_array("simulate", "times", times, ndim=1).astype(x0.dtype)
+    for label, function in (("drift", drift), ("diffusion", diffusion)):
+        checks.takes("simulate", label, function, "t", "x", "args")
+    checks.random_key("simulate", "key", key)
 
     def step(x, data):
         t, dt, key = data

@@ -31,7 +31,17 @@ METHODS = ("td", "gtd2", "tdc")
 
 
 class TDState(eqx.Module):
-    """Parameters, the second ones of GTD2 and TDC, and how many batches of paths were seen."""
+    """What a `TDLearner` has learned so far.
+
+    Attributes
+    ----------
+    params : PyTree
+        Parameters of the value function.
+    second : Float[Array, "p"]
+        The second ones of GTD2 and TDC.
+    count : Int[Array, ""]
+        Batches of paths seen.
+    """
 
     params: Any
     second: Float[Array, " p"]
@@ -39,7 +49,13 @@ class TDState(eqx.Module):
 
 
 class TDLearner(eqx.Module):
-    """Steps of `td_learning`: ``init``, ``update``, ``run``."""
+    """Steps of `td_learning`, which makes it and says what its settings mean: ``init``, ``update``, ``run``.
+
+    Attributes
+    ----------
+    value, method, online, rate, second_rate, lam
+        As given to `td_learning`.
+    """
 
     value: Value = eqx.field(static=True)
     method: str = eqx.field(static=True)

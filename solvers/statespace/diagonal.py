@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from ..core.checks import choice, fail, known
+from ..core.checks import choice, fail, known, random_key
 from ..core.precision import HIGHEST, complex_of, eps, real_of
 from ..core.scans import diagonal_scan
 from ..core.typing import Array, Bool, Float
@@ -158,6 +158,7 @@ class DiagonalSSM(eqx.Module):
         """
         choice("DiagonalSSM.create", "kind", kind, tuple(POLES))
         dtype = jnp.result_type(float) if dtype is None else jnp.dtype(dtype)
+        random_key("DiagonalSSM.create", "key", key)
         for_weights, for_steps, for_skip = jax.random.split(key, 3)
         both = jax.random.normal(for_weights, (2, channels, states), dtype) * np.sqrt(0.5).astype(dtype)
         low, high = np.log(np.asarray(steps, dtype))

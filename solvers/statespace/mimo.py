@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from ..core.checks import choice, fail, known
+from ..core.checks import choice, fail, known, random_key
 from ..core.precision import complex_of, matmul, real_of
 from ..core.scans import diagonal_scan
 from ..core.typing import Array, Bool, Float
@@ -150,6 +150,7 @@ class DiagonalMIMO(eqx.Module):
         poles, V = s5(2 * states, blocks)
         kept = np.flatnonzero(np.imag(poles) > 0)
         V = jnp.asarray(V[:, kept], wide)
+        random_key("DiagonalMIMO.create", "key", key)
         for_b, for_c, for_steps, for_skip = jax.random.split(key, 4)
         b = jax.random.normal(for_b, (2 * states, channels), dtype) / np.sqrt(2 * states).astype(dtype)
         c = jax.random.normal(for_c, (channels, 2 * states), dtype) / np.sqrt(2 * states).astype(dtype)

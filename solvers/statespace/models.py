@@ -266,6 +266,8 @@ def kalman_smoother(
 
 
 def _solved(name: str, model, y, observed, how, only_filter: bool) -> Beliefs:
+    if np.ndim(y) == 1:
+        fail(name, "y", "(T, p), times by values; a single series is `y[:, None]`", f"shape {np.shape(y)}")
     y = float_array(name, "y", y, ndim=2)
     steps, c = _steps(name, model, y.shape[0], y)
     if observed is None:

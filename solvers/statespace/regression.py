@@ -12,6 +12,7 @@ from ..core.checks import fail, float_array, known
 from ..core.gaussian.filtering import Steps
 from ..core.gaussian.kernels import Kernel
 from ..core.gaussian.sde import StateSpaceKernel, to_sde
+from ..core.precision import matmul
 from ..core.typing import Array, Bool, Float, Scalar
 from .models import Beliefs, GaussianStatus, beliefs_of
 
@@ -141,8 +142,8 @@ def gp_regression(
     steps = _process(sde, times, y, noise)  # (1)
     found = beliefs_of(name, steps, seen[:, None], (form, method, block), False)
     H = sde.observation()
-    mean = found.mean @ H  # (2)
-    variance = jnp.sum((found.covariance @ H) * H[None], axis=-1)
+    mean = matmul(found.mean, H)  # (2)
+    variance = jnp.sum(matmul(found.covariance, H) * H[None], axis=-1)
     if place is not None:
         mean, variance = mean[place], variance[place]
     # a length that is not positive makes a process that grows; times that fall do too, and say so below

@@ -88,12 +88,16 @@ def diff2(
     Raises
     ------
     ValueError
-        When `update` is called without parameters, or an option is unknown.
+        When `update` is called without parameters or with gradients that are no per-example ones of them, or an option
+        is unknown.
+    TypeError
+        A `key` that is none.
 
     Notes
     -----
     Privacy does not rest on `before` being what it should be, nor on the clips being right, only on the same data set
-    being used throughout: what is released is the clipped mean with its noise. `Diff2State.rho` is what has been spent.
+    being used throughout: what is released is the clipped mean with its noise. ``state[0].rho``, of the `Diff2State`
+    that is the first part of the optimiser's state, is what has been spent.
     The noise is in floating point, whose low bits are known to leak (Mironov, CCS 2012).
 
     References
@@ -119,6 +123,7 @@ def diff2(
     """
     name = "diff2"
     checks.choice(name, "neighbours", neighbours, NEIGHBOURS)
+    checks.random_key(name, "key", key)
     sides = 2 if neighbours == "replace" else 1
 
     def init(params):
@@ -134,7 +139,9 @@ def diff2(
             checks.fail(name, "before", "given to update: per-example gradients at `previous_point`", None)
         before = before(state.previous) if callable(before) else before
         dtype = state.rho.dtype
-        n = jax.tree.leaves(updates)[0].shape[0]
+        n = number_of_examples(name, "updates", updates, params)
+        if number_of_examples(name, "before", before, params) != n:
+            checks.fail(name, "before", f"of the same {n} examples", f"{jax.tree.leaves(before)[0].shape[0]}")
         afresh = state.count % restart == 0
         moved = jnp.sqrt(sum(
             jnp.sum((x - y) ** 2).astype(dtype)
@@ -155,6 +162,18 @@ def diff2(
 
     inner = optax.GradientTransformationExtraArgs(init, update)
     return optax.chain(inner, optax.scale_by_learning_rate(learning_rate))
+
+
+def number_of_examples(name: str, argument: str, gradients: Any, params: Any) -> int:
+    """Return the length of the leading axis of per-example gradients, or raise: a mean would have no bound to clip."""
+    shapes = lambda tree: jax.tree.map(jnp.shape, tree)  # noqa: E731
+    leaves = jax.tree.leaves(gradients)
+    n = jnp.shape(leaves[0])[:1] if leaves else ()
+    like = jax.tree.map(lambda p: n + jnp.shape(p), params)
+    if not n or n == (0,) or shapes(gradients) != like:
+        wanted = f"per-example gradients, one leading axis n before the shapes {shapes(params)} of `params`"
+        checks.fail(name, argument, wanted, shapes(gradients))
+    return n[0]
 
 
 def clipped_mean(examples: Any, limit: Array) -> Any:
@@ -213,6 +232,7 @@ def diff2_noise(rho: Scalar, steps: int, restart: int, *, share: Scalar = 0.5) -
     rho : scalar
         Zero-concentrated budget, see `epsilon_to_rho`.
     steps, restart : int
+        Updates in all, and from one full gradient to the next.
     share : scalar
         Of the budget, for the full gradients.
 
@@ -220,10 +240,28 @@ def diff2_noise(rho: Scalar, steps: int, restart: int, *, share: Scalar = 0.5) -
     -------
     tuple of two arrays
         `noise` and `noise_difference`.
+
+    Raises
+    ------
+    ValueError
+        Numbers out of range.
+
+    Examples
+    --------
+    >>> from solvers import diff2_noise, epsilon_to_rho
+    >>> noise, noise_difference = diff2_noise(epsilon_to_rho(1.0, 1e-6), steps=50, restart=10)
+    >>> print(f"{noise:.1f} {noise_difference:.1f}")
+    13.4 40.1
     """
+    name = "diff2_noise"
+    rho = checks.number(name, "rho", rho, positive=True)
+    for label, count in (("steps", steps), ("restart", restart)):
+        if not isinstance(count, int) or count < 1:
+            checks.fail(name, label, "a positive integer", count)
     fresh = -(-steps // restart)
     rest = steps - fresh
-    rho = jnp.asarray(rho)
+    if rest and isinstance(share, int | float) and not 0 < share < 1:
+        checks.fail(name, "share", "between 0 and 1", share)
     share = 1.0 if rest == 0 else share
     first = jnp.sqrt(fresh / (2 * rho * share))  # (3)
     return first, jnp.sqrt(rest / (2 * rho * (1 - share))) if rest else jnp.ones_like(first)

@@ -16,7 +16,7 @@ Say: TypeAlias = Callable[[str], None]
 FAMILIES: dict[str, str] = {
     "linear": "a heat simulation whose relaxation is learned from its own step counts",
     "inverse": "a tomogram from few views: by total variation, and by the classical filter",
-    "transport": "optimal transport: the colours of one photograph moved to another",
+    "transport": "the colours of one photograph moved to another",
     "stochastic": "sensors that learn together by gossip, at rates designed for their links",
     "bilevel": "64 weight decays of a classifier, tuned by gradients through its training",
     "pde": "a differential equation with three scales, by a spectral Gaussian-process solve",
@@ -28,7 +28,7 @@ FAMILIES: dict[str, str] = {
     "lowrank": "half of a photograph's pixels from the other half",
     "statespace": "the past in 32 numbers, made diagonal: the distance that S4D keeps, and a thousandth of it",
     "tensor": "products of functions on the sphere, on the smallest grid that is exact",
-    "constrained": "constraints: digits told odd from even by weights on a sphere, and within bounds",
+    "constrained": "digits told odd from even by weights on a sphere, and within bounds",
 }
 """Name of the module, and what it shows."""
 

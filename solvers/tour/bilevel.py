@@ -90,11 +90,12 @@ def draw(grid, shared, losses, decay, path: Path) -> None:
     import matplotlib.pyplot as plt
 
     fig, axes = plt.subplots(1, 3, figsize=(11, 3))
-    axes[0].plot(grid / np.log(10), shared, color="#0072B2")
-    axes[0].set(xlabel="log10 of one decay for all", ylabel="validation loss", title="regularisation path")
-    axes[1].plot(losses, color="#D55E00", label="one a pixel")
-    axes[1].axhline(float(np.min(shared)), color="#0072B2", linestyle="--", label="best single one")
-    axes[1].set(xlabel="hypergradient step", ylabel="validation loss")
+    axes[0].plot(grid / np.log(10), shared, color="#D55E00")
+    axes[0].axhline(float(np.min(shared)), color="#D55E00", linestyle="--", linewidth=1)
+    axes[0].set(xlabel="log10 of one decay for all", ylabel="validation loss", title="one decay for all pixels")
+    axes[1].plot(losses, color="#0072B2", label="one a pixel")
+    axes[1].axhline(float(np.min(shared)), color="#D55E00", linestyle="--", label="best single one")
+    axes[1].set(xlabel="hypergradient step", ylabel="validation loss", title="64 decays, tuned by gradients")
     axes[1].legend(frameon=False)
     image = axes[2].imshow(np.asarray(decay).reshape(8, 8) / np.log(10), cmap="viridis")
     axes[2].set(title="log10 of the decays found", xticks=[], yticks=[])

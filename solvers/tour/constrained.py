@@ -39,17 +39,18 @@ def run(plots: Path, say) -> list[Record]:
     facts = {"loss": float(sol.objective), "violation": float(sol.constraint_violation)}
     say(f"loss {facts['loss']:.6f}, constraints met to {facts['violation']:.0e}")
     picture = plots / "constrained.png"
-    draw(sol, picture)
-    say(f"picture: {picture}")
     record = Record.of(
         "constrained", title, "sketched_newton", ours, peers=[_scipy(problem)], pictures=[str(picture)], facts=facts
     )
     for line in record.lines():
         say(line)
-    return [record, bounded(problem, say)]
+    second, within = bounded(problem, say)
+    draw(sol, within, picture)
+    say(f"picture: {picture}")
+    return [record, second]
 
 
-def bounded(problem: NLP, say) -> Record:
+def bounded(problem: NLP, say) -> tuple[Record, np.ndarray]:
     """Solve for weights in a ball that must not exceed a tenth: inequalities and bounds in the place of equations."""
     title = "the same digits, weights in a ball and none above a tenth in size"
 
@@ -66,15 +67,21 @@ def bounded(problem: NLP, say) -> Record:
     record = Record.of("constrained", title, "interior_point", ours, facts=facts)
     for line in record.lines():
         say(line)
-    return record
+    return record, np.asarray(sol.value)
 
 
-def draw(sol: NewtonSolution, path: Path) -> None:
-    """Draw the error after each step."""
+def draw(sol: NewtonSolution, within: np.ndarray, path: Path) -> None:
+    """Draw the error after each step, and the weights of both problems by pixel."""
     import matplotlib.pyplot as plt
 
-    figure, axes = plt.subplots(figsize=(5, 3.5))
-    convergence({"sketched_newton": np.asarray(sol.history)}, tol=float(sol.tol), axes=axes)
+    figure, (left, *right) = plt.subplots(1, 3, figsize=(11, 3.2), width_ratios=(1.3, 1, 1), layout="constrained")
+    convergence({"sketched_newton": np.asarray(sol.history)}, tol=float(sol.tol), axes=left)
+    shown = {"on a sphere and 10 hyperplanes": np.asarray(sol.value), "in a ball, none above 0.1": within}
+    for axes, (title, weights) in zip(right, shown.items(), strict=True):
+        most = np.abs(weights).max()
+        image = axes.imshow(weights.reshape(8, 8), cmap="RdBu", vmin=-most, vmax=most)
+        axes.set(title=title, xticks=[], yticks=[])
+        figure.colorbar(image, ax=axes, label="weight of the pixel: blue speaks for odd")
     figure.savefig(path, dpi=150, bbox_inches="tight")
     plt.close(figure)
 

@@ -59,7 +59,9 @@ def run(plots: Path, say) -> list[Record]:
 def descent(X, y, best: float) -> Peer:
     """Return where scikit-learn's network of as many neurons ends by L-BFGS: with free patterns, and no proof."""
     import time
+    import warnings
 
+    from sklearn.exceptions import ConvergenceWarning
     from sklearn.neural_network import MLPRegressor
 
     begin = time.perf_counter()
@@ -67,7 +69,9 @@ def descent(X, y, best: float) -> Peer:
     peer = MLPRegressor(
         hidden_layer_sizes=(2 * PATTERNS,), solver="lbfgs", alpha=BETA, max_iter=500, random_state=3, tol=1e-9
     )
-    peer.fit(X[:TRAIN], y[:TRAIN])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)  # that it has not converged is in its objective
+        peer.fit(X[:TRAIN], y[:TRAIN])
     seconds = time.perf_counter() - begin
     decay = sum(np.sum(w**2) for w in peer.coefs_) / 2
     objective = np.sum((peer.predict(X[:TRAIN]) - y[:TRAIN]) ** 2) / 2 + BETA * decay
@@ -85,7 +89,7 @@ def draw(hidden, output, axes, path: Path) -> None:
         image = (hidden[j, :-1] @ axes).reshape(8, 8)
         panel.imshow(image, cmap="RdBu", vmin=-np.abs(image).max(), vmax=np.abs(image).max())
         panel.set(title=f"{np.sign(output[j]) * output[j] ** 2:+.2f}", xticks=[], yticks=[])
-    fig.suptitle("the strongest neurons, and their weight in the answer", y=1.05)
+    fig.suptitle("the strongest neurons by pixel (blue: positive), and their weight in the answer", y=1.05)
     fig.tight_layout()
     fig.savefig(path, dpi=130, bbox_inches="tight")
     plt.close(fig)

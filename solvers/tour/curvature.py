@@ -118,6 +118,7 @@ def draw_spectrum(exact: np.ndarray, density, largest: np.ndarray, path: Path) -
     axes.plot(grid, density.below(jnp.asarray(grid)), color="#0072B2", label="spectral_density, 96 products")
     axes.plot(largest, np.ones_like(largest), "|", color="#D55E00", ms=14, label="extreme_eigenpairs")
     axes.set(xlabel="eigenvalue of the Hessian", ylabel="share of eigenvalues below", xscale="log")
+    axes.set_title("640 weights of a digit classifier")
     axes.legend(frameon=False, loc="lower right")
     figure.savefig(path, dpi=150, bbox_inches="tight")
     plt.close(figure)
@@ -129,6 +130,6 @@ def draw(diagonal: np.ndarray, path: Path) -> None:
 
     figure, axes = plt.subplots(figsize=(4, 3.5))
     figure.colorbar(axes.imshow(diagonal, cmap="viridis"), label="curvature, summed over classes")
-    axes.set(xlabel="pixel column", ylabel="pixel row")
+    axes.set(xlabel="pixel column", ylabel="pixel row", title="curvature of a digit classifier's loss")
     figure.savefig(path, dpi=150, bbox_inches="tight")
     plt.close(figure)

@@ -57,12 +57,12 @@ def draw(systems: dict[str, LinearSystem], path: Path) -> None:
     t = STEP * np.arange(steps)
     decay = np.exp(-t)
     figure, axes = plt.subplots(figsize=(6, 3.4), layout="constrained")
-    for (name, system), colour in zip(systems.items(), ("#D55E00", "#0072B2"), strict=True):
+    for (name, system), colour, width in zip(systems.items(), ("#D55E00", "#0072B2"), (0.8, 3.0), strict=True):
         layer = DiagonalSSM(jnp.asarray(system.A), jnp.asarray(system.B * system.C), step=STEP, pairs=False)
-        axes.plot(t, jax.jit(lambda m: m.kernel(steps))(layer)[0] / STEP, color=colour, linewidth=1, label=name)
+        axes.plot(t, jax.jit(lambda m: m.kernel(steps))(layer)[0] / STEP, color=colour, linewidth=width, label=name)
     legendre = np.polynomial.legendre.legval(2 * decay - 1, np.eye(5)[4])
-    axes.plot(t, 3 * decay * legendre, color="black", linewidth=1, linestyle="--", label="exact")
-    axes.set(xlabel="time since the impulse", ylabel="fifth coefficient")
+    axes.plot(t, 3 * decay * legendre, color="black", linewidth=1, linestyle=":", label="exact")
+    axes.set(xlabel="time since the impulse", ylabel="fifth coefficient", title="what 32 states remember of an impulse")
     axes.legend(frameon=False)
     figure.savefig(path, dpi=150)
     plt.close(figure)

@@ -55,8 +55,9 @@ def draw(x, y, z, path: Path) -> None:
     for ax, c, name in zip(axes, (x, y, z), ("f", "g", "f g, to degree 8"), strict=True):
         field = (np.asarray(c, float) @ table).reshape(90, 180)
         size = np.max(np.abs(field))
-        ax.imshow(field, cmap="RdBu_r", vmin=-size, vmax=size, extent=(0, 360, -90, 90), aspect="auto")
+        image = ax.imshow(field, cmap="RdBu_r", vmin=-size, vmax=size, extent=(0, 360, -90, 90), aspect="auto")
         ax.set(title=name, xlabel="longitude (degrees)")
+        figure.colorbar(image, ax=ax)
     axes[0].set_ylabel("latitude (degrees)")
     figure.savefig(path, dpi=150)
     plt.close(figure)

@@ -10,6 +10,7 @@ import pytest
 
 from solvers import Units, group_scores, hesso, parameter_groups, shrink
 from solvers.compression import Cycles
+from solvers.core.precision import matmul
 
 from ..conftest import FLOAT
 
@@ -25,7 +26,7 @@ def planted(seed=5):
     x = rng.standard_normal((100, GROUPS * WIDTH))
     y = x @ truth.ravel() + 0.01 * rng.standard_normal(100)
     x, y = jnp.asarray(x, FLOAT), jnp.asarray(y, FLOAT)
-    return lambda p: jnp.mean((x @ p["w"].reshape(-1) - y) ** 2), truth, support
+    return lambda p: jnp.mean((matmul(x, p["w"].reshape(-1)) - y) ** 2), truth, support
 
 
 def start(seed=6):

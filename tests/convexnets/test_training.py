@@ -58,12 +58,15 @@ def test_the_network_has_the_optimum_for_its_objective(rng, loss, gated):
 
 @needs_x64
 @pytest.mark.parametrize(("loss", "gated"), [KINDS[3]])
-def test_a_sketch_changes_the_work_and_not_the_answer(rng, loss, gated):
-    p = problem(rng, loss, gated)
-    plain, sketched = solve(p), jax.jit(partial(train_relu, sketch=6))(p)
-    assert sketched.converged
-    assert np.isclose(sketched.objective, plain.objective, rtol=2e-6)
-    assert sketched.num_steps <= plain.num_steps + 10
+def test_a_sketch_changes_the_work_and_not_the_answer(loss, gated):
+    """Step by step, where rounding ended it too early when conjugate gradients left the last digits open."""
+    sketched = jax.jit(partial(train_relu, sketch=6))
+    for seed in (20, 104, 105, 107):
+        p = problem(np.random.default_rng(seed), loss, gated)
+        exact, ours = solve(p), sketched(p)
+        assert ours.converged
+        assert np.isclose(ours.objective, exact.objective, rtol=2e-6)
+        assert abs(int(ours.num_steps) - int(exact.num_steps)) <= 2
     with pytest.raises(ValueError, match="sketch"):
         train_relu(p, sketch=0)
 

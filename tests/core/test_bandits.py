@@ -128,7 +128,8 @@ def test_square_root_update_is_bayes_rule():
         y.append(np.log(2.5 + k))
     F, y = np.array(F), np.array(y)
     precision = F.T @ F + np.eye(2) / 4
-    np.testing.assert_allclose(state.root @ state.root.T, np.linalg.inv(precision), rtol=1e-4, atol=1e-5)
+    root = np.asarray(state.root, float)
+    np.testing.assert_allclose(root @ root.T, np.linalg.inv(precision), rtol=1e-4, atol=1e-5)
     mean = np.linalg.solve(precision, F.T @ y + np.array([0.5, -1.0]) / 4)
     np.testing.assert_allclose(state.mean, mean, rtol=1e-4, atol=1e-5)
 

@@ -11,6 +11,7 @@ from solvers.core.implicit import attach, envelope, linear_solve
 from solvers.core.krylov.cg import cg
 from solvers.core.krylov.result import KrylovReason
 from solvers.core.loop import Limits, iterate, when
+from solvers.core.precision import matmul
 from solvers.core.search import backtrack
 
 from ..conftest import FLOAT, needs_x64
@@ -104,11 +105,11 @@ def spd(n=12):
 @pytest.mark.parametrize("unroll", [1, 3])
 def test_cg_solves_and_counts(unroll):
     a, b = spd()
-    out = cg(lambda x: a @ x, b, tol=1e-4, max_steps=50, unroll=unroll)
+    out = cg(lambda x: matmul(a, x), b, tol=1e-4, max_steps=50, unroll=unroll)
     np.testing.assert_allclose(out.x, np.linalg.solve(a, b), atol=1e-4)
     assert out.reason == KrylovReason.CONVERGED
     assert 1 <= out.num_steps <= 12
-    exact = cg(lambda x: a @ x, b, tol=1e-4, max_steps=50, precondition=lambda r: jnp.linalg.solve(a, r))
+    exact = cg(lambda x: matmul(a, x), b, tol=1e-4, max_steps=50, precondition=lambda r: jnp.linalg.solve(a, r))
     assert exact.num_steps == 1
 
 
@@ -130,10 +131,10 @@ def test_cg_says_why_it_stopped(matvec, options, reason):
 def test_cg_starts_where_it_is_told():
     a, b = spd()
     solution = jnp.linalg.solve(a, b)
-    there = cg(lambda x: a @ x, b, solution, tol=1e-4, max_steps=50)
+    there = cg(lambda x: matmul(a, x), b, solution, tol=1e-4, max_steps=50)
     assert there.num_steps == 0
     np.testing.assert_array_equal(there.x, solution)
-    far = cg(lambda x: a @ x, b, solution + 3, tol=1e-4, max_steps=50)
+    far = cg(lambda x: matmul(a, x), b, solution + 3, tol=1e-4, max_steps=50)
     np.testing.assert_allclose(far.x, solution, atol=1e-4)
     assert 1 <= far.num_steps <= 13
 

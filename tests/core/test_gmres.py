@@ -9,6 +9,7 @@ import pytest
 
 from solvers.core.krylov.gmres import gmres
 from solvers.core.krylov.result import KrylovReason
+from solvers.core.precision import matmul
 
 from ..conftest import FLOAT, X64
 
@@ -19,7 +20,7 @@ GOOD = 1e-10 if X64 else 2e-4
 @partial(jax.jit, static_argnames="memory")
 def solve(matrix, b, tol, max_steps, inverse=None, memory=30):
     def times(m):
-        return lambda v: m @ v
+        return lambda v: matmul(m, v)
 
     precondition = None if inverse is None else times(inverse)
     return gmres(times(matrix), b, tol=tol, max_steps=max_steps, precondition=precondition, memory=memory)
@@ -38,7 +39,7 @@ def test_against_a_dense_solve_in_at_most_n_steps(rng):
     assert int(result.num_steps) <= N
     truth = np.linalg.solve(np.asarray(matrix, float), np.asarray(b, float))
     np.testing.assert_allclose(result.x, truth, atol=100 * GOOD)
-    np.testing.assert_allclose(result.residual, np.linalg.norm(b - matrix @ result.x), atol=GOOD)
+    np.testing.assert_allclose(result.residual, np.linalg.norm(b - matmul(matrix, result.x)), atol=GOOD)
 
 
 def test_each_step_minimises_the_residual_over_the_krylov_space(rng):
@@ -60,14 +61,14 @@ def test_restarts_go_on_from_where_they_were(rng):
     result = solve(matrix, b, GOOD, 200, memory=4)
     assert int(result.reason) == KrylovReason.CONVERGED
     assert int(result.num_steps) > 4
-    assert float(np.linalg.norm(b - matrix @ result.x)) <= 2 * GOOD
+    assert float(np.linalg.norm(b - matmul(matrix, result.x))) <= 2 * GOOD
 
 
 def test_an_exact_preconditioner_needs_one_step_and_leaves_the_residual_that_of_the_system(rng):
     matrix, b = system(rng)
     result = solve(matrix, b, GOOD, 100, inverse=jnp.linalg.inv(matrix))
     assert int(result.num_steps) == 1
-    np.testing.assert_allclose(matrix @ result.x, b, atol=10 * GOOD)
+    np.testing.assert_allclose(matmul(matrix, result.x), b, atol=10 * GOOD)
 
 
 def test_a_singular_system_stagnates_at_its_least_residual():

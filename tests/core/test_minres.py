@@ -5,6 +5,7 @@ import numpy as np
 
 from solvers.core.krylov.minres import minres
 from solvers.core.krylov.result import KrylovReason
+from solvers.core.precision import matmul
 
 from ..conftest import FLOAT
 
@@ -21,7 +22,7 @@ def test_solves_an_indefinite_system_on_a_pytree(rng):
     A_ = jnp.asarray(A, FLOAT)
 
     def product(z):
-        y = A_ @ jnp.concatenate([z["u"], z["v"]])
+        y = matmul(A_, jnp.concatenate([z["u"], z["v"]]))
         return {"u": y[:5], "v": y[5:]}
 
     s = minres(product, {"u": jnp.asarray(b[:5], FLOAT), "v": jnp.asarray(b[5:], FLOAT)}, tol=TOL, max_steps=100)
@@ -38,17 +39,17 @@ def test_takes_three_steps_with_the_exact_block_preconditioner(rng):
     S = G @ np.linalg.solve(H, G.T)
     P = jnp.asarray(np.linalg.inv(np.block([[H, np.zeros((n, m))], [np.zeros((m, n)), S]])), FLOAT)
     b = jnp.asarray(rng.standard_normal(n + m), FLOAT)
-    s = minres(lambda x: K @ x, b, tol=10 * TOL, max_steps=50, precondition=lambda r: P @ r)
+    s = minres(lambda x: matmul(K, x), b, tol=10 * TOL, max_steps=50, precondition=lambda r: matmul(P, r))
     assert s.num_steps <= 3
     np.testing.assert_allclose(s.x, np.linalg.solve(np.asarray(K, float), np.asarray(b, float)), atol=1e3 * TOL)
 
 
 def test_says_when_it_ran_out_of_steps_and_when_there_was_nothing_to_do(rng):
     A, b = jnp.asarray(indefinite(rng), FLOAT), jnp.asarray(rng.standard_normal(12), FLOAT)
-    cut = minres(lambda x: A @ x, b, tol=TOL, max_steps=3)
+    cut = minres(lambda x: matmul(A, x), b, tol=TOL, max_steps=3)
     assert cut.reason == KrylovReason.MAX_STEPS
     assert cut.num_steps == 3
-    assert jnp.linalg.norm(A @ cut.x - b) < jnp.linalg.norm(b)
-    nothing = minres(lambda x: A @ x, jnp.zeros_like(b), tol=TOL, max_steps=3)
+    assert jnp.linalg.norm(matmul(A, cut.x) - b) < jnp.linalg.norm(b)
+    nothing = minres(lambda x: matmul(A, x), jnp.zeros_like(b), tol=TOL, max_steps=3)
     assert nothing.num_steps == 0
     assert nothing.reason == KrylovReason.CONVERGED

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from solvers import head_hessian
+from solvers.core.precision import matmul
 
 from ..conftest import X64
 
@@ -19,7 +20,7 @@ def data(seed, n):
 
 def reference(x, w):
     def loss(w):
-        logits = x @ w.T
+        logits = matmul(x, w.T)
         return jnp.mean(jax.nn.logsumexp(logits, axis=1) - logits[:, 1])
 
     return np.asarray(jax.jit(jax.hessian(loss))(w)).reshape(15, 15)

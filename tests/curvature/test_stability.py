@@ -7,6 +7,7 @@ import pytest
 from scipy.special import gammaincinv
 
 from solvers import batch_hessian_outlier, scale_learning_rate
+from solvers.core.precision import matmul
 
 from ..compiled import hessian_alignment, sgd_stability
 from ..conftest import FLOAT
@@ -94,7 +95,7 @@ def domains(seed=7):
 
 
 def loss(w, x, y):
-    logits = x @ w.T
+    logits = matmul(x, w.T)
     return jnp.mean(jax.nn.logsumexp(logits, axis=1) - jnp.take_along_axis(logits, y[:, None], axis=1)[:, 0])
 
 

@@ -18,6 +18,7 @@ from solvers import (
     flexible_cg,
     ritz_dataset,
 )
+from solvers.core.precision import matmul
 from solvers.linear.learned.preconditioner_training import _waves
 from solvers.problems.linear import poisson_with_obstacles
 
@@ -81,7 +82,7 @@ def test_a_multiple_of_the_inverse_takes_one_step(scale):
     inverse = jnp.asarray(scale * np.linalg.inv(dense(A)), FLOAT)
 
     def exact(r, inverse):
-        return (inverse @ r.ravel()).reshape(r.shape)
+        return matmul(inverse, r.ravel()).reshape(r.shape)
 
     s = flexible_cg(A, right_side(fluid), precondition=exact, args=inverse, tol=1e-12 if X64 else 1e-4)
     assert s.converged

@@ -41,7 +41,22 @@ class Kernel(eqx.Module):
 
 
 class SquaredExponential(Kernel):
-    """``variance exp(-d^2 / (2 length^2))``: very smooth."""
+    """``variance exp(-d^2 / (2 length^2))``: very smooth.
+
+    Attributes
+    ----------
+    length : scalar
+        Distance over which values stay alike, in the units that the call asks for.
+    variance : scalar
+        Of a value, its standard deviation squared.
+
+    Examples
+    --------
+    >>> import jax.numpy as jnp
+    >>> from solvers import SquaredExponential
+    >>> print(SquaredExponential(length=0.5, variance=4.0)(jnp.array([0.0, 0.5])).round(2))
+    [4.   2.43]
+    """
 
     length: Any = 0.1
     variance: Any = 1.0
@@ -52,7 +67,24 @@ class SquaredExponential(Kernel):
 
 
 class Matern(Kernel):
-    """Matern covariance of smoothness `nu` = 1/2, 3/2, 5/2, 7/2 or 9/2 (static); ``2 nu - 1`` derivatives exist."""
+    """Matern covariance of smoothness `nu`, as scikit-learn's: ``variance * Matern(length, nu=nu)`` there.
+
+    Attributes
+    ----------
+    length : scalar
+        Distance over which values stay alike, in the units that the call asks for.
+    variance : scalar
+        Of a value, its standard deviation squared.
+    nu : float
+        1/2, 3/2, 5/2, 7/2 or 9/2; ``2 nu - 1`` derivatives exist. Static.
+
+    Examples
+    --------
+    >>> import jax.numpy as jnp
+    >>> from solvers import Matern
+    >>> print(Matern(length=0.5, variance=4.0, nu=1.5)(jnp.array([0.0, 0.5])).round(2))
+    [4.   1.93]
+    """
 
     length: Any = 0.2
     variance: Any = 1.0
@@ -64,7 +96,15 @@ class Matern(Kernel):
 
 
 class PeriodicKernel(Kernel):
-    """``variance exp(-2 sin^2(pi d) / length^2)``: periodic over the domain."""
+    """``variance exp(-2 sin^2(pi d) / length^2)``: periodic over the domain, d a share of it.
+
+    Attributes
+    ----------
+    length : scalar
+        The larger, the smoother.
+    variance : scalar
+        Of a value.
+    """
 
     length: Any = 1.0
     variance: Any = 1.0
@@ -103,7 +143,13 @@ class SpectralMixture(Kernel):
 
 
 class StudentMixture(Kernel):
-    """The same with Matern-5/2 envelopes: a spectrum of Student-t peaks, heavier tails."""
+    """`SpectralMixture` with Matern-5/2 envelopes: a spectrum of Student-t peaks, heavier tails.
+
+    Attributes
+    ----------
+    weights, frequencies, lengths : Float[Array, "q"]
+        Of the peaks: variance, place in cycles, and the length of the envelope.
+    """
 
     weights: Float[Array, " q"]
     frequencies: Float[Array, " q"]

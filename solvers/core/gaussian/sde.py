@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ..checks import fail
-from ..precision import matmul
+from ..precision import dot, matmul
 from ..typing import Array, Float
 from .kernels import Kernel, Matern, PeriodicKernel, Product, Sum
 
@@ -192,7 +192,7 @@ class ProductStates(StateSpaceKernel):
 
     def missing_variance(self):
         """Return a bound from the parts' variances and what they miss."""
-        k1, k2 = (p.observation() @ p.stationary() @ p.observation() for p in (self.one, self.two))
+        k1, k2 = (dot(p.observation(), matmul(p.stationary(), p.observation())) for p in (self.one, self.two))
         m1, m2 = self.one.missing_variance(), self.two.missing_variance()
         return k1 * m2 + k2 * m1 + m1 * m2
 

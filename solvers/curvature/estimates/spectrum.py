@@ -142,6 +142,7 @@ def spectral_density(operator: Any, key: Array, *, num_steps: int = 32, num_prob
     for argument, value in (("num_steps", num_steps), ("num_probes", num_probes)):
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             checks.fail("spectral_density", argument, "a positive integer", value)
+    checks.random_key("spectral_density", "key", key)
     flat = flattened("spectral_density", operator)
     starts = probes("sphere", key, num_probes, jax.ShapeDtypeStruct((flat.size,), flat.dtype))
     runs = tridiagonals(flat, starts, num_steps)
@@ -248,6 +249,7 @@ def extreme_eigenpairs(
     [29. 28.] True
     """
     name = "extreme_eigenpairs"
+    checks.random_key(name, "key", key)
     flat = flattened(name, operator)
     n = flat.size
     if isinstance(count, bool) or not isinstance(count, int) or not 1 <= count <= n:

@@ -92,6 +92,7 @@ def trace(
     2.0 True
     """
     checks.choice("trace", "method", method, METHODS)
+    checks.random_key("trace", "key", key)
     goal = _goal("trace", rtol, atol, max_products)
     flat = flattened("trace", operator)
     if method in ("xtrace", "xnystrace"):
@@ -139,6 +140,7 @@ def diagonal(
     >>> print(diagonal(jnp.diag(jnp.arange(3.0)), jax.random.key(3)).value)
     [0. 1. 2.]
     """
+    checks.random_key("diagonal", "key", key)
     goal = _goal("diagonal", rtol, atol, max_products)
     flat = flattened("diagonal", operator)
     estimate = _sampled(flat, key, goal, _rank("diagonal", rank, goal, flat), lambda samples: samples, whole=True)
@@ -192,6 +194,7 @@ def blockwise_trace(
     >>> print(blockwise_trace(curvature, jax.random.key(3)).value)
     {'a': Array(4., dtype=...), 'b': Array(36., dtype=...)}
     """
+    checks.random_key("blockwise_trace", "key", key)
     goal = _goal("blockwise_trace", rtol, atol, max_products)
     flat = flattened("blockwise_trace", operator)
     parts = jax.tree.leaves(flat.unravel(jnp.zeros(flat.size, flat.dtype)))

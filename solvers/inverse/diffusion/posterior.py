@@ -114,6 +114,7 @@ def posterior_sample(
     dtype = domain.dtype
     deviation = checks.number(name, "noise", noise, positive=True, dtype=dtype)
     data = Measured(A, y, deviation)
+    checks.random_key(name, "key", key)
     first, rest = jax.random.split(key)
     points = around(schedule, steps, dtype)
     if start is None:

@@ -173,7 +173,7 @@ def largest_eigenvalue(s: Statement, steps: int = 12) -> Array:
 
 def needs_setting(name: str, argument: str, value, regulariser) -> None:
     """Raise where a denoiser, which no step length rescales, would be run at a setting found by the solver."""
-    if value is None and not isinstance(regulariser, ProximalFunction):
+    if value is None and callable(regulariser) and not isinstance(regulariser, ProximalFunction):
         checks.fail(
             name, argument, "given where g is not a ProximalFunction: it then belongs to the problem", "None", TypeError
         )

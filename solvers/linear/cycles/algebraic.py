@@ -8,14 +8,16 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 from jax.core import Tracer
 
 from ...core.checks import choice, fail, float_array
+from ...core.precision import eps
 from ...core.typing import Array, Float
 from ..systems.sparse_rows import SparseRows
 from ..systems.system import Layout, System
 from .cycle import Level
-from .host import MANY_UNKNOWNS, alike, constructed, in_order, transfers
+from .host import MANY_UNKNOWNS, NULL, alike, constructed, in_order, inverse, transfers, with_zeros
 from .sparse import Order, Sums, by_tables, times_matrix, times_vector
 
 KINDS = ("smoothed_aggregation", "ruge_stuben", "rootnode")
@@ -186,11 +188,12 @@ class AMG(System):
         data, weights, patterns, product = [], [], [], (self.product, self.transposed_product)
         for P, coarse in steps:
             lists = (None, None)
-            if updates or coarse is None:
-                half = in_order(fine @ P)
-                coarse = in_order(in_order(P.T) @ half)
-                if updates:
-                    lists = times_matrix(fine, P, half), times_matrix(P, half, coarse, transposed=True)
+            if updates:
+                half = with_zeros(fine, P)
+                coarse = with_zeros(in_order(P.T), half)
+                lists = times_matrix(fine, P, half), times_matrix(P, half, coarse, transposed=True)
+            elif coarse is None:
+                coarse = in_order(P.T @ (fine @ P))
             after = by_tables(coarse) if len(patterns) + 1 < len(steps) else None
             up = times_vector(P, rows=order, columns=after), times_vector(P, transposed=True, rows=after, columns=order)
             patterns.append(Patterns(*product, *up, *lists))
@@ -199,7 +202,7 @@ class AMG(System):
             fine, order = coarse, after
             product = products(fine, order, self.symmetric)
         self.data, self.weights, self.patterns, self.last = tuple(data), tuple(weights), tuple(patterns), product
-        self.inverse = jax.device_put(np.linalg.pinv(fine.toarray(), rcond=1e-12, hermitian=self.symmetric))
+        self.inverse = jax.device_put(inverse(fine, self.symmetric))
 
     @classmethod
     def from_pyamg(cls, solver: Any, *, updates: bool = False) -> "AMG":
@@ -232,8 +235,13 @@ class AMG(System):
             data.append(fine)
             fine = p.whole.apply(p.whole.gather(weights), p.half.apply(p.half.gather(fine), weights))
         dense = jax.vmap(lambda e: self.last[0].apply(self.last[0].gather(fine), e), out_axes=-1)
-        inverse = jnp.linalg.pinv(dense(jnp.eye(self.inverse.shape[0], dtype=values.dtype)), hermitian=self.symmetric)
-        return eqx.tree_at(lambda s: (s.values, s.data, s.inverse), self, (values, tuple(data), inverse))
+        last = dense(jnp.eye(self.inverse.shape[0], dtype=values.dtype))
+        # as `inverse` of the host
+        diagonal = jnp.diagonal(last)
+        scale = jnp.where(diagonal > 0, lax.rsqrt(jnp.where(diagonal > 0, diagonal, 1)), 1)
+        scale = jnp.outer(scale, scale)
+        found = scale * jnp.linalg.pinv(last * scale, rtol=NULL * eps(values.dtype), hermitian=self.symmetric)
+        return eqx.tree_at(lambda s: (s.values, s.data, s.inverse), self, (values, tuple(data), found))
 
     @property
     def transposed(self):

@@ -19,6 +19,8 @@ STRENGTH = ("classical", {"theta": 0.25, "norm": "min"})
 """Couplings of at least a quarter of the most negative one of their row are strong."""
 DROPPED = 0.05
 """Improved weights below this share of the largest of their row are dropped."""
+NULL = 16
+"""Eigenvalues below this many units of rounding of the largest are those of null vectors."""
 MANY_ENTRIES, MOST_THREADS = 100_000, 4
 """Products of a matrix of at least so many entries are shared among so many threads, where there are cores."""
 
@@ -124,6 +126,33 @@ def product(left: Any, right: Any) -> Any:
     indptr = np.concatenate([[0], *(part.indptr[1:] + end for part, end in zip(parts, ends, strict=False))])
     data, indices = (np.concatenate([getattr(part, name) for part in parts]) for name in ("data", "indices"))
     return csr(data, indices, indptr.astype(indices.dtype), right.shape[1])
+
+
+def with_zeros(left: Any, right: Any) -> Any:
+    """Return the product of two matrices in order, with the entries that cancel: SciPy leaves out what is zero."""
+    found = in_order(left @ right)
+    ones = [csr(np.ones(m.nnz), m.indices, m.indptr, m.shape[1]) for m in (left, right)]
+    whole = in_order(ones[0] @ ones[1])
+    keys, own = (rows_of(m).astype(np.int64) * m.shape[1] + m.indices for m in (whole, found))
+    data = np.zeros(whole.nnz, found.dtype)
+    data[np.searchsorted(keys, own)] = found.data
+    return csr(data, whole.indices, whole.indptr, whole.shape[1])
+
+
+def inverse(matrix: Any, symmetric: bool) -> Any:
+    """Return the inverse of a small matrix; for a singular one, what solves systems that have a solution.
+
+    With the diagonal scaled to one, (2), so that small eigenvalues tell null vectors from small coefficients:
+
+    (2) ``A^-1 = S (S A S)^+ S,  S = 1 / sqrt(diag A)``
+    """
+    full = matrix.toarray().astype(np.result_type(matrix.dtype, np.float64))
+    diagonal = np.real(np.diagonal(full))
+    scale = np.where(diagonal > 0, 1 / np.sqrt(np.where(diagonal > 0, diagonal, 1)), 1)
+    least = max(1e-12, NULL * float(np.finfo(matrix.dtype).eps))
+    both = scale[:, None] * scale
+    # (2)
+    return (both * np.linalg.pinv(both * full, rcond=least, hermitian=symmetric)).astype(matrix.dtype)
 
 
 def smoothed(matrix: Any, P: Any, fine: Any, sweeps: int) -> Any:

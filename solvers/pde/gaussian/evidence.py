@@ -22,7 +22,7 @@ from jax.scipy.linalg import solve_triangular
 
 from ...core.gaussian.kernels import Kernel, SpectralMixture, StudentMixture
 from ...core.loop import Limits, iterate
-from ...core.precision import eps, matmul
+from ...core.precision import dot, eps, matmul
 from ...core.typing import Array, Float
 from ..tracing import Equation
 from .conditioning import Data
@@ -234,10 +234,10 @@ def bfgs(objective: Callable, x):
     def step(state: Descent) -> Descent:
         x, value, gradient, inverse = state
         p = -matmul(inverse, gradient)
-        descent = jnp.vdot(p, gradient)
+        descent = dot(p, gradient)
         p = jnp.where(descent < 0, p, -gradient)
         p = p / jnp.maximum(1, jnp.max(jnp.abs(p)))
-        descent = jnp.vdot(p, gradient)
+        descent = dot(p, gradient)
 
         def rejected(carry):
             t, after = carry
@@ -252,12 +252,12 @@ def bfgs(objective: Callable, x):
         new = jnp.where(after <= value, x + t * p, x)
         value, after = slope(new)
         s, y = new - x, after - gradient
-        sy = jnp.vdot(s, y)
+        sy = dot(s, y)
         safe = jnp.where(sy > 0, sy, 1)
         left = jnp.eye(x.size, dtype=x.dtype) - jnp.outer(s, y) / safe
         # (3)
         updated = matmul(matmul(left, inverse), left.T) + jnp.outer(s, s) / safe
-        kept = jnp.where(sy > eps(x.dtype) * jnp.vdot(y, y), updated, jnp.eye(x.size, dtype=x.dtype))
+        kept = jnp.where(sy > eps(x.dtype) * dot(y, y), updated, jnp.eye(x.size, dtype=x.dtype))
         return Descent(new, value, after, kept)
 
     value, gradient = slope(x)

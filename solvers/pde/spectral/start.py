@@ -5,6 +5,7 @@ from __future__ import annotations
 import jax.numpy as jnp
 
 from ...core.linalg.kronecker import mode_product
+from ...core.precision import matmul
 from ..solution import GPSolution
 from .newton import Discretisation
 
@@ -32,6 +33,6 @@ def start(found: Discretisation, guess, args):
     for z, offset, lines in zip(tensors, found.offsets, found.lines, strict=True):
         t = z - offset
         for d, ln in enumerate(lines):
-            t = mode_product(jnp.linalg.solve(ln.null.T @ ln.null, ln.null.T), t, d)
+            t = mode_product(jnp.linalg.solve(matmul(ln.null.T, ln.null), ln.null.T), t, d)
         free.append(t)
     return tuple(free)

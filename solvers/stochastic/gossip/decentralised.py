@@ -9,6 +9,7 @@ from typing import Any, ClassVar, NamedTuple
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jax.typing import ArrayLike
 
@@ -16,7 +17,7 @@ from ...core import checks
 from ...core.implicit import UNCONVERGED, attach, distrust, linear_solve
 from ...core.krylov.cg import cg
 from ...core.loop import Limits, iterate
-from ...core.precision import eps, matmul
+from ...core.precision import dot, eps, matmul
 from ...core.solution import Solution, Status, StatusCode
 from ...core.typing import Array, Float, Int, Progress, Scalar
 from ...core.vectors import norm
@@ -314,6 +315,7 @@ def dadao(
         name, gradient, x0, args, (edges, rates), (mu, smoothness), (tol, max_steps, history, progress)
     )
     checks.choice(name, "unconverged", unconverged, UNCONVERGED)
+    checks.random_key(name, "key", key)
     every = 16 * n if every is None else every
     if isinstance(every, bool) or not isinstance(every, int) or every < 1:
         checks.fail(name, "every", "a positive integer", every)
@@ -376,10 +378,10 @@ def pose(gradient: Gradient, args: Any, mu: Array, smoothness: Array, x0: Array)
 def bend(x: Array, g: Array, y: Array, h: Array) -> Array:
     """Return the mean function's curvature between two points; NaN where they are too close to tell."""
     d = y - x
-    square = jnp.vdot(d, d)
+    square = dot(d, d)
     far = jnp.sqrt(square) > eps(x.dtype) ** 0.5 * jnp.maximum(norm(x), norm(y))
     far &= norm(h - g) > eps(x.dtype) ** 0.5 * jnp.maximum(norm(g), norm(h))
-    return jnp.where(far, jnp.vdot(h - g, d) / jnp.where(square > 0, square, 1), jnp.nan)
+    return jnp.where(far, dot(h - g, d) / jnp.where(square > 0, square, 1), jnp.nan)
 
 
 def contradiction(bends: Array, mu: Array, smoothness: Array) -> Array:
@@ -397,11 +399,13 @@ def prepare(name: str, gradient: Gradient, x0: Any, args: Any, graph: Any, curva
         checks.fail(name, "args", "arrays with one leading axis of nodes", [jnp.shape(leaf) for leaf in leaves])
     n = jnp.shape(leaves[0])[0]
     args = jax.tree.map(jnp.asarray, args)
+    checks.takes(name, "gradient", gradient, "x", "args")
     shape = jax.eval_shape(gradient, x0, jax.tree.map(lambda a: a[0], args)).shape
     if shape != x0.shape:
-        checks.fail(name, "gradient", f"of shape {x0.shape}", shape)
+        of_a_loss = "; of a loss take jax.grad" if shape == () else ""
+        checks.fail(name, "gradient", f"of shape {x0.shape}", f"{shape}{of_a_loss}")
     edges, rates = graph
-    given = jnp.ones(jnp.shape(edges)[:1], x0.dtype) if rates is None else rates
+    given = jnp.ones(np.shape(edges)[:1], x0.dtype) if rates is None else rates
     edges, given = as_graph(name, edges, given, n)
     given = given.astype(x0.dtype)
     if rates is None:

@@ -25,7 +25,7 @@ from jax.typing import ArrayLike
 
 from ...core import checks
 from ...core.loop import Limits, iterate
-from ...core.precision import eps, matmul
+from ...core.precision import dot, eps, matmul
 from ...core.search import backtrack
 from ...core.solution import Solution, Status, StatusCode
 from ...core.typing import Array, Float, Int, Progress, Scalar
@@ -280,7 +280,7 @@ def _rates(edges: Array, n: int, limits: Limits) -> RatesSolution:
         value = lambda v: barrier(frame, s.weight, unravel(v))  # noqa: E731
         slope, bent = curvature(frame, s.weight, s.point)
         newton = -jax.scipy.linalg.solve(bent, slope, assume_a="pos")
-        decrement = -jnp.vdot(slope, newton)
+        decrement = -dot(slope, newton)
         before = value(vector)
         found = backtrack(
             lambda t: value(vector + t * newton),

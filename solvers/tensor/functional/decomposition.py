@@ -18,7 +18,7 @@ from ...core.gaussian.sde import StateSpaceKernel, to_sde
 from ...core.implicit import UNCONVERGED, attach, distrust, linear_solve
 from ...core.krylov.gmres import gmres
 from ...core.loop import Limits, iterate
-from ...core.precision import eps
+from ...core.precision import eps, matmul
 from ...core.scans import affine_scan
 from ...core.solution import Status
 from ...core.typing import Array, Bool, Float, Progress, Scalar
@@ -188,6 +188,8 @@ def functional_tucker(
         checks.fail(CALL, "rank", "one number for CP", rank)
     if key is None and x0 is None:
         checks.fail(CALL, "key", "a jax.random.key where no `x0` is given", key)
+    if key is not None:
+        checks.random_key(CALL, "key", key)
     seen = jnp.ones(N, bool) if observed is None else jnp.asarray(observed)
     if seen.shape != (N,) or seen.dtype != jnp.bool_:
         checks.fail(CALL, "observed", f"booleans ({N},)", f"{seen.dtype} {seen.shape}")
@@ -362,7 +364,7 @@ def _model(nodes, data, sdes, ranks, numbers, prior, how: Method) -> Model:
         if how.tucker:
             before = prior.beliefs.core
             precision = jax.scipy.linalg.cho_solve((jnp.linalg.cholesky(before.cov), True), eye)
-            core = CorePrior(precision, jnp.matmul(precision, before.mean.reshape(-1), precision="highest"))
+            core = CorePrior(precision, matmul(precision, before.mean.reshape(-1)))
     chains = chains_of(sdes, nodes, ranks)
     return Model(jnp.where(seen, y, 0), seen.astype(dtype), chains, sites, core, noise)
 
@@ -398,9 +400,9 @@ def _random(model: Model, how: Method, given) -> Beliefs:
 
     def one(given):
         chain, key = given
-        variance = jnp.diagonal(jnp.matmul(jnp.matmul(chain.H, chain.Q[0]), chain.H.T))
+        variance = jnp.diagonal(matmul(matmul(chain.H, chain.Q[0]), chain.H.T))
         fresh = jnp.sqrt(jnp.diagonal(chain.Q, axis1=1, axis2=2)) * jax.random.normal(key, chain.Q.shape[:2], dtype)
-        path = jnp.matmul(affine_scan(chain.A, fresh), chain.H.T)
+        path = matmul(affine_scan(chain.A, fresh), chain.H.T)
         size = jnp.sqrt(jnp.mean(path**2, axis=0))
         return path * jnp.where(size > 0, jnp.sqrt(variance) / jnp.where(size > 0, size, 1), 0)[None]
 
