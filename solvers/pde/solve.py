@@ -34,7 +34,7 @@ from .spectral.spaces import face_values, line
 from .spectral.start import start
 from .tracing import trace
 
-HOLDS = 1e-3
+BETWEEN = 1e-3
 """Largest relative residual of an exact equation that holds between the nodes, unless `tol` is larger."""
 ROUNDED = 2
 """What differentiating a product basis of n functions rounds to, in ``eps n^2``: it is smooth in first derivatives."""
@@ -293,7 +293,7 @@ def _solve(problem: PDEProblem, args: Any, settings: Settings) -> GPSolution:
     judged = lax.stop_gradient((z, scale / 2 ** (ndim / 2)))
     strong = lax.stop_gradient(_between(problem, equation, bases, judged, (args, dynamic), strong))
     rounding = ROUNDED * eps(dtype) * max(b.size for bs in bases for b in bs) ** 2 if ndim > 1 else 0.0
-    allowed = jnp.maximum(tol, jnp.minimum(10 * jnp.sqrt(tol), max(HOLDS, rounding)))
+    allowed = jnp.maximum(tol, jnp.minimum(10 * jnp.sqrt(tol), max(BETWEEN, rounding)))
     unresolved = (run.status == Status.CONVERGED) & ~(strong <= allowed)
     status = jnp.where(unresolved, int(PDEStatus.UNRESOLVED), run.status)
     status = jnp.where(alone, int(PDEStatus.SINGULAR), status).astype(jnp.int32)
