@@ -174,7 +174,7 @@ class Goal(Limits):
     rounding: Any = 0.0
 
     @classmethod
-    def of(cls, function: str, tol, usual: Array, max_steps, history=False, progress=None) -> "Goal":
+    def of(cls, function: str, tol, usual: Array, max_steps, history: Any = False, progress: Any = None) -> "Goal":
         """Return the limits that a call asks for, with `usual` in the place of a tolerance of None, or raise."""
         rounding = jnp.asarray(tol is None, usual.dtype)
         tol = checks.number(function, "tol", usual if tol is None else tol, dtype=usual.dtype)

@@ -298,7 +298,8 @@ class Lazy(Cost):
 
     def plan(self, potentials, a, b, epsilon, shift):
         """Return the plan as an operator."""
-        return self.kernel(*potentials, a > 0, b > 0, epsilon, shift)
+        f, g = potentials
+        return self.kernel(f, g, a > 0, b > 0, epsilon, shift)
 
     def of_product(self, p, q):
         """Return the sum from one product."""
