@@ -11,6 +11,7 @@ import json
 import math
 import os
 import platform
+import re
 import tempfile
 import textwrap
 import time
@@ -242,6 +243,23 @@ def table(rows: Iterable[dict[str, Any]], columns: Sequence[str] | None = None, 
     return text
 
 
+SAME = ("processor", "device", "versions")
+"""What rows of one file have in common."""
+
+
+def apart(path: Path, record: dict[str, Any]) -> Path:
+    """Return where single rows of this machine go: a file named after it, where ``path`` holds those of another one.
+
+    `save` would not keep the others beside them.
+    """
+    if not path.exists():
+        return path
+    other = json.loads(path.read_text())["machine"]
+    if all(other.get(k) == record.get(k) for k in SAME):
+        return path
+    return path.with_name(f"{path.stem}_{'_'.join(re.findall('[a-z0-9]+', record['processor'].lower()))}.json")
+
+
 def save(path: Path, rows: Sequence[dict[str, Any]], *, key: Sequence[str], record: dict[str, Any]) -> dict[str, Any]:
     """Write ``record`` (see `machine`) and ``rows`` as JSON and return what was written.
 
@@ -252,7 +270,7 @@ def save(path: Path, rows: Sequence[dict[str, Any]], *, key: Sequence[str], reco
     kept: list[dict[str, Any]] = []
     if path.exists():
         old = json.loads(path.read_text())
-        if all(old["machine"].get(k) == record.get(k) for k in ("processor", "device", "versions")):
+        if all(old["machine"].get(k) == record.get(k) for k in SAME):
             new = {tuple(row.get(k) for k in key) for row in rows}
             kept = [row for row in old["rows"] if tuple(row.get(k) for k in key) not in new]
     result = {"machine": record, "rows": kept + rows}

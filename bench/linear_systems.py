@@ -34,7 +34,7 @@ class Own(NamedTuple):
 
 
 PLAIN, QUICK, FEW, FEWEST = Own(improve=0, degree=3, ratio=8.0), Own(improve=1), Own(), Own(improve=5)
-AGGREGATES = Own("smoothed_aggregation", 0, 3, 8.0)
+AGGREGATES, ROOTS = Own("smoothed_aggregation", 0, 3, 8.0), Own("rootnode", 0, 3, 16.0)
 
 
 class System(NamedTuple):
@@ -98,13 +98,13 @@ def elements(mesh: Any, element: Any):
 def linear_triangles(n: int) -> System:
     import skfem
 
-    return System(elements(mesh(n), skfem.ElementTriP1()), own=(AGGREGATES, QUICK, FEW))
+    return System(elements(mesh(n), skfem.ElementTriP1()), own=(AGGREGATES, ROOTS, QUICK, FEW))
 
 
 def quadratic_triangles(n: int) -> System:
     import skfem
 
-    return System(elements(mesh(n // 2), skfem.ElementTriP2()), own=(AGGREGATES, QUICK, FEW))
+    return System(elements(mesh(n // 2), skfem.ElementTriP2()), own=(AGGREGATES, ROOTS, QUICK, FEW))
 
 
 def tetrahedra(n: int) -> System:
@@ -112,7 +112,7 @@ def tetrahedra(n: int) -> System:
 
     side = np.linspace(0, 1, round(n ** (2 / 3)))
     box = skfem.MeshTet.init_tensor(side, side, side)
-    return System(elements(box, skfem.ElementTetP1()), own=(AGGREGATES, QUICK))
+    return System(elements(box, skfem.ElementTetP1()), own=(AGGREGATES, ROOTS, QUICK))
 
 
 def rotated(n: int) -> System:

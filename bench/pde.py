@@ -21,6 +21,7 @@ jax.config.update("jax_enable_x64", True)
 import jax.numpy as jnp  # noqa: E402
 from harness import (  # noqa: E402
     PALETTE,
+    apart,
     arguments,
     chosen,
     clock,
@@ -218,6 +219,7 @@ def main():
         found, kind = job(), name.split()[0]
         stem = f"pde_{kind}" if kind in ("size", "hard") else "pde"
         path, last = options.out / f"{stem}{'_gpu' * options.gpu}.json", []
+        path = apart(path, record) if options.only else path
         for last in [[found]] if isinstance(found, dict) else found:  # one row, or rows of what is known by then
             save(path, last, key=("problem", "method"), record=record)
         table(last, columns)

@@ -25,8 +25,16 @@ Differential equations
     `KernelGridEncoder`, `GraphKernelIntegral`.
     `TrackHeuristics` of a diffrax solver: `error_penalty`, `stiffness_penalty`. `reversible_solve`: no memory of steps.
     `lstd`, `martingale_loss`, `td_learning` on `Paths`: value functions of stochastic equations.
+First-order, online, private
+    `dadao`, `mudag` over a graph, at `gossip_rates`. `diff2` within a privacy budget, `epsilon_to_rho`.
+    `target_surrogate`: many steps a gradient. `optimistic_mirror_descent`, `regret`. `policy_gradient`.
+    `igt_momentum`, `hessian_aided_momentum`, `storm_momentum` for Optax.
+Bilevel
+    `hypergradient` by `DirectSolve`, `CGSolve`, `NeumannSeries`, `NystromInverse`. `bsvrb`: many lower problems.
+    `lv_hba`: a lower problem with constraints. `single_loop`: both levels at once.
 Curvature
-    `hessian`, `gauss_newton`, `EmpiricalFisher`, `head_hessian`: operators. `trace`, `blockwise_trace`: with errors.
+    `curvature.hessian`, `curvature.gauss_newton`, `EmpiricalFisher`, `head_hessian`: operators.
+    `trace`, `blockwise_trace`: with errors.
     `spectral_density`, `extreme_eigenpairs`, `sgd_stability`. `mfac`, `adahessian`, `slq_heavy_ball` for Optax.
 Compression
     `bit_allocation` and its `pareto_front` by `hawq_sensitivity`: bits a layer. `obs_scores`, `obs_update`: pruning.

@@ -135,6 +135,21 @@ def test_parts_are_chosen_saved_at_once_and_left_unsaved_without_a_stem(harness,
     assert (tmp_path / "all.json").exists()
 
 
+def test_single_rows_of_another_machine_go_to_a_file_of_its_own(harness, tmp_path):
+    path, key = tmp_path / "some.json", ("part",)
+    here = {**harness.machine(), "processor": "Some (R) Chip 7"}
+    there = {**here, "processor": "another"}
+    assert harness.apart(path, here) == path
+    harness.save(path, [{"part": "first"}], key=key, record=there)
+    assert harness.apart(path, there) == path
+    own = harness.apart(path, here)
+    assert own.name == "some_some_r_chip_7.json"
+    for part in ("second", "third"):
+        harness.save(harness.apart(path, here), [{"part": part}], key=key, record=here)
+    assert [row["part"] for row in json.loads(own.read_text())["rows"]] == ["second", "third"]
+    assert [row["part"] for row in json.loads(path.read_text())["rows"]] == ["first"]
+
+
 def test_quick_results_do_not_replace_the_committed_ones(harness, tmp_path):
     quick, whole = harness.arguments("x", ["--quick"]), harness.arguments("x", [])
     assert whole.out == harness.RESULTS

@@ -124,6 +124,22 @@ def test_seeds_name_what_exists():
         assert re.match(r"\*\*(Agrees|Better|Did not hold)", found), paper
 
 
+def test_the_index_names_what_exists_and_every_family():
+    """What ``help(solvers)`` begins with, and the names in the tables of the pages on choosing."""
+    importlib.import_module("solvers.curvature")
+    index = solvers.__doc__ or ""
+    tables = [re.findall(r"^\| .* \| (.*) \|$", p.read_text(), re.MULTILINE) for p in (DOCS / "choosing").glob("*.md")]
+    told = {"solvers": index} | {f"choosing, {k}": " ".join(rows) for k, rows in enumerate(tables)}
+    for where, text in told.items():
+        for name in re.findall(r"`(\w+(?:\.\w+)?)`", text):
+            known = name[0].isupper() or "_" in name
+            assert hasattr(solvers, name.split(".")[0]) or not known, f"{where}: {name}"
+    names = set(re.findall(r"`(?:\w+\.)?(\w+)`", index))
+    for family, public in solvers.FACES.items():
+        assert names & set(public), f"help(solvers) says nothing of {family}"
+    assert operator.attrgetter("curvature.hessian")(solvers) is not None
+
+
 def test_every_choosing_page_is_listed():
     for folder in ("choosing", "coming-from"):
         listed = (DOCS / folder / "SUMMARY.md").read_text() + (DOCS / folder / "index.md").read_text()

@@ -250,8 +250,8 @@ def judge(case, kinds, lanes, solution, true_error, rng):
     judge_alone(kinds, lanes, solution)
     converged = np.asarray(solution.converged)
     assert np.all(np.asarray(solution.num_steps) <= MAX_STEPS)
-    # second derivatives on some 300 nodes, as in the narrowest layers: eps n^2
-    between_nodes = {"float64": 1e-5, "float32": 2e-2}[FLOAT.name] if case.name == "gp_solve" else 0.0
+    # judged by root mean squares, of which a residual in the narrowest layer is eight times as much at a face
+    between_nodes = {"float64": 1e-5, "float32": 1e-2}[FLOAT.name] if case.name == "gp_solve" else 0.0
     allowed = 20 * np.asarray(solution.tol) + case.tol[FLOAT.name] + between_nodes
     dishonest = converged & ~(np.asarray(true_error) <= allowed)
     assert not dishonest.any(), [(kinds[i], lanes[i], true_error[i]) for i in np.flatnonzero(dishonest)[:2]]

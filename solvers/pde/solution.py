@@ -115,8 +115,10 @@ class GPSolution(Solution):
     value : Float[Array, "n1 ..."] or tuple of them
         Coefficients in the bases, one tensor for each unknown.
     residual : Float[Array, ""]
-        Root mean square of the equation's residual, relative to the sum of its terms'; over the grid, and when
-        conditioning between its nodes. Unlike `error` it sees what the trial functions cannot resolve.
+        Root mean square of the equation's residual, relative to the sum of its terms', between the nodes of the grid
+        (at them, where it cannot be evaluated elsewhere); without data the largest of that, of what it is at them, and
+        of what conditions given as functions miss between the nodes. Unlike `error` it sees what the trial functions
+        cannot resolve.
     misfit : Float[Array, ""]
         Largest disagreement of the conditions with the solution, relative to the largest condition value: not zero
         where corner data are incompatible or there are more data than the equation can meet.

@@ -8,6 +8,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 
 from ..core.checks import choice, count, fail, number
 from ..core.gaussian.kernels import per_dimension
@@ -17,6 +18,7 @@ from ..core.loop import Limits
 from ..core.precision import eps
 from ..core.solution import Status
 from ..core.typing import Progress, Scalar
+from .between import beside, faces_between
 from .exact.answer import completion_for, conditioned_exactly
 from .exact.completion import completed
 from .gaussian.posterior import conditioned
@@ -31,6 +33,11 @@ from .spectral.resolution import Task, is_conditioned, refined
 from .spectral.spaces import face_values, line
 from .spectral.start import start
 from .tracing import trace
+
+BETWEEN = 1e-3
+"""Largest relative residual of an exact equation that holds between the nodes, unless `tol` is larger."""
+ROUNDED = 2
+"""What differentiating a product basis of n functions rounds to, in ``eps n^2``: it is smooth in first derivatives."""
 
 
 def gp_solve(
@@ -163,10 +170,13 @@ def gp_solve(
 
     *Domains other than boxes*: a residual that is zero outside, `Observe` on the boundary, and a prior.
 
-    *Status.* `PDEStatus.UNRESOLVED` when the equation is solved on the grid yet its residual there exceeds
-    ``10 sqrt(tol)``, or with data exceeds four noises and 0.03 between the nodes (at them, where the residual holds
-    arrays of the grid's shape; 0.3, where the step that a grid of
-    half as many nodes more takes is below half of `std`: noisy faces do not fit in corners). `PDEStatus.SINGULAR`
+    *Status.* `PDEStatus.UNRESOLVED` when the equation is solved on the grid yet its residual at the nodes or between
+    them, on 256, 32 to 64 or 16 to 24 points a dimension, exceeds ``10 sqrt(tol)`` or 1e-3 (or `tol`, or the rounding
+    ``2 eps n^2`` in several dimensions), or with data exceeds four noises and 0.03 (0.3, where the step that a grid of
+    half as many nodes more takes is below half of `std`: noisy faces do not fit in corners) between them; the same of
+    exact conditions given as
+    functions, between the nodes of their faces. Where equation or conditions hold arrays of the grid's shape the nodes
+    are all there is to judge by. `PDEStatus.SINGULAR`
     when a linear equation's terms cancel to fewer than three digits (resonance) or its factorisation does not solve it;
     `PDEStatus.UNDETERMINED` when more than half the variance of what is open is left (with no more data, `std` is the
     prior's); `PDEStatus.UNIDENTIFIED` when 95 % of the prior's standard deviation is left of an `args` (of a field, on
@@ -277,17 +287,36 @@ def _solve(problem: PDEProblem, args: Any, settings: Settings) -> GPSolution:
         return Discretisation(equation, lines, values, dynamic, dense=settings.dense)
 
     begin = None if guess is None else (lambda found: start(found, guess, args))
-    found, y, run, strong, alone = solve_spectral(build, moving, begin, limits)
+    found, y, run, strong, scale, alone = solve_spectral(build, moving, begin, limits)
     z = found.coefficients(y)
-    unresolved = (run.status == Status.CONVERGED) & (strong > 10 * jnp.sqrt(tol))
+    bases = tuple(tuple(ln.basis for ln in ls) for ls in found.lines)
+    judged = lax.stop_gradient((z, scale / 2 ** (ndim / 2)))
+    strong = lax.stop_gradient(_between(problem, equation, bases, judged, (args, dynamic), strong))
+    rounding = ROUNDED * eps(dtype) * max(b.size for bs in bases for b in bs) ** 2 if ndim > 1 else 0.0
+    allowed = jnp.maximum(tol, jnp.minimum(10 * jnp.sqrt(tol), max(BETWEEN, rounding)))
+    unresolved = (run.status == Status.CONVERGED) & ~(strong <= allowed)
     status = jnp.where(unresolved, int(PDEStatus.UNRESOLVED), run.status)
     status = jnp.where(alone, int(PDEStatus.SINGULAR), status).astype(jnp.int32)
     return _distrusted(GPSolution(
         value=z if fields > 1 else z[0], status=status, num_steps=run.num_steps, error=run.error, tol=tol,
         history=run.history, residual=strong, misfit=found.misfit,
-        bases=tuple(tuple(ln.basis for ln in ls) for ls in found.lines), posterior=None, args=args, args_std=None,
+        bases=bases, posterior=None, args=args, args_std=None,
         infer=None, log_evidence=None, prior=None, noise=None,
     ), settings)  # fmt: skip
+
+
+def _between(problem: PDEProblem, equation, bases, judged, args, strong):
+    """Return the largest relative residual of equation and conditions, at the nodes and between them.
+
+    `judged`: coefficients and the size of the equation's terms; `args`: the user's, and their traced parts; `strong`:
+    the equation's residual at the nodes.
+    """
+    (z, scale), (bases, dynamic) = judged, lax.stop_gradient((bases, args[1]))
+    elsewhere = beside(equation, bases, z, dynamic, scale)
+    faced = faces_between(problem, bases, z, args[0], alone=False)
+    for found in (elsewhere, faced):
+        strong = strong if found is None else jnp.maximum(strong, found)
+    return strong
 
 
 def _distrusted(solution: GPSolution, settings: Settings) -> GPSolution:

@@ -269,7 +269,8 @@ def _solved(name: str, model, y, observed, how, only_filter: bool) -> Beliefs:
     if np.ndim(y) == 1:
         fail(name, "y", "(T, p), times by values; a single series is `y[:, None]`", f"shape {np.shape(y)}")
     y = float_array(name, "y", y, ndim=2)
-    steps, c = _steps(name, model, y.shape[0], y)
+    if not isinstance(model, LinearGaussian):
+        fail(name, "model", "a LinearGaussian", type(model).__name__, TypeError)
     if observed is None:
         seen = jnp.ones(y.shape, bool)
     else:
@@ -277,6 +278,12 @@ def _solved(name: str, model, y, observed, how, only_filter: bool) -> Beliefs:
         if seen.dtype != jnp.bool_ or seen.shape not in (y.shape, y.shape[:1]):
             fail(name, "observed", f"booleans {y.shape} or {y.shape[:1]}", f"{seen.dtype} {seen.shape}")
         seen = jnp.broadcast_to(seen if seen.ndim == 2 else seen[:, None], y.shape)
+    return _of_model(name, model, y, seen, how, only_filter)
+
+
+@eqx.filter_jit  # one program, not hundreds of small ones
+def _of_model(name: str, model, y, seen, how, only_filter: bool) -> Beliefs:
+    steps, c = _steps(name, model, y.shape[0], y)
     return beliefs_of(name, steps._replace(y=y - c), seen, how, only_filter)
 
 

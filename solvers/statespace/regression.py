@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -126,11 +127,22 @@ def gp_regression(
     if known(times) and bool(np.any(np.diff(np.asarray(times)) < 0)):
         fail(name, "times", "not falling", "some that fall")
     sde = kernel if isinstance(kernel, StateSpaceKernel) else to_sde(kernel, harmonics=harmonics, dtype=dtype)
-    noise = jnp.broadcast_to(noise.astype(dtype), (T,))
+    if at is not None:
+        at = float_array(name, "at", at, ndim=1, dtype=dtype)
+    # a Python number would be part of the program
+    sde = jax.tree.map(lambda x: jnp.asarray(x, dtype) if isinstance(x, float) else x, sde)
+    return _regressed(
+        name, sde, (times, y, jnp.broadcast_to(noise.astype(dtype), (T,)), seen), at, (form, method, block)
+    )
+
+
+@eqx.filter_jit  # one program, not hundreds of small ones
+def _regressed(name: str, sde: StateSpaceKernel, data, at, how) -> GPBeliefs:
+    times, y, noise, seen = data
+    dtype, T = times.dtype, times.shape[0]
     sorted_ = jnp.all(times[1:] >= times[:-1])
     place = None
     if at is not None:
-        at = float_array(name, "at", at, ndim=1, dtype=dtype)
         M = at.shape[0]
         order = jnp.argsort(jnp.concatenate([times, at]), stable=True)
         place = jnp.zeros(T + M, order.dtype).at[order].set(jnp.arange(T + M, dtype=order.dtype))[T:]
@@ -140,7 +152,7 @@ def gp_regression(
         )
         seen = jnp.concatenate([seen, jnp.zeros(M, bool)])[order]
     steps = _process(sde, times, y, noise)  # (1)
-    found = beliefs_of(name, steps, seen[:, None], (form, method, block), False)
+    found = beliefs_of(name, steps, seen[:, None], how, False)
     H = sde.observation()
     mean = matmul(found.mean, H)  # (2)
     variance = jnp.sum(matmul(found.covariance, H) * H[None], axis=-1)

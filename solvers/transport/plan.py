@@ -91,8 +91,8 @@ class Rounding(eqx.Module):
         """
         log = lambda x: jnp.log(jnp.where(x > 0, x, 1))  # noqa: E731
         r, c = self.s * plan.times(self.t), self.t * plan.transposed_times(self.s)
-        logs = jnp.sum(jnp.where(r > 0, r * (log(self.s) + plan.u), 0))
-        logs += jnp.sum(jnp.where(c > 0, c * (log(self.t) + plan.v), 0))
+        logs = jnp.sum(jnp.where(r > 0, r * (log(self.s) + plan.scale * (plan.f + plan.shift)), 0))
+        logs += jnp.sum(jnp.where(c > 0, c * (log(self.t) + plan.scale * plan.g), 0))
         logs -= plan.scale * plan.costs(plan.cost, self.s, self.t)
         kept, added = jnp.sum(r), self.missing
         whole = kept + added

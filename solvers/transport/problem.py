@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from ..core import checks
+from ..core.loop import Limits
 from ..core.precision import eps as machine_eps
 from ..core.solution import Status, StatusCode
 from ..core.typing import Array, Bool, Float, Int, Scalar
@@ -33,7 +34,7 @@ class Problem(eqx.Module):
     cost : Cost
         As given, or its transpose when the first marginal is the longer one.
     shift : Float[Array, ""]
-        Smallest finite cost; the methods work with ``cost - shift``.
+        Smallest finite cost if that is larger than `spread`, else zero; the methods work with ``cost - shift``.
     spread : Float[Array, ""]
         Largest finite cost minus the smallest.
     least : Float[Array, "m"]
@@ -118,6 +119,8 @@ def prepare(cost, a, b, epsilon, tol: Scalar) -> Problem:
     numbers = jnp.sum(row_least, where=row_least < jnp.inf) + jnp.sum(least, where=least < jnp.inf) + mass + mass_b
     broken = ~jnp.isfinite(numbers + epsilon) | cost.has_nan(rows, columns)
     shift, most = (jnp.where(jnp.isfinite(x), x, 0) for x in (shift, most))
+    spread = most - shift
+    shift = jnp.where(jnp.abs(shift) > spread, shift, 0)  # else it is not worth a rounding of the potentials
     slack = jnp.maximum(jnp.asarray(tol, a.dtype), 100 * machine_eps(a.dtype))
 
     code = first_fault(
@@ -129,7 +132,7 @@ def prepare(cost, a, b, epsilon, tol: Scalar) -> Problem:
         (broken, Status.NONFINITE),
     )
     least = jnp.where(columns & jnp.isfinite(least), least - shift, 0)
-    return Problem(cost, shift, most - shift, least, a / mass, b / mass, epsilon, mass, code, transposed)
+    return Problem(cost, shift, spread, least, a / mass, b / mass, epsilon, mass, code, transposed)
 
 
 def first_fault(*faults: tuple[Any, StatusCode]) -> Int[Array, ""]:
@@ -154,6 +157,55 @@ def check_potentials(function: str, init, data):
     return f, g
 
 
-def default_tol(dtype) -> float:
-    """Marginal error that Newton's method reaches in this precision on ordinary problems."""
-    return 1e-9 if machine_eps(dtype) < 1e-10 else 1e-5
+def default_tol(dtype) -> Float[Array, ""]:
+    """Return the marginal error that Newton's method reaches in this precision on ordinary problems."""
+    return jnp.asarray(1e-9 if machine_eps(dtype) < 1e-10 else 1e-5, dtype)
+
+
+class Goal(Limits):
+    """Limits of a solve that is judged by the potentials it returns, rounded as they are.
+
+    Attributes
+    ----------
+    rounding : Float[Array, ""]
+        One where the tolerance is at least twice `rounding_floor`, zero where a tolerance was given.
+    """
+
+    rounding: Any = 0.0
+
+    @classmethod
+    def of(cls, function: str, tol, usual: Array, max_steps, history: Any = False, progress: Any = None) -> "Goal":
+        """Return the limits that a call asks for, with `usual` in the place of a tolerance of None, or raise."""
+        rounding = jnp.asarray(tol is None, usual.dtype)
+        tol = checks.number(function, "tol", usual if tol is None else tol, dtype=usual.dtype)
+        return cls(tol, checks.count(function, "max_steps", max_steps), history, progress, rounding)
+
+    def within(self, spread, epsilon) -> Limits:
+        """Return the limits of the loop, whose error leaves room for the rounding of potentials of size `spread`."""
+        room = jnp.minimum(machine_eps(epsilon.dtype) / 2 * spread / epsilon, self.tol / 2)
+        return Limits(self.tol - room, self.max_steps, self.history, self.progress)
+
+    def judge(self, status, error, floor) -> tuple[Int[Array, ""], Float[Array, ""]]:
+        """Return the status of potentials with this error, and the tolerance it was compared with.
+
+        `floor` is their `rounding_floor`. Converged is what meets the tolerance, however the loop ended, and nothing
+        else; data without an answer stay without.
+        """
+        tol, least = jnp.asarray(self.tol, error.dtype), 2 * jnp.asarray(self.rounding, error.dtype) * floor
+        tol = jnp.where(least > tol, jnp.minimum(least, WORST_ROUNDING), tol)
+        missed = jnp.where(status == Status.CONVERGED, Status.STAGNATED, status)
+        code = jnp.where(error <= tol, Status.CONVERGED, jnp.where(jnp.isfinite(error), missed, Status.NONFINITE))
+        return jnp.where(status <= Status.STAGNATED, code, status).astype(jnp.int32), tol
+
+
+WORST_ROUNDING = 1e-3
+"""What a default tolerance is raised to at most: beyond, a plan has lost what is worth calling an answer."""
+
+
+def rounding_floor(weights, potentials, epsilon) -> Float[Array, ""]:
+    """Return to first order what rounding one of the potentials changes in the marginals at most, in units of mass.
+
+    ``spacing (<a, |f|> + <b, |g|>) / (2 epsilon)``, for potentials of equal means.
+    """
+    sizes = (jnp.sum(w * jnp.abs(p)) for w, p in zip(weights, potentials, strict=True))
+    return machine_eps(epsilon.dtype) / 2 * sum(sizes) / epsilon

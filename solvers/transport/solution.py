@@ -90,17 +90,19 @@ class TransportSolution(Potentials):
 
     ``value`` is the pair ``(f, g)`` in units of the cost, fixed by ``<a, f> = <b, g>``; the plan is
     ``P = exp((f + g - C) / epsilon)``. Where a weight is zero the potential is the soft c-transform (finite) and the
-    plan has no mass. ``error`` is ``(|P 1 - a|_1 + |P' 1 - b|_1) / sum(a)``. Under ``jax.vmap`` every field, and the
-    kept cost too, gets a batch axis: return what you need rather than the whole solution when costs are large.
+    plan has no mass. ``error`` is ``(|P 1 - a|_1 + |P' 1 - b|_1) / sum(a)`` of that plan, made of `reduced`. Under
+    ``jax.vmap`` every field, and the kept cost too, gets a batch axis: return what you need rather than the whole
+    solution when costs are large.
 
     Attributes
     ----------
     cost, a, b, epsilon, trusted : arrays
         See `Potentials`.
     shift : Float[Array, "*batch"]
-        Smallest finite cost.
+        Smallest finite cost where that is larger than the costs' spread, else zero.
     reduced : pair of arrays
-        Potentials of ``cost - shift``; they keep their digits when the cost has a large offset.
+        Potentials of ``cost - shift``, of which `plan` is made: `value` where `shift` is zero, else they keep digits
+        that the cost's offset takes from `value`.
     linear_steps : Int[Array, "*batch"]
         Conjugate-gradient steps spent in all Newton systems; zero for `sinkhorn`.
     cloud : PointCloud or None

@@ -21,18 +21,19 @@ import jax.numpy as jnp
 from jax import lax
 
 from ..core import checks
-from ..core.implicit import UNCONVERGED, attach
+from ..core.implicit import UNCONVERGED, attach, distrust
 from ..core.krylov.cg import cg
-from ..core.loop import Limits, Run, iterate
+from ..core.loop import Run, iterate
 from ..core.precision import eps as machine_eps
+from ..core.precision import tiny
 from ..core.search import backtrack
 from ..core.solution import Status
 from ..core.typing import Array, Float, Int, Progress, Scalar
 from .costs.cost import Cost, as_cost
 from .costs.pointcloud import stored_if_small
-from .entropic.derivatives import schur_solver, solve_marginals
+from .entropic.derivatives import NEAR, schur_solver, solve_marginals
 from .entropic.newton_step import DECAY
-from .problem import TransportStatus, check, check_potentials, default_tol, first_fault
+from .problem import Goal, TransportStatus, check, check_potentials, default_tol, first_fault, rounding_floor
 from .solution import Potentials
 
 PRICED_STEPS = 40
@@ -259,7 +260,7 @@ def unbalanced_sinkhorn(
         Newton's method on the semi-dual, each step followed by the damped transform; or the transforms alone, the
         baseline, best for `epsilon` above a tenth of the mean cost. Static.
     tol : scalar, optional
-        Target for `error`; 1e-9 in float64, 1e-5 in float32. Traced.
+        Target for `error`; 1e-9 in float64, 1e-5 in float32, more where those round potentials further. Traced.
     max_steps : int
         Largest number of steps, those of the annealing included; scaling wants thousands. Traced.
     init : pair of arrays, optional
@@ -278,7 +279,7 @@ def unbalanced_sinkhorn(
     -------
     UnbalancedSolution
         ``value = (f, g)`` with shapes ``(n,), (m,)``; ``error = (|P 1 - a exp(-f / rho_a)|_1 + |P' 1 - b exp(-g /
-        rho_b)|_1) 2 / (sum(a) + sum(b))``, whose second part is zero at every step; plan, mass and costs follow.
+        rho_b)|_1) 2 / (sum(a) + sum(b))`` of the potentials as they are returned; plan, mass and costs follow.
 
     Raises
     ------
@@ -327,24 +328,25 @@ def unbalanced_sinkhorn(
     if len(pair) != 2 or all(r is None for r in pair):
         checks.fail(name, "rho", "a price or a pair of prices, at most one of them None", rho)
     prices = tuple(checks.number(name, "rho", jnp.inf if r is None else r, positive=True, dtype=dtype) for r in pair)
-    tol = checks.number(name, "tol", default_tol(dtype) if tol is None else tol, dtype=dtype)
-    limits = Limits(tol, checks.count(name, "max_steps", max_steps), history, progress)
+    goal = Goal.of(name, tol, default_tol(dtype), max_steps, history, progress)
     init = check_potentials(name, init, data)
-    return _solve((*data, prices), init, limits, method, bool(anneal), unconverged)
+    return _solve((*data, prices), init, goal, method, bool(anneal), unconverged)
 
 
 @partial(jax.jit, static_argnums=(3, 4, 5))
-def _solve(data, init, limits: Limits, method: str, anneal: bool, unconverged: str) -> UnbalancedSolution:
+def _solve(data, init, goal: Goal, method: str, anneal: bool, unconverged: str) -> UnbalancedSolution:
     data = (stored_if_small(data[0]), *data[1:])
     problem, code = _prepare(*lax.stop_gradient(data))
     epsilon = problem.epsilon
     newton_steps = CG_STEPS if method == "newton" else 0
     highest = jnp.max(jnp.where(problem.a > 0, problem.cost.most(problem.b > 0), -jnp.inf))
-    top = jnp.maximum(epsilon, jnp.where(jnp.isfinite(highest), highest, 0) / HOTTEST)
+    highest = jnp.where(jnp.isfinite(highest), highest, 0)
+    limits = goal.within(jnp.abs(highest), epsilon)
+    top = jnp.maximum(epsilon, highest / HOTTEST)
     top = top if anneal and newton_steps and init is None else epsilon
     f = jnp.zeros_like(problem.a) if init is None else lax.stop_gradient(init[0])
     cold = problem.at(f, epsilon, 0)
-    top = jnp.where((limits.max_steps > 0) & (cold.error > limits.tol), top, epsilon)
+    top = jnp.where((limits.max_steps > 0) & (cold.error > goal.tol), top, epsilon)
     start = lax.cond(top > epsilon, lambda: problem.at(f, top, 0), lambda: cold)
     run: Run = iterate(
         lambda s: problem.step(s, newton_steps),
@@ -356,7 +358,7 @@ def _solve(data, init, limits: Limits, method: str, anneal: bool, unconverged: s
         answers=lambda s: s.epsilon <= epsilon,
         stall=PRICED_STEPS,
     )
-    return _finish(run, limits.tol, data, unconverged)
+    return _finish(run, goal, data, unconverged)
 
 
 def _prepare(cost, a, b, epsilon, rho) -> tuple[Unbalanced, Int[Array, ""]]:
@@ -374,18 +376,39 @@ def _prepare(cost, a, b, epsilon, rho) -> tuple[Unbalanced, Int[Array, ""]]:
     return Unbalanced(cost, a, b, epsilon, rho_a, rho_b), code
 
 
-def _finish(run: Run, tol, data, unconverged: str) -> UnbalancedSolution:
-    cost, a, b, epsilon, (rho_a, rho_b) = data
-    cost = as_cost(cost)
-    trusted = (run.status == Status.CONVERGED) | (unconverged == "approximate")
+def _finish(run: Run, goal: Goal, data, unconverged: str) -> UnbalancedSolution:
+    given, a, b, epsilon, (rho_a, rho_b) = data
+    cost = as_cost(given)
     solve = _derivative_solver(run.value, data)
-    f, g = attach(_residual, run.value, (cost, *data[1:]), solve=solve, trusted=trusted)
+    f, g = attach(_residual, run.value, (cost, *data[1:]), solve=solve)
     f = _extend(f, g, cost, a, b, epsilon, rho_a)
-    value = f, _extend(g, f, cost.T, b, a, epsilon, rho_b)
-    status, steps, error = lax.stop_gradient((run.status, run.num_steps, run.error))
-    tol = jnp.asarray(tol, error.dtype)
-    given, rho = data[0], (rho_a, rho_b)
-    return UnbalancedSolution(value, status, steps, error, tol, run.history, given, a, b, epsilon, trusted, rho)
+    g = _extend(g, f, cost.T, b, a, epsilon, rho_b)
+    value, status, error, tol = _judged((f, g), (cost, *data[1:]), run, goal)
+    trusted = (status == Status.CONVERGED) | (unconverged == "approximate")
+    value, rho = distrust(value, trusted), (rho_a, rho_b)
+    return UnbalancedSolution(value, status, run.num_steps, error, tol, run.history, given, a, b, epsilon, trusted, rho)
+
+
+def _judged(potentials, data, run: Run, goal: Goal):
+    """Return the potentials, their columns' last rounding mended, the status, the error, and its tolerance.
+
+    As `judged` of balanced transport: what the loop's error leaves out is the rounding of what is returned.
+    """
+    f, g = potentials
+    (f_now, g_now), (cost, a, b, epsilon, (rho_a, rho_b)) = lax.stop_gradient((potentials, data))
+    kernel = cost.plan((f_now, g_now), a, b, epsilon, jnp.zeros_like(epsilon))  # that of (1), without its weights
+    c = b * kernel.transposed_times(a)
+    ratio = jnp.where(b > 0, b / jnp.maximum(c, tiny(c.dtype)), 1)
+    change = (jnp.log(ratio) - g_now / rho_b) / (1 + epsilon / rho_b)  # (2), from here
+    step = epsilon * jnp.where(jnp.abs(change) < NEAR, change, 0)
+    moved = g_now + step
+    factor = jnp.exp((moved - g_now) / epsilon)
+    lacking = jnp.sum(jnp.abs(a * (kernel.times(b * factor) - jnp.exp(-f_now / rho_a))))
+    lacking += jnp.sum(jnp.abs(factor * c - b * jnp.exp(-moved / rho_b)))
+    mass = (jnp.sum(a) + jnp.sum(b)) / 2
+    error = lacking / mass
+    status, tol = goal.judge(run.status, error, rounding_floor((a, b), (f_now, g_now), epsilon) / mass)
+    return (f, g + step), status, error, tol
 
 
 def _extend(f, g, cost, a, b, epsilon, rho):

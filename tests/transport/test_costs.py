@@ -46,12 +46,13 @@ def cloud(metric="sqeuclidean", d=2, tile=TILE):
 
 @jax.jit
 def operations(cost, u, v, x, live):
-    scale = jnp.asarray(7.0, FLOAT)
-    product = lambda c, weighted=False: c.product(u, v, x, scale, weighted=weighted)  # noqa: E731
+    scale, shift = jnp.asarray(7.0, FLOAT), jnp.asarray(0.1, FLOAT)
+    f, g = u / scale, v / scale
+    product = lambda c, weighted=False: c.product(f, g, x, scale, shift, weighted=weighted)  # noqa: E731
     grad = jax.grad(lambda c: jnp.sum(jnp.sin(product(c))))(cost)
     return (
-        product(cost), product(cost, True), cost.T.product(v, u, u, scale), cost.times(x), cost.least(v, live),
-        cost.most(live), cost.logsumexp(v, live, 1 / scale, jnp.asarray(0.1, FLOAT)), grad,
+        product(cost), product(cost, True), cost.T.product(g, f, u, scale, shift), cost.times(x), cost.least(v, live),
+        cost.most(live), cost.logsumexp(v, live, 1 / scale, shift), grad,
     )  # fmt: skip
 
 
@@ -61,7 +62,7 @@ def check_operations(cost, C):
     rng = np.random.default_rng(62)
     u, v, x, live = rng.normal(size=n), rng.normal(size=m), rng.normal(size=m), rng.random(m) < 0.7
     *found, grad = operations(cost, *(jnp.asarray(z, FLOAT) for z in (u, v, x)), jnp.asarray(live))
-    K = np.exp(u[:, None] + v - 7 * C)
+    K = np.exp(u[:, None] + v - 7 * (C - 0.1))
     expected = (
         K @ x, (K * C) @ x, K.T @ u, C @ x, (C - v)[:, live].min(1), C[:, live].max(1),
         np.log(np.exp(7 * (v - C + 0.1))[:, live].sum(1)),
@@ -70,7 +71,7 @@ def check_operations(cost, C):
         np.testing.assert_allclose(value, oracle, rtol=100 * NEAR, atol=NEAR)
 
     def dense(cost):
-        return jnp.sum(jnp.sin(jnp.exp(u[:, None] + v[None, :] - 7 * cost.dense()) @ x))
+        return jnp.sum(jnp.sin(jnp.exp(u[:, None] + v[None, :] - 7 * (cost.dense() - 0.1)) @ x))
 
     with jax.numpy_dtype_promotion("standard"):
         jax.tree.map(

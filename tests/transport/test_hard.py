@@ -94,6 +94,14 @@ def test_modes_stay_as_they_are_while_steps_are_quick_and_once_they_did_not_help
     np.testing.assert_array_equal(correction(ones), 0)
 
 
+def test_modes_that_are_not_finite_are_left_out():
+    start, ones = SlowModes.random(7, FLOAT).after(jnp.asarray(99)), jnp.ones(7, FLOAT)
+    modes, correction = coarse(start, lambda X: X * jnp.inf, ones, ones > 0, jnp.asarray(0.1, FLOAT))
+    assert modes.wanted
+    np.testing.assert_array_equal(modes.basis, start.basis)
+    np.testing.assert_array_equal(correction(ones), 0)
+
+
 @pytest.mark.parametrize("hessian", ["direct", "dense"])
 def test_islands_whose_masses_do_not_match_are_reached(rng, hessian):
     """Potentials of far points must change by 1e4 epsilon; scaling all steps for it ended as `stagnated` at 6e-2."""

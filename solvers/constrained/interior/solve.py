@@ -176,10 +176,13 @@ def interior_point(
     memory ``n^2 + (p + q) n`` numbers.
 
     Derivatives: of ``value``, ``multipliers`` and ``objective`` with respect to `args`, `bounds` and arrays inside
-    the functions if these are pytrees, by the implicit function theorem on the active set; forward, reverse, second
-    order. A constraint counts as active where its multiplier exceeds its slack. Where both vanish (no strict
-    complementarity) the solution has one-sided derivatives only, and one of them is returned; where active gradients
-    are dependent, multipliers are not unique and their derivative is one of least norm. NaN where ``status`` is not 0.
+    the functions, by the implicit function theorem on the active set; forward, reverse, second order. The active set is
+    found, where derivatives are taken, by Newton's method on its conditions from the point returned; derivatives are
+    those at the solution itself, however large `tol`. Where multiplier and distance of a constraint both vanish to
+    rounding (no strict complementarity), or more constraints are active than independent, there are one-sided
+    derivatives only, and those of one side are returned. Where equations are dependent, derivatives hold for changes
+    that keep them consistent, and those of their multipliers are one choice of many. NaN where ``status`` is not 0,
+    where x is not determined (a face of solutions), and where no active set is confirmed.
 
     References
     ----------
@@ -262,25 +265,30 @@ def _is_concrete(x) -> bool:
 def _solve(arrays, x0, multipliers, limits: Limits, static: Static, unconverged: str):
     start, unravel = ravel_pytree(x0)
     dtype = start.dtype
-    data, rest = eqx.partition(arrays, eqx.is_inexact_array)
+    users, lower, upper = arrays
 
     @jax.jit  # traced once, however often it is differentiated
-    def user(data, x):
-        objective, equality, inequality, args = eqx.combine(eqx.combine(data, rest)[0], static.tree())
+    def user(users, x):
+        objective, equality, inequality, args = eqx.combine(users, static.tree())
         none = lambda x, args: ()  # noqa: E731
         return tuple(h(unravel(x), args) for h in (objective, equality or none, inequality or none))
 
-    (p, like_c), (q, like_g) = _check_outputs(*jax.eval_shape(user, data, start))
+    # All that it depends on is data, what it closes over too.
+    closed = eqx.filter_closure_convert(lambda x: user(users, x), start)
+    numbers, rest = eqx.partition(closed, eqx.is_inexact_array)
+    rest, program = eqx.partition(rest, eqx.is_array)
+    data = numbers, lower, upper
+    (p, like_c), (q, like_g) = _check_outputs(*jax.eval_shape(closed, start))
 
-    def functions(data):
+    def functions(data, rest):
         def posed(x):
-            f, c, g = user(data, x)
+            f, c, g = eqx.combine(data[0], rest, program)(x)
             return f.astype(dtype), *(ravel_pytree(v)[0].astype(dtype) for v in (c, g))
 
         return posed, data[1], data[2]
 
     fixed, start = lax.stop_gradient((data, start))
-    posed, lower, upper = functions(fixed)
+    posed, lower, upper = functions(fixed, rest)
     problem, state = _begin(bounded(posed, lower, upper, p, q), start, _flat(multipliers, p, q, start))
     contradiction = jnp.any(lower > upper)
     run = iterate(
@@ -302,8 +310,8 @@ def _solve(arrays, x0, multipliers, limits: Limits, static: Static, unconverged:
     held = jnp.where(problem.free, 0, run.state.model.held)
     zl, zu = w.zl + jnp.maximum(held, 0), w.zu + jnp.maximum(-held, 0)
     posed_w = Iterate(w.x, w.s / sg, w.y * sc / sf, w.z * sg / sf, zl / sf, zu / sf)
-    trusted = (run.status == Status.CONVERGED) | (unconverged == "approximate")
-    x, y, z, zl, zu = differentiable(functions, problem, posed_w, data, trusted)
+    trusted = (run.status == Status.CONVERGED, jnp.asarray(unconverged == "approximate"))
+    x, y, z, zl, zu, f = differentiable(functions, posed_w, data, rest, trusted)
     return InteriorSolution(
         value=unravel(x),
         status=run.status,
@@ -312,7 +320,7 @@ def _solve(arrays, x0, multipliers, limits: Limits, static: Static, unconverged:
         tol=limits.tol,
         history=run.history,
         multipliers=Multipliers(like_c(y), like_g(z), unravel(zl), unravel(zu)),
-        objective=functions(data)[0](x)[0],
+        objective=f,
         stationarity=residual.stationarity,
         constraint_violation=residual.violation,
         complementarity=residual.complementarity,

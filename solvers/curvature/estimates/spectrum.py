@@ -143,6 +143,11 @@ def spectral_density(operator: Any, key: Array, *, num_steps: int = 32, num_prob
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             checks.fail("spectral_density", argument, "a positive integer", value)
     checks.random_key("spectral_density", "key", key)
+    return _density(operator, key, num_steps, num_probes)
+
+
+@eqx.filter_jit  # one program, not a hundred of small ones
+def _density(operator: Any, key: Array, num_steps: int, num_probes: int) -> SpectralDensity:
     flat = flattened("spectral_density", operator)
     starts = probes("sphere", key, num_probes, jax.ShapeDtypeStruct((flat.size,), flat.dtype))
     runs = tridiagonals(flat, starts, num_steps)
@@ -250,6 +255,15 @@ def extreme_eigenpairs(
     """
     name = "extreme_eigenpairs"
     checks.random_key(name, "key", key)
+    checks.choice(name, "unconverged", unconverged, UNCONVERGED)
+    tol = None if tol is None else checks.number(name, "tol", tol)
+    limits = Limits(tol, checks.count(name, "max_steps", max_steps), history, progress)
+    return _eigenpairs(operator, key, (count, num_basis), limits, smallest, unconverged)
+
+
+@eqx.filter_jit  # one program, not a hundred of small ones
+def _eigenpairs(operator: Any, key: Array, sizes: Any, limits: Limits, smallest: bool, unconverged: str):
+    name, (count, num_basis), tol = "extreme_eigenpairs", sizes, limits.tol
     flat = flattened(name, operator)
     n = flat.size
     if isinstance(count, bool) or not isinstance(count, int) or not 1 <= count <= n:
@@ -257,7 +271,6 @@ def extreme_eigenpairs(
     size = min(n, max(2 * count + 12, 20)) if num_basis is None else num_basis
     if isinstance(size, bool) or not isinstance(size, int) or not min(count + 1, n) <= size <= n:
         checks.fail(name, "num_basis", f"an integer from {min(count + 1, n)} to {n}", size)
-    checks.choice(name, "unconverged", unconverged, UNCONVERGED)
     tol = eps(flat.dtype) ** (2 / 3) if tol is None else tol
     tol = checks.number(name, "tol", tol, dtype=flat.dtype)
     sign = -1 if smallest else 1
@@ -297,7 +310,7 @@ def extreme_eigenpairs(
     zero = jnp.zeros((size, n), flat.dtype)
     basis, image, _ = grown(zero, zero, _direction(jnp.zeros(n, flat.dtype), zero, spare[size]), 0)
     run = iterate(
-        step, ritz(basis, image), Limits(tol, max_steps, history, progress),
+        step, ritz(basis, image), Limits(tol, limits.max_steps, limits.history, limits.progress),
         value=lambda s: s.basis[:count], error=lambda s: s.error, stall=20,
     )  # fmt: skip
     values, rows = _differentiable(flat, run.value)

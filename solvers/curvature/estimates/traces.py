@@ -15,6 +15,7 @@ from collections.abc import Callable
 from itertools import pairwise
 from typing import Any, NamedTuple
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jax import lax
@@ -93,7 +94,11 @@ def trace(
     """
     checks.choice("trace", "method", method, METHODS)
     checks.random_key("trace", "key", key)
-    goal = _goal("trace", rtol, atol, max_products)
+    return _trace(operator, key, _goal("trace", rtol, atol, max_products), method, rank)
+
+
+@eqx.filter_jit  # one program, not hundreds of small ones
+def _trace(operator: Any, key: Array, goal: Goal, method: str, rank: int | None) -> Estimate:
     flat = flattened("trace", operator)
     if method in ("xtrace", "xnystrace"):
         return leave_one_out(flat, key, goal, method)
@@ -141,7 +146,11 @@ def diagonal(
     [0. 1. 2.]
     """
     checks.random_key("diagonal", "key", key)
-    goal = _goal("diagonal", rtol, atol, max_products)
+    return _diagonal(operator, key, _goal("diagonal", rtol, atol, max_products), rank)
+
+
+@eqx.filter_jit
+def _diagonal(operator: Any, key: Array, goal: Goal, rank: int | None) -> Estimate:
     flat = flattened("diagonal", operator)
     estimate = _sampled(flat, key, goal, _rank("diagonal", rank, goal, flat), lambda samples: samples, whole=True)
     value, error = flat.unravel(estimate.value), flat.unravel(estimate.standard_error)
@@ -195,7 +204,11 @@ def blockwise_trace(
     {'a': Array(4., dtype=...), 'b': Array(36., dtype=...)}
     """
     checks.random_key("blockwise_trace", "key", key)
-    goal = _goal("blockwise_trace", rtol, atol, max_products)
+    return _blockwise_trace(operator, key, _goal("blockwise_trace", rtol, atol, max_products), rank)
+
+
+@eqx.filter_jit
+def _blockwise_trace(operator: Any, key: Array, goal: Goal, rank: int | None) -> Estimate:
     flat = flattened("blockwise_trace", operator)
     parts = jax.tree.leaves(flat.unravel(jnp.zeros(flat.size, flat.dtype)))
     tree = jax.tree.structure(flat.unravel(jnp.zeros(flat.size, flat.dtype)))
@@ -214,8 +227,7 @@ def blockwise_trace(
 
 
 def _goal(name: str, rtol: Any, atol: Any, max_products: Any) -> Goal:
-    for argument, value in (("rtol", rtol), ("atol", atol)):
-        checks.number(name, argument, value)
+    atol, rtol = checks.number(name, "atol", atol), checks.number(name, "rtol", rtol)
     if isinstance(max_products, bool) or not isinstance(max_products, int) or max_products < 2 * BATCH:
         checks.fail(name, "max_products", f"an integer from {2 * BATCH}", max_products)
     return Goal(atol, rtol, max_products)

@@ -91,20 +91,26 @@ class Sums(eqx.Module):
             order = np.argsort(row, kind="stable")
             row, left, right = row[order], left[order], right[order]
         counts = np.bincount(row, minlength=n)
-        within = np.arange(row.size) - np.repeat(np.cumsum(counts) - counts, counts)
-        kind, tables = tables_of(counts), []
-        kinds, place = np.unique(kind), np.empty(n, np.int32)
-        for k in kinds:
-            mine = kind == k
-            rows, width = int(mine.sum()), max(int(counts[mine].max()), 1)
+        ends = np.concatenate([[0], np.cumsum(counts)])
+        within = np.arange(row.size) - np.repeat(ends[:-1], counts)
+        kind, tables, start = tables_of(counts), [], 0
+        place = np.empty(n, np.int32)
+        for k in np.unique(kind):
+            mine = np.flatnonzero(kind == k)
+            rows, width = mine.size, max(int(counts[mine].max()), 1)
             width = width if at_once(width, rows) else -(-width // PIECE) * PIECE
-            place[mine] = sum(t.shape[1] for t, _ in tables) + np.arange(rows, dtype=np.int32)
-            these = slice(None) if len(kinds) == 1 else mine[row]
-            at = within[these] * rows + (place[row[these]] - sum(t.shape[1] for t, _ in tables))
+            place[mine] = start + np.arange(rows, dtype=np.int32)
+            if mine[-1] - mine[0] + 1 == rows:  # one after the other, as in the order of the tables
+                these = slice(ends[mine[0]], ends[mine[-1] + 1])
+                at = within[these] * rows + (row[these] - mine[0])
+            else:
+                these = np.flatnonzero((kind == k)[row])
+                at = within[these] * rows + (place[row[these]] - start)
             pair = np.full(width * rows, entries, np.int32), np.zeros(width * rows, np.int32)
             for table, values in zip(pair, (left, right), strict=True):
                 table[at] = values[these]
             tables.append(tuple(table.reshape(width, rows) for table in pair))
+            start += rows
         self.left, self.right = (tuple(jax.device_put(t[s]) for t in tables) for s in (0, 1))
         self.place = None if np.array_equal(place, np.arange(n)) else jax.device_put(place)
 

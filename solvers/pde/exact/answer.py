@@ -17,7 +17,7 @@ from ...core.linalg.kronecker import along, mode_products
 from ...core.loop import Run
 from ...core.precision import eps, matmul
 from ...core.solution import Status
-from ..between import between
+from ..between import between, faces_between
 from ..gaussian.random_field import unseen
 from ..problem import Condition, PDEProblem
 from ..settings import Settings
@@ -111,7 +111,7 @@ def conditioned_exactly(problem, completion: Completion, equation, args, dynamic
 
     if not unknown:  # the data only have to agree: this is the noise-free solve, with its derivatives
         begin = None if settings.guess is None else (lambda found: start(found, settings.guess, args))
-        found, y, run, strong, _ = solve_spectral(lambda moving: parts(moving)[0], moving, begin, limits)
+        found, y, run, strong, _, _ = solve_spectral(lambda moving: parts(moving)[0], moving, begin, limits)
         magnitude = magnitude_of([*faced, *(_at_nodes(found, z) for z in found.coefficients(y))], dtype)
         nugget = magnitude * eps(dtype) ** 0.5
         model = Reduced(found, [], lifts, jnp.zeros((0, 0), dtype), parts(moving)[3], nugget)
@@ -216,9 +216,12 @@ def _answer(model: Reduced, point, run: Run, prior: FacePrior, asked: Asked) -> 
             allowed = jnp.mean(weight[None] * own.reshape(-1, *weight.shape), axis=tuple(range(1, weight.ndim + 1)))
             spare = jnp.all(off <= SPARE**2 * allowed)
             status = told(status, ~jnp.all(jnp.isfinite(off)), PDEStatus.UNRESOLVED)
-        status = told(status, (excess > LOOSE) | ((excess > HOLDS) & ~spare), PDEStatus.UNRESOLVED)
+        status = told(status, ~((excess <= HOLDS) | ((excess <= LOOSE) & spare)), PDEStatus.UNRESOLVED)
     elif rho.size:
-        status = told(status, strong > HOLDS, PDEStatus.UNRESOLVED)
+        status = told(status, ~(strong <= HOLDS), PDEStatus.UNRESOLVED)
+    faced = faces_between(problem, bases, z, args)
+    if faced is not None:
+        status = told(status, ~(faced <= HOLDS), PDEStatus.UNRESOLVED)
     # What no test saw is in `slip`; elsewhere the residual at the nodes has to stand for it.
     floor = size * (strong if unseen_by_tests is None and problem.noise is None else run.error)
     if rho.size:

@@ -13,7 +13,7 @@ from ...core.checks import fail
 from ...core.gaussian.kernels import SpectralMixture, per_dimension
 from ...core.precision import eps
 from ...core.solution import Status
-from ..between import between
+from ..between import between, faces_between
 from ..problem import Face, Observe, side
 from ..settings import Settings
 from ..solution import GPSolution, PDEStatus, Posterior
@@ -89,7 +89,10 @@ def conditioned(problem, equation, args, dynamic, x, settings: Settings) -> GPSo
     judged = between(equation, bases, z, rows.args(found), data.problem.noise)
     if judged is not None:
         residual, excess = judged
-        status = jnp.where((status == Status.CONVERGED) & (excess > HOLDS), int(PDEStatus.UNRESOLVED), status)
+        status = jnp.where((status == Status.CONVERGED) & ~(excess <= HOLDS), int(PDEStatus.UNRESOLVED), status)
+    faced = faces_between(problem, bases, z, args)
+    if faced is not None:
+        status = jnp.where((status == Status.CONVERGED) & ~(faced <= HOLDS), int(PDEStatus.UNRESOLVED), status)
     exact = [p for p, (_, _, noise) in zip(parts[count:], gapped, strict=True) if noise is None]
     if exact:
         faced = [jnp.max(jnp.abs(f.values)) for fs in data.faces for f in fs]

@@ -311,12 +311,12 @@ class State(NamedTuple):
 
 def solve_spectral(
     build: Callable[[Any], Discretisation], data: Any, guess: Callable | None, limits: Limits
-) -> tuple[Discretisation, Any, Run, Any, Any]:
+) -> tuple[Discretisation, Any, Run, Any, Any, Any]:
     """Solve by Newton's method with exact derivatives in `data`.
 
     ``build(data)`` makes the discretisation; ``guess(discretisation)`` free coefficients to start from. Returns the
-    discretisation, the free coefficients, how the loop ended, the relative residual at the nodes, and whether the
-    equation is `singular`.
+    discretisation, the free coefficients, how the loop ended, the relative residual at the nodes, the size of the
+    equation's terms there, and whether the equation is `singular`.
     """
     frozen = build(lax.stop_gradient(data))
     linear = frozen.equation.linear
@@ -366,7 +366,7 @@ def solve_spectral(
         return lax.custom_linear_solve(jacobian, b, refined(inverse.solve), refined(inverse.transposed))
 
     y = attach(lambda y, data: build(data).residual(y), y, data, solve=solve)
-    return build(data), y, run, strong, alone
+    return build(data), y, run, strong, scale, alone
 
 
 def singular(found: Discretisation, run: Run, ends, stated):

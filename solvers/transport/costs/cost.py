@@ -11,6 +11,7 @@ from typing import Any, ClassVar, Self
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 from ...core import checks
 from ...core.precision import matmul
@@ -25,11 +26,30 @@ def allowed(cost, a, b):
     return (cost < jnp.inf) & (a > 0)[..., :, None] & (b > 0)[..., None, :]
 
 
-def log_plan(f, g, cost, a, b, epsilon):
-    """``(f + g - C) / epsilon``, minus infinity where no mass may go; NaN-free derivatives."""
+def log_plan(f, g, cost, a, b, epsilon, shift):
+    """``(f + g - (C - shift)) / epsilon``, minus infinity where no mass may go; NaN-free derivatives."""
     mask = allowed(cost, a, b)
-    reduced = f[..., :, None] + g[..., None, :] - jnp.where(mask, cost, 0)
+    reduced = slack(f, g, jnp.where(mask, cost, 0), shift)
     return jnp.where(mask, reduced / epsilon[..., None, None], -jnp.inf)
+
+
+def slack(f, g, costs, shift):
+    """Return ``f_i + g_j - (C_ij - shift)``; in float32 what its sums round off is added to it in the end.
+
+    Terms are often much larger than the result, and the result than epsilon.
+    """
+    sums, reduced = f[..., :, None] + g[..., None, :], costs - shift[..., None, None]
+    result = sums - reduced
+    if result.dtype == jnp.float64:
+        return result
+    lost = left_out(f[..., :, None], g[..., None, :], sums) + left_out(sums, -reduced, result)
+    return result + lax.stop_gradient(lost - left_out(costs, -shift[..., None, None], reduced))
+
+
+def left_out(x, y, rounded):
+    """Return ``x + y - rounded`` exactly, `rounded` their sum in floating point (D. Knuth, two-sum)."""
+    of_y = rounded - x
+    return (x - (rounded - of_y)) + (y - of_y)
 
 
 class Cost(eqx.Module):
@@ -180,7 +200,7 @@ class Stored(Cost):
     def plan(self, potentials, a, b, epsilon, shift):
         """Return the plan's entries, stored."""
         f, g = potentials
-        return StoredKernel(jnp.exp(log_plan(f, g, self.array - shift, a, b, epsilon)))
+        return StoredKernel(jnp.exp(log_plan(f, g, self.array, a, b, epsilon, shift)))
 
     def transform(self, g, b, epsilon, shift):
         """Return the transform with NaN-free derivatives; zero for a row that may go nowhere."""
@@ -259,8 +279,8 @@ class StoredKernel(eqx.Module):
 class Lazy(Cost):
     """A cost that is never stored. Subclasses define `product`; everything else follows from it."""
 
-    def product(self, u, v, x, scale, *, weighted: bool = False) -> Float[Array, " n"]:
-        """Return ``sum_j exp(u_i + v_j - scale C_ij) x_j``, each term times ``C_ij`` if `weighted`.
+    def product(self, f, g, x, scale, shift, *, weighted: bool = False) -> Float[Array, " n"]:
+        """Return ``sum_j exp(scale (f_i + g_j - (C_ij - shift))) x_j``, each term times ``C_ij`` if `weighted`.
 
         Differentiable in all arguments and in the cost's own arrays, without an array of n m entries either way.
         """
@@ -268,9 +288,8 @@ class Lazy(Cost):
 
     def times(self, x) -> Float[Array, " n"]:
         """Return ``C x``."""
-        zeros = jnp.zeros_like
-        n, _ = self.shape
-        return self.product(jnp.zeros(n, x.dtype), zeros(x), x, jnp.zeros((), x.dtype), weighted=True)
+        none = jnp.zeros((), x.dtype)
+        return self.product(jnp.zeros(self.shape[0], x.dtype), jnp.zeros_like(x), x, none, none, weighted=True)
 
     @property
     def T(self) -> "Lazy":
@@ -280,8 +299,7 @@ class Lazy(Cost):
     def plan(self, potentials, a, b, epsilon, shift):
         """Return the plan as an operator."""
         f, g = potentials
-        u, v = live_exponents(f + shift, g, a, b, epsilon)
-        return LazyKernel(self, self.T, u, v, 1 / epsilon)
+        return self.kernel(f, g, a > 0, b > 0, epsilon, shift)
 
     def of_product(self, p, q):
         """Return the sum from one product."""
@@ -289,19 +307,20 @@ class Lazy(Cost):
 
     def kernel(self, f, g, rows, columns, epsilon, shift):
         """Return the kernel as an operator: a product computes its entries anew."""
-        scale = 1 / epsilon
-        u = jnp.where(rows, (f + shift) * scale, DEAD)
-        return LazyKernel(self, self.T, u, jnp.where(columns, g * scale, DEAD), scale)
+        dead = lax.stop_gradient(DEAD * epsilon)
+        f, g = jnp.where(rows, f, dead), jnp.where(columns, g, dead)
+        return LazyKernel(self, self.T, f, g, 1 / epsilon, shift)
 
 
 class LazyKernel(eqx.Module):
-    """The kernel ``exp(u_i + v_j - scale C_ij)`` of a lazy cost, known by its products."""
+    """The kernel ``exp(scale (f_i + g_j - (C_ij - shift)))`` of a lazy cost, known by its products."""
 
     cost: Lazy
     transposed: Lazy
-    u: Float[Array, " n"]
-    v: Float[Array, " m"]
+    f: Float[Array, " n"]
+    g: Float[Array, " m"]
     scale: Float[Array, ""]
+    shift: Float[Array, ""]
     stored: ClassVar[bool] = False
 
     @property
@@ -312,17 +331,17 @@ class LazyKernel(eqx.Module):
     @property
     def T(self) -> "LazyKernel":
         """The transposed kernel."""
-        return LazyKernel(self.transposed, self.cost, self.v, self.u, self.scale)
+        return LazyKernel(self.transposed, self.cost, self.g, self.f, self.scale, self.shift)
 
     def over_rows(self, function, *vectors, shared: tuple = ()):
         """Return ``function(some rows of K, their entries of the vectors, *shared)``, stacked, for a `PointCloud`."""
         cost: Any = self.cost
 
-        def rows(costs, u, *rest):
-            *rest, v, scale = rest
-            return function(jnp.exp((u[:, None] + v[None, :]) - scale * costs), *rest)
+        def rows(costs, f, *rest):
+            *rest, g, scale, shift = rest
+            return function(jnp.exp(scale * slack(f, g, costs, shift)), *rest)
 
-        return cost.over_rows(rows, self.u, *vectors, shared=(*shared, self.v, self.scale))
+        return cost.over_rows(rows, self.f, *vectors, shared=(*shared, self.g, self.scale, self.shift))
 
     def astype(self, dtype) -> "LazyKernel":
         """Return the kernel in another precision."""
@@ -330,37 +349,33 @@ class LazyKernel(eqx.Module):
 
     def dense(self):
         """Return the entries as one array."""
-        return jnp.exp(self.u[:, None] + self.v[None, :] - self.scale * self.cost.dense())
+        return jnp.exp(self.scale * slack(self.f, self.g, self.cost.dense(), self.shift))
 
     def times(self, x):
         """Return ``K x``."""
-        return self.cost.product(self.u, self.v, x, self.scale)
+        return self.cost.product(self.f, self.g, x, self.scale, self.shift)
 
     def transposed_times(self, x):
         """Return ``K' x``."""
-        return self.transposed.product(self.v, self.u, x, self.scale)
+        return self.transposed.product(self.g, self.f, x, self.scale, self.shift)
 
     def squares_times(self, x):
         """Return ``(K * K) x``."""
-        return self.cost.product(2 * self.u, 2 * self.v, x, 2 * self.scale)
+        return self.cost.product(self.f, self.g, x, 2 * self.scale, self.shift)
 
     def sums(self):
         """Return the sums of the rows and of the columns."""
-        return self.times(jnp.ones_like(self.v)), self.transposed_times(jnp.ones_like(self.u))
+        return self.times(jnp.ones_like(self.g)), self.transposed_times(jnp.ones_like(self.f))
 
     def mass(self):
         """Return the sum of all entries."""
-        return jnp.sum(self.times(jnp.ones_like(self.v)))
+        return jnp.sum(self.times(jnp.ones_like(self.g)))
 
     def costs(self, cost: Cost, x=None, y=None):
         """Return ``sum x_i K_ij C_ij y_j``."""
-        costs = self.cost.product(self.u, self.v, jnp.ones_like(self.v) if y is None else y, self.scale, weighted=True)
+        y = jnp.ones_like(self.g) if y is None else y
+        costs = self.cost.product(self.f, self.g, y, self.scale, self.shift, weighted=True)
         return jnp.sum(costs if x is None else x * costs)
-
-
-def live_exponents(f, g, a, b, epsilon) -> tuple[Float[Array, " n"], Float[Array, " m"]]:
-    """Return ``f / epsilon`` and ``g / epsilon``, `DEAD` where there is no mass."""
-    return jnp.where(a > 0, f / epsilon, DEAD), jnp.where(b > 0, g / epsilon, DEAD)
 
 
 def as_cost(cost) -> Cost:

@@ -14,8 +14,8 @@ from jax import lax
 
 from ...core import checks
 from ...core.typing import Array, Float
-from .cost import DEAD, Lazy
-from .pointcloud import ACCELERATOR_TILE, TILE
+from .cost import DEAD, Lazy, left_out
+from .pointcloud import usual_tile
 
 POWERS = {"sqeuclidean": lambda d: d * d, "manhattan": jnp.abs}
 
@@ -141,26 +141,31 @@ class Grid(Lazy):
             lines = jax.tree.map(lambda z: jnp.moveaxis(z, k, -1), fields)  # noqa: B023
             rest = jax.tree.leaves(lines)[0].shape[:-1]
             lines = jax.tree.map(lambda z: z.reshape(-1, z.shape[-1]), lines)
-            height = max(1, TILE.get(jax.default_backend(), ACCELERATOR_TILE) // c.size)
+            height = max(1, usual_tile() // c.size)
             reduced = _in_chunks(jax.vmap(lambda line: reduce(c, line)), lines, height)  # noqa: B023
             fields = jax.tree.map(lambda z: jnp.moveaxis(z.reshape(*rest, -1), -1, k), reduced)  # noqa: B023
         return jax.tree.map(lambda z: z.reshape(-1), fields)
 
-    def product(self, u, v, x, scale, *, weighted: bool = False):
-        """Return ``sum_j exp(u_i + v_j - scale C_ij) x_j``, axis by axis."""
-        if weighted:
-            one = jnp.ones_like(scale)
-            return -jax.jvp(lambda s: self.product(u, v, x, s), (scale,), (one,))[1]
-        top = lax.stop_gradient(v)
+    def product(self, f, g, x, scale, shift, *, weighted: bool = False):
+        """Return ``sum_j exp(scale (f_i + g_j - (C_ij - shift))) x_j``, axis by axis."""
+        if weighted:  # along this direction the exponent's derivative is C
+            inverse = jnp.where(scale > 0, 1 / jnp.where(scale > 0, scale, 1), 0)
+            along = f * inverse, g * inverse, shift * inverse, -jnp.ones_like(scale)
+            return jax.jvp(lambda f, g, h, s: self.product(f, g, x, s, h), (f, g, shift, scale), along)[1]
+        top = lax.stop_gradient(g)
 
         def reduce(c, line):
             top, x = line
-            exponent = top[None, :] - scale * c
-            highest = lax.stop_gradient(jnp.max(exponent, 1))
-            return highest, jnp.sum(jnp.exp(exponent - highest[:, None]) * x[None, :], 1)
+            reduced = top[None, :] - c
+            lost = lax.stop_gradient(left_out(top[None, :], -c, reduced))
+            highest = lax.stop_gradient(jnp.max(reduced, 1))
+            return highest, jnp.sum(jnp.exp(scale * ((reduced - highest[:, None]) + lost)) * x[None, :], 1)
 
-        top, total = self.along_axes(reduce, (top, x * jnp.exp(v - top)))
-        return jnp.exp(u + top) * total
+        top, total = self.along_axes(reduce, (top, x * jnp.exp(scale * (g - top))))
+        both = f + top
+        result = both + shift
+        lost = lax.stop_gradient(left_out(f, top, both) + left_out(both, shift, result))
+        return jnp.exp(scale * (result + lost)) * total
 
     def least(self, g=None, columns=None):
         """Return ``min_j C_ij - g_j``."""

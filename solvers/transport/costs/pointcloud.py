@@ -12,17 +12,18 @@ import jax.numpy as jnp
 from jax import lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from ...core import checks
+from ...core import accelerator, checks
 from ...core.precision import matmul
 from ...core.typing import Array, Float
-from .cost import DEAD, Lazy
+from .cost import DEAD, Lazy, slack
 
 METRICS = ("sqeuclidean", "euclidean", "manhattan", "cosine")
 UNROLLED = 8
 """Up to this many coordinates squared distances are summed from differences, beyond by a product of matrices."""
-TILE = {"cpu": 2**20}
+TILE = 2**20
+"""Entries of a tile: what a core's cache holds ..."""
 ACCELERATOR_TILE = 2**26
-"""Entries of a tile: what a core's cache holds, or enough to fill an accelerator."""
+"""... or enough to fill an accelerator."""
 STORED = 2**25
 """Up to this many costs a matrix is worth its memory, 256 MiB in float64: computing them again takes longer."""
 
@@ -122,7 +123,7 @@ class PointCloud(Lazy):
     @property
     def tile_size(self) -> int:
         """Entries of a tile."""
-        return self.tile or TILE.get(jax.default_backend(), ACCELERATOR_TILE)
+        return self.tile or usual_tile()
 
     @property
     def is_small(self) -> bool:
@@ -176,23 +177,25 @@ class PointCloud(Lazy):
         stacked = lax.map(lambda part: tile(part, shared), tuple(split(z) for z in lines))
         return jax.tree.map(lambda z: z.reshape(count * height, *z.shape[2:])[:n], stacked)
 
-    def product(self, u, v, x, scale, *, weighted: bool = False):
-        """Return ``sum_j exp(u_i + v_j - scale C_ij) x_j``, tile by tile."""
+    def product(self, f, g, x, scale, shift, *, weighted: bool = False):
+        """Return ``sum_j exp(scale (f_i + g_j - (C_ij - shift))) x_j``, tile by tile."""
 
-        def rows(cost, u, v, x, scale):
-            terms = jnp.exp((u[:, None] + v[None, :]) - scale * cost)
+        def rows(cost, f, g, x, scale, shift):
+            terms = jnp.exp(scale * slack(f, g, cost, shift))
             terms = terms * jnp.where(terms > 0, cost, 0) if weighted else terms
             # a GPU fuses all of it into one pass without a tile in memory; a CPU is faster with a product of the tile
-            return matmul(terms, x) if jax.default_backend() == "cpu" else jnp.sum(terms * x[None, :], axis=1)
+            return jnp.sum(terms * x[None, :], axis=1) if accelerator.present() else matmul(terms, x)
 
-        return self.over_rows(rows, u, shared=(v, x, scale))
+        return self.over_rows(rows, f, shared=(g, x, scale, shift))
 
     def soft_map(self, points, g, columns, epsilon, shift) -> Float[Array, "k d"]:
         """Return ``sum_j w_ij y_j`` for other points in the place of x: w softmax of ``(g_j - C_ij) / epsilon``."""
         there = PointCloud(points, self.y, metric=self.metric, tile=self.tile, mesh=self.mesh)
-        v = jnp.where(columns, (g + shift) / epsilon, DEAD)
-        u = -there.logsumexp(g, columns, epsilon, shift)
-        return jax.vmap(lambda target: there.product(u, v, target, 1 / epsilon), 1, 1)(self.y)
+        f = lax.stop_gradient(-epsilon * there.logsumexp(g, columns, epsilon, shift))  # any number that is near
+        g = jnp.where(columns, g, lax.stop_gradient(DEAD * epsilon))
+        targets = jnp.concatenate([jnp.ones_like(self.y[:, :1]), self.y], 1)
+        sums = jax.vmap(lambda target: there.product(f, g, target, 1 / epsilon, shift), 1, 1)(targets)
+        return sums[:, 1:] / sums[:, :1]
 
     def least(self, g=None, columns=None):
         """Return ``min_j C_ij - g_j``."""
@@ -219,6 +222,11 @@ class PointCloud(Lazy):
             return top + jnp.log(jnp.sum(jnp.exp(exponent - top[:, None]), 1))
 
         return self.over_rows(rows, shared=(v, scale))
+
+
+def usual_tile() -> int:
+    """Return how many entries a tile has where nobody says."""
+    return ACCELERATOR_TILE if accelerator.present() else TILE
 
 
 def stored_if_small(cost):

@@ -11,11 +11,11 @@ from jax import lax
 
 from ...core import checks
 from ...core.implicit import UNCONVERGED
-from ...core.loop import Limits, iterate, when
+from ...core.loop import iterate, when
 from ...core.typing import Array, Float, Progress, Scalar
 from ..costs.cost import Cost
 from ..costs.pointcloud import stored_if_small
-from ..problem import Problem, check, check_potentials, default_tol, prepare
+from ..problem import Goal, Problem, check, check_potentials, default_tol, prepare
 from ..solution import TransportSolution
 from ..systems.gibbs_kernel import (
     Kernel,
@@ -82,7 +82,7 @@ def sinkhorn(
     epsilon : scalar
         Regularisation, in the units of `cost`; positive. Traced, differentiable.
     tol : scalar, optional
-        Target for `error`; 1e-9 in float64, 1e-5 in float32. Traced.
+        Target for `error`; 1e-9 in float64, 1e-5 in float32, more where those round potentials further. Traced.
     max_steps : int
         Largest number of sweeps. Traced.
     init : pair of arrays, optional
@@ -110,8 +110,10 @@ def sinkhorn(
     Notes
     -----
     Stops when ``error <= tol``; `Status.STAGNATED` after 200 sweeps without a smaller error, which is how float32 ends
-    when `tol` is below its reach. Bad values (NaN, negative weights, unequal masses, a point that may go nowhere) are
-    reported by status, without a step. Memory: two arrays of the cost's shape. The plan is kept as
+    when `tol` is below its reach. `error` is that of the potentials returned, rounded as they are; what that makes of
+    the tolerance is said in the notes of `sns_sinkhorn`. Bad values (NaN, negative weights, unequal masses, a point
+    that may go nowhere) are reported by status, without a step. Memory: two arrays of the cost's shape. The plan is
+    kept as
     ``diag(alpha) exp((f + g - C) / epsilon) diag(beta)`` with alpha and beta absorbed into f and g whenever they leave
     the range in which underflow is harmless [2]_, so it is the log-domain iteration at the price of the plain one.
 
@@ -141,21 +143,21 @@ def sinkhorn(
     name = "sinkhorn"
     data = check(name, cost, a, b, epsilon)
     dtype = data[0].dtype
-    tol = checks.number(name, "tol", default_tol(dtype) if tol is None else tol, dtype=dtype)
-    max_steps = checks.count(name, "max_steps", max_steps)
+    goal = Goal.of(name, tol, default_tol(dtype), max_steps, history, progress)
     checks.choice(name, "unconverged", unconverged, UNCONVERGED)
     if unbalanced is not None:
         checks.fail(name, "unbalanced", "None: call `unbalanced_sinkhorn(cost, a, b, epsilon=, rho=)`", unbalanced)
     init = check_potentials(name, init, data)
-    return _solve(data, init, Limits(tol, max_steps, history, progress), unconverged).between(data[0])
+    return _solve(data, init, goal, unconverged).between(data[0])
 
 
 @partial(jax.jit, static_argnums=3)
-def _solve(data, init, limits: Limits, unconverged) -> TransportSolution:
+def _solve(data, init, goal: Goal, unconverged) -> TransportSolution:
     data = (stored_if_small(data[0]), *data[1:])
-    problem = prepare(*lax.stop_gradient(data), tol=limits.tol)
+    problem = prepare(*lax.stop_gradient(data), tol=goal.tol)
     f, g = reduced_potentials(problem, lax.stop_gradient(init))
     kernel = absorb(problem, empty(problem), f, problem.least if init is None else g, problem.epsilon)
+    limits = goal.within(problem.spread, problem.epsilon)
     run = iterate(
         lambda s: sinkhorn_step(problem, s, limits.tol),
         State(kernel, row_error(problem, kernel)),
@@ -166,4 +168,4 @@ def _solve(data, init, limits: Limits, unconverged) -> TransportSolution:
         stall=SWEEPS,
     )
     none = jnp.zeros((), jnp.int32)
-    return finish(problem, run, data, tol=limits.tol, linear_steps=none, unconverged=unconverged)
+    return finish(problem, run, data, goal=goal, linear_steps=none, unconverged=unconverged)

@@ -6,22 +6,22 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from ...core.implicit import attach, linear_solve
+from ...core.implicit import attach, distrust, linear_solve
 from ...core.krylov.cg import cg
 from ...core.loop import Run
 from ...core.precision import eps as machine_eps
-from ...core.precision import matmul
+from ...core.precision import matmul, tiny
 from ...core.solution import Status
 from ..costs.cost import as_cost
-from ..problem import Problem
+from ..problem import Goal, Problem, rounding_floor
 from ..solution import TransportSolution
 
 DIRECT = 1024
 """Up to this many rows the derivative's linear system is factored, above it solved by conjugate gradients."""
 
 
-def finish(problem: Problem, run: Run, data, *, tol, linear_steps, unconverged: str) -> TransportSolution:
-    """Attach derivatives to the potentials of the reduced, possibly transposed problem and fix their constant.
+def finish(problem: Problem, run: Run, data, *, goal: Goal, linear_steps, unconverged: str) -> TransportSolution:
+    """Attach derivatives to the potentials of the reduced, possibly transposed problem, fix their constant, judge them.
 
     Parameters
     ----------
@@ -31,7 +31,9 @@ def finish(problem: Problem, run: Run, data, *, tol, linear_steps, unconverged: 
         How the loop ended; its value holds potentials of the reduced, unit-mass problem at the target epsilon.
     data : tuple of arrays
         Cost, a, b and epsilon as the user gave them: what derivatives are taken with respect to.
-    tol, linear_steps : scalar
+    goal : Goal
+        What the loop was to reach.
+    linear_steps : scalar
         To be reported.
     unconverged : {"nan", "approximate"}
         Derivatives where the loop did not converge. Static.
@@ -40,23 +42,54 @@ def finish(problem: Problem, run: Run, data, *, tol, linear_steps, unconverged: 
     given, a, b, epsilon = data
     cost = as_cost(given)
     shift, mass = lax.stop_gradient((problem.shift, problem.mass))
-    trusted = (run.status == Status.CONVERGED) | (unconverged == "approximate")
-    f, g = attach_potentials(potentials, (cost, a / jnp.sum(a), b / jnp.sum(b), epsilon), shift, trusted)
+    f, g = attach_potentials(potentials, (cost, a / jnp.sum(a), b / jnp.sum(b), epsilon), shift)
     f = f + epsilon * jnp.log(jnp.where(mass > 0, jnp.sum(a), 1))
     f = _extend(f, g, cost, a, b, epsilon, shift)
     g = _extend(g, f, cost.T, b, a, epsilon, shift)
     drift = (_mean(a, f) - _mean(b, g)) / 2
     f, g = f - drift, g + drift
+    (f, g), status, error, tol = judged((f, g), (cost, a, b, epsilon), shift, run, goal)
+    trusted = (status == Status.CONVERGED) | (unconverged == "approximate")
+    f, g = distrust((f, g), trusted)
     half = shift / 2
-    tol = jnp.asarray(tol, run.error.dtype)
-    value = (f + half, g + half)
-    status, steps, error = lax.stop_gradient((run.status, run.num_steps, run.error))
     return TransportSolution(
-        value, status, steps, error, tol, run.history, given, a, b, epsilon, trusted, shift, (f, g), linear_steps
-    )
+        (f + half, g + half), status, run.num_steps, error, tol, run.history, given, a, b, epsilon, trusted, shift,
+        (f, g), linear_steps,
+    )  # fmt: skip
 
 
-def attach_potentials(potentials, data, shift, trusted):
+NEAR = 0.1
+"""Largest change of a log scaling that a last correction makes: the solve is to find the answer, not this."""
+
+
+def judged(potentials, data, shift, run: Run, goal: Goal):
+    """Return the potentials with their columns' last rounding mended, the status, the error, and its tolerance.
+
+    The loop's error is that of a plan of potentials and scalings; this is that of the potentials as they are returned.
+    """
+    f, g = potentials
+    (f_now, g_now), (cost, a, b, epsilon) = lax.stop_gradient((potentials, data))
+    step, r, c = mended(cost.plan((f_now, g_now), a, b, epsilon, shift), g_now, b, epsilon)
+    mass = jnp.sum(a)
+    error = (jnp.sum(jnp.abs(r - a)) + jnp.sum(jnp.abs(c - b))) / mass
+    status, tol = goal.judge(run.status, error, rounding_floor((a, b), (f_now, g_now), epsilon) / mass)
+    return (f, g + step), status, error, tol
+
+
+def mended(plan, g, b, epsilon):
+    """Return what Sinkhorn's half step adds to g, and the sums of the rows and of the columns after it.
+
+    Once it is rounded, the step multiplies columns by known factors, so that two products are enough. Where it is long
+    it is not made: an answer is for the solve to find.
+    """
+    c = plan.transposed_times(jnp.ones(plan.shape[0], g.dtype))
+    change = jnp.log(jnp.where(b > 0, b / jnp.maximum(c, tiny(c.dtype)), 1))
+    step = epsilon * jnp.where(jnp.abs(change) < NEAR, change, 0)
+    factor = jnp.exp(((g + step) - g) / epsilon)
+    return step, plan.times(factor), factor * c
+
+
+def attach_potentials(potentials, data, shift):
     """Return the potentials with the derivative of the root of ``(a - P 1, b - P' 1)``.
 
     Parameters
@@ -67,8 +100,6 @@ def attach_potentials(potentials, data, shift, trusted):
         Cost, unit-mass weights and epsilon.
     shift : Float[Array, ""]
         Constant subtracted from the cost.
-    trusted : Bool[Array, ""]
-        Where derivatives are not NaN.
     """
 
     def residual(fg, data):
@@ -84,7 +115,7 @@ def attach_potentials(potentials, data, shift, trusted):
         plan = cost.plan((f, g), a, b, epsilon, shift)
         return solve_marginals(jacobian, rhs, epsilon, schur_solver(plan, plan.sums(), a > 0, b > 0, singular=True))
 
-    return attach(residual, potentials, data, solve=solve, trusted=trusted)
+    return attach(residual, potentials, data, solve=solve)
 
 
 def solve_marginals(jacobian, rhs, epsilon, solver):

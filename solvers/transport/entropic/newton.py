@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,9 +16,9 @@ from ...core.solution import Status
 from ...core.typing import Array, Float, Progress, Scalar
 from ..costs.cost import Cost
 from ..costs.pointcloud import stored_if_small
-from ..problem import Problem, check, check_potentials, default_tol, prepare
+from ..problem import Goal, Problem, check, check_potentials, default_tol, prepare
 from ..solution import TransportSolution
-from ..systems.gibbs_kernel import absorb, empty, reduced_potentials, row_error, sweep
+from ..systems.gibbs_kernel import Kernel, absorb, empty, reduced_potentials, row_error, sweep
 from ..systems.system_choice import Backend, anneals_in_single, check_hessian, choose_backend
 from .derivatives import finish
 from .newton_step import DECAY, STAGE_ERROR, Counts, ascend, extrapolate, state_at
@@ -68,7 +68,7 @@ def sns_sinkhorn(
     epsilon : scalar
         Regularisation, in the units of `cost`; positive. Traced, differentiable.
     tol : scalar, optional
-        Target for `error`; 1e-9 in float64, 1e-5 in float32. Traced.
+        Target for `error`; 1e-9 in float64, 1e-5 in float32, more where those round potentials further. Traced.
     max_steps : int
         Largest number of outer steps, those of the annealing included. Traced.
     init : pair of arrays, optional
@@ -116,11 +116,15 @@ def sns_sinkhorn(
     the solution convergence is superlinear.
 
     *Stopping.* ``error <= tol``, confirmed on freshly computed exponentials; `Status.STAGNATED` after eight steps
-    without a smaller error, which is how float32 ends when `tol` is out of its reach (about ``1e-8 max(C) / epsilon``).
-    The error is that of the plan that the loop holds, potentials and scalings. The potentials returned are rounded, and
-    the plan made of them is off by about ``spacing * max|f| / epsilon`` more: nothing in float64, 1e-4 in float32 where
-    epsilon is 1e-4 of the mean cost. Bad values (NaN, negative weights, unequal masses, a point that may go nowhere)
-    are reported by status, without a step; the status codes are those of `Status` and of `TransportStatus`.
+    without a smaller error, or once what is left is small beside the rounding of the potentials. Bad values (NaN,
+    negative weights, unequal masses, a point that may go nowhere) are reported by status, without a step; the status
+    codes are those of `Status` and of `TransportStatus`.
+
+    *Precision.* `error` and the status are those of the potentials returned, rounded as they are, judged after the loop
+    by exponents whose sums are not rounded, as in `plan`. Rounding a potential changes the marginals by up to
+    ``d = spacing (<a, |f|> + <b, |g|>) / (2 epsilon sum(a))``: 1e-13 in float64, but 2e-5 in float32 where epsilon is a
+    thousandth of the mean cost, 2e-4 at a ten-thousandth. A tolerance that is not given is raised to 2 d where that is
+    more, to 1e-3 at most (the field `tol` says it): no float32 potentials do much better. One that is given is kept.
 
     *Cost.* A step is four products with an n x m matrix, two more for every point tried beyond the first and two for
     every conjugate-gradient step; exponentials are taken when epsilon changes or scalings are absorbed.
@@ -154,8 +158,7 @@ def sns_sinkhorn(
     name = "sns_sinkhorn"
     data = check(name, cost, a, b, epsilon)
     dtype = data[0].dtype
-    tol = checks.number(name, "tol", default_tol(dtype) if tol is None else tol, dtype=dtype)
-    max_steps = checks.count(name, "max_steps", max_steps)
+    goal = Goal.of(name, tol, default_tol(dtype), max_steps, history, progress)
     check_hessian(name, hessian)
     if published is not None and not (hessian == "auto" and anneal):
         ignored = "`hessian`" if hessian != "auto" else "`anneal`"
@@ -164,36 +167,48 @@ def sns_sinkhorn(
     if unbalanced is not None:
         checks.fail(name, "unbalanced", "None: call `unbalanced_sinkhorn(cost, a, b, epsilon=, rho=)`", unbalanced)
     init = check_potentials(name, init, data)
-    limits = Limits(tol, max_steps, history, progress)
-    return _solve(data, init, limits, hessian, bool(anneal), published, unconverged).between(data[0])
+    return _solve(data, init, goal, hessian, bool(anneal), published, unconverged).between(data[0])
 
 
 @partial(jax.jit, static_argnums=(3, 4, 5, 6))
-def _solve(data, init, limits: Limits, hessian, anneal, published, unconverged) -> TransportSolution:
+def _solve(data, init, goal: Goal, hessian, anneal, published, unconverged) -> TransportSolution:
     data = (stored_if_small(data[0]), *data[1:])
-    problem = prepare(*lax.stop_gradient(data), tol=limits.tol)
+    problem = prepare(*lax.stop_gradient(data), tol=goal.tol)
     f, g = reduced_potentials(problem, lax.stop_gradient(init))
+    limits = goal.within(problem.spread, problem.epsilon)
     if published is not None:
         run, cg_steps = solve_published(problem, f, g, published, limits)
-        return finish(problem, run, data, tol=limits.tol, linear_steps=cg_steps, unconverged=unconverged)
+        return finish(problem, run, data, goal=goal, linear_steps=cg_steps, unconverged=unconverged)
     solver = choose_backend(hessian, problem)
     state, earlier = begin(problem, (f, g), init is None, anneal, solver, limits)
     run = ascend(problem, state, solver, limits, after=earlier)
-    return finish(problem, run, data, tol=limits.tol, linear_steps=run.state.cg_steps, unconverged=unconverged)
+    return finish(problem, run, data, goal=goal, linear_steps=run.state.cg_steps, unconverged=unconverged)
 
 
 def begin(problem: Problem, potentials, cold: bool, anneal: bool, hessian: Backend, limits: Limits):
     """Return the first state, at the target epsilon if that is easy from here, and the run that led to it, if any."""
     f, g = potentials
-    kernel = absorb(problem, empty(problem), f, problem.least if cold else g, problem.epsilon)
+    if cold:
+        g = problem.least
     if not anneal:
-        return state_at(problem, kernel, hessian), None
+        return state_at(problem, absorb(problem, empty(problem), f, g, problem.epsilon), hessian), None
     top = jnp.maximum(problem.epsilon, problem.spread / START)
-    hard = (row_error(problem, kernel) > limits.tol) & ~(row_error(problem, sweep(problem, kernel)) < EASY)
-    hard &= (top > problem.epsilon) & (problem.status == Status.RUNNING) & (limits.max_steps > 0)
-    flat = jnp.zeros_like(problem.a)
-    if not anneals_in_single(problem):
-        kernel = when(hard, lambda k: absorb(problem, k, flat, problem.least, top), kernel)
+    flat, single = jnp.zeros_like(problem.a), anneals_in_single(problem)
+    worth = (top > problem.epsilon) & (problem.status == Status.RUNNING) & (limits.max_steps > 0)
+
+    def form(c: _Forming) -> _Forming:
+        kernel = absorb(problem, c.kernel, c.f, c.g, c.epsilon)
+        hard = (row_error(problem, kernel) > limits.tol) & ~(row_error(problem, sweep(problem, kernel)) < EASY)
+        hard = jnp.where(c.first, hard & worth, c.hard)
+        return _Forming(kernel, flat, problem.least, top, hard, jnp.zeros((), bool))
+
+    # at the target, and anew at the top if that is hard: a loop of at most two trips, whose body is compiled once
+    yes = jnp.ones((), bool)
+    start = _Forming(empty(problem), f, g, problem.epsilon, yes, yes)
+    again = (lambda c: c.first) if single else (lambda c: c.first | (c.hard & (c.kernel.epsilon < top)))
+    formed = lax.while_loop(again, form, start)
+    kernel, hard = formed.kernel, formed.hard
+    if not single:
         return state_at(problem, kernel, hessian), None
 
     run = anneal_in_single(problem, hard, top, hessian, limits)
@@ -204,6 +219,17 @@ def begin(problem: Problem, potentials, cold: bool, anneal: bool, hessian: Backe
     kernel = when(hard, lambda k: absorb(problem, k, *ahead, epsilon=lower), kernel)
     counts = Counts(run.num_steps, 0, run.state.cg_steps)
     return state_at(problem, kernel, hessian, before, counts, modes=run.state.modes), run
+
+
+class _Forming(NamedTuple):
+    """A kernel and whether it is to be annealed to; what to form next, and whether nothing was formed yet."""
+
+    kernel: Kernel
+    f: Array
+    g: Array
+    epsilon: Array
+    hard: Array
+    first: Array
 
 
 def anneal_in_single(problem: Problem, hard, top, hessian: Backend, limits: Limits) -> Run:

@@ -7,7 +7,7 @@ With d the direction of `newton_systems` and h what `epsilon` was at the end of 
 (3) ``<a, log(alpha_t / alpha)> + <b, log(beta_t / beta)> >= 1e-4 t <a - r, d>``, the gain of the dual over epsilon
 (4) ``alpha <- alpha a / r,  beta <- b / (K' alpha)``, a sweep of Sinkhorn
 (5) ``epsilon <- max(epsilon / 4, target)``, ``f <- f + (f - f_h) (new epsilon - epsilon) / (epsilon - h)``, g likewise
-(6) ``d_i <- sign(d_i) 2 (1 + log |d_i / 2|)`` where ``|d_i| > 2``, d less its mean, if an entry of d is very long
+(6) ``d_i <- sign(d_i) 2 (1 + log |d_i / 2|)`` where ``|d_i| > 2``, d less its mean, if some entries are very long
 (7) ``f <- f + epsilon d``, ``g = epsilon (log b - log sum_i exp((f_i - C_ij) / epsilon))``
 
 Equations 1 and 2 are stage 2 of algorithm 1 of Tang et al. (ICLR 2024), which leaves the search for t open. The sweep
@@ -31,7 +31,16 @@ from ...core.precision import eps as machine_eps
 from ...core.solution import Status
 from ...core.typing import Array, Bool, Float, Int, Scalar
 from ..problem import Problem
-from ..systems.gibbs_kernel import Kernel, absorb, column_update, needs_absorbing, rescale, row_error, sweep
+from ..systems.gibbs_kernel import (
+    Kernel,
+    absorb,
+    column_update,
+    least_error,
+    needs_absorbing,
+    rescale,
+    row_error,
+    sweep,
+)
 from ..systems.newton_systems import System
 from ..systems.system_choice import Backend
 
@@ -45,6 +54,8 @@ LONGEST = 20
 """Largest change of a log scaling that a Newton step may make."""
 PLAIN = 2.0
 """Where there are such changes, those up to this size are made as they are."""
+FEW = 0.1
+"""Long moves are shrunk one by one while their rows hold less than this part of the mass."""
 SHORTEST = 2e-3
 """The search ends once a step of at most this length is refused."""
 DAMPING = 1e-3
@@ -96,11 +107,16 @@ class State(eqx.Module):
     modes: Any = None
 
     def judged(self, problem: Problem) -> "State":
-        """Return the state with `least` and `resting` brought up to date at the end of a step."""
+        """Return the state with `least` and `resting` brought up to date at the end of a step.
+
+        Where the error is below what rounding makes anyway, it has rested long enough.
+        """
         there = self.kernel.epsilon <= problem.epsilon
         active = ~there | (self.error < self.least) | jnp.any(self.used != 0)
         least = jnp.where(there, jnp.minimum(self.error, self.least), self.least)
         resting = jnp.where(active, 0, self.resting + 1)
+        enough = there & (self.error <= least_error(problem, self.kernel))
+        resting = jnp.where(enough, STEPS_WITHOUT_GAIN, resting)
         return eqx.tree_at(lambda s: (s.least, s.resting), self, (least, resting))
 
     @property
@@ -136,10 +152,9 @@ def search(problem: Problem, kernel: Kernel, d) -> Kernel:
         return Trial((trial.alpha, trial.beta, trial.r), t, good & jnp.isfinite(after))
 
     # A loop of its own: with the slope among what `core.search.backtrack` carries, float32 rounds otherwise in a batch.
-    end = lax.while_loop(
-        lambda c: ~c.good & (c.length > SHORTEST), lambda c: tried(c.length / 2), tried(jnp.ones((), d.dtype))
-    )
     fields = lambda k: (k.alpha, k.beta, k.r)  # noqa: E731
+    start = Trial(fields(kernel), jnp.full((), 2, d.dtype), jnp.zeros((), bool))
+    end = lax.while_loop(lambda c: ~c.good & (c.length > SHORTEST), lambda c: tried(c.length / 2), start)
     kept = jax.tree.map(lambda new, old: jnp.where(end.good, new, old), end.scalings, fields(kernel))
     return eqx.tree_at(fields, kernel, kept)
 
@@ -160,18 +175,17 @@ class Leap(NamedTuple):
         return eqx.tree_at(fields, kernel, new)
 
 
-def leap(problem: Problem, kernel: Kernel, d, used) -> Leap:
+def leap(problem: Problem, kernel: Kernel, off, cut, used) -> Leap:
     """Move the rows that want to go on twice as far as before and the others by (6), in the log domain.
 
     Taken if the dual rises by Armijo's condition.
     """
     a, b, epsilon = problem.a, problem.b, kernel.epsilon
     f, g = kernel.potentials
-    off = centred(problem, d)
     again = (used * off > 0) & (jnp.abs(off) > LONGEST)
 
     def moved(_) -> Leap:
-        move = jnp.where(again, 2 * used, shrunk(off))
+        move = jnp.where(again, 2 * used, cut)
         slope = jnp.sum((a - kernel.r) * move)
         ahead = f + epsilon * move
         other = column_update(problem, ahead, epsilon)  # (7)
@@ -183,12 +197,15 @@ def leap(problem: Problem, kernel: Kernel, d, used) -> Leap:
     return when(jnp.any(again), moved, Leap(f, g, jnp.zeros((), bool), jnp.zeros_like(f)))
 
 
-def shortened(problem: Problem, kernel: Kernel, d):
-    """Return d, if it is longer than `LONGEST`, by (6) where that is an ascent direction, else scaled as a whole."""
+def shortened(problem: Problem, kernel: Kernel, d, off, cut):
+    """Return d, if it is longer than `LONGEST` by (6) where few entries are and that ascends, else scaled.
+
+    Where the rows of long moves hold much of the mass they move together, as arcs of a ring do, and scaling is better.
+    """
     longest = jnp.max(jnp.abs(d))
-    cut = shrunk(centred(problem, d))
+    few = jnp.sum(jnp.where(jnp.abs(off) > LONGEST, problem.a, 0)) < FEW
     scaled = jnp.minimum(1, LONGEST / jnp.where(longest > 0, longest, 1)).astype(d.dtype) * d
-    return jnp.where((longest > LONGEST) & (jnp.sum((problem.a - kernel.r) * cut) > 0), cut, scaled)
+    return jnp.where(few & (longest > LONGEST) & (jnp.sum((problem.a - kernel.r) * cut) > 0), cut, scaled)
 
 
 def shrunk(off):
@@ -213,11 +230,13 @@ def newton_step(problem: Problem, state: State, tol, max_steps, hessian: Backend
     # (1)
     kept = () if state.modes is None else (state.modes,)
     direction = hessian.direction(state.prepared, problem, state.kernel, system, state.hard, *kept)
-    d = shortened(problem, state.kernel, direction.d)
+    off = centred(problem, direction.d)
+    cut = shrunk(off)
+    d = shortened(problem, state.kernel, direction.d, off, cut)
     searched = search(problem, state.kernel, d)
-    long = jnp.abs(centred(problem, direction.d)) > LONGEST
+    long = jnp.abs(off) > LONGEST
     whole = long & (jnp.abs(jnp.log(searched.alpha / state.kernel.alpha)) >= 0.99 * jnp.abs(d))
-    far = leap(problem, state.kernel, direction.d, state.used)
+    far = leap(problem, state.kernel, off, cut, state.used)
     kernel = far.instead_of(sweep(problem, searched))  # (2), (3), (4)
     here = jnp.where(whole, d, 0)
     used = jnp.where(far.good | (jnp.abs(far.used) > jnp.abs(here)), far.used, here)

@@ -67,11 +67,11 @@ class State(eqx.Module):
 def solve_published(problem: Problem, f, g, settings: PublishedSNS, limits: Limits) -> tuple[Run, Int[Array, ""]]:
     """Run the published algorithm on a prepared problem."""
     epsilon, a, b = problem.epsilon, problem.a, problem.b
-    cost = problem.cost.dense() - problem.shift
+    cost = problem.cost.dense()
     kept = max(1, math.ceil(settings.density * cost.size))
 
     def plan(u, v):
-        return jnp.exp(log_plan(epsilon * u, epsilon * v, cost, a, b, epsilon))
+        return jnp.exp(log_plan(epsilon * u, epsilon * v, cost, a, b, epsilon, problem.shift))
 
     def error(P):
         return jnp.sum(jnp.abs(jnp.sum(P, 1) - a)) + jnp.sum(jnp.abs(jnp.sum(P, 0) - b))

@@ -11,16 +11,17 @@ from jax import lax
 from jax.flatten_util import ravel_pytree
 
 from ...core import checks
-from ...core.implicit import UNCONVERGED, attach, linear_solve
+from ...core.implicit import UNCONVERGED, attach, distrust, linear_solve
 from ...core.krylov.gmres import gmres
-from ...core.loop import Limits, iterate
+from ...core.loop import iterate
 from ...core.precision import eps as machine_eps
 from ...core.precision import matmul
 from ...core.solution import Solution, Status, StatusCode
 from ...core.typing import Array, Float, Progress, Scalar
 from ..costs.cost import Cost, as_cost
 from ..costs.pointcloud import stored_if_small
-from ..problem import TransportStatus, default_tol, first_fault
+from ..entropic.derivatives import mended
+from ..problem import Goal, TransportStatus, default_tol, first_fault, rounding_floor
 
 FACTORED = 1500
 """Up to this many potentials the derivative's linear system is factored, above it solved by GMRES."""
@@ -113,7 +114,8 @@ def barycenter(
     debiased : bool
         Static.
     tol : scalar, optional
-        Target for `error`; by default 1e-6 in float64 and 1e-4 in float32 when debiased, else 1e-9 and 1e-5. Traced.
+        Target for `error`; by default 1e-6 in float64 and 1e-4 in float32 when debiased, else 1e-9 and 1e-5, or
+        what rounding of the potentials allows where that is more (see `sns_sinkhorn`). Traced.
     max_steps : int
         Largest number of sweeps. Traced.
     unconverged : {"nan", "approximate"}
@@ -126,9 +128,9 @@ def barycenter(
     Returns
     -------
     BarycenterSolution
-        ``value = b``, shape (m,). ``error = sum_k shares_k |P_k 1 - a_k|_1``, where the plans P_k all have b as their
-        second marginal, plus what (2) lacks of mass one, plus ``|Q 1 - b|_1`` with Q the symmetric plan of b with
-        itself when debiased.
+        ``value = b``, shape (m,). ``error = sum_k shares_k (|P_k 1 - a_k|_1 + |P_k' 1 - b|_1)``, of the plans P_k of
+        the potentials returned, plus what (2) lacks of mass one, plus ``|Q 1 - b|_1`` with Q the symmetric plan of b
+        with itself when debiased.
 
     Raises
     ------
@@ -181,12 +183,11 @@ def barycenter(
     if share.shape != (k,):
         checks.fail(name, "shares", f"({k},), one for each measure", share.shape)
     epsilon = checks.number(name, "epsilon", epsilon, positive=True, dtype=a.dtype)
-    usual = (1e-6 if a.dtype == jnp.float64 else 1e-4) if debiased else default_tol(a.dtype)
-    tol = checks.number(name, "tol", usual if tol is None else tol, dtype=a.dtype)
-    max_steps = checks.count(name, "max_steps", max_steps)
+    usual = jnp.asarray(1e-6 if a.dtype == jnp.float64 else 1e-4, a.dtype) if debiased else default_tol(a.dtype)
+    goal = Goal.of(name, tol, usual, max_steps, history, progress)
     checks.choice(name, "unconverged", unconverged, UNCONVERGED)
     data = Data(cost, within, a, share.astype(a.dtype), epsilon)
-    return _solve(data, Limits(tol, max_steps, history, progress), unconverged)
+    return _solve(data, goal, unconverged)
 
 
 def _costs(name: str, cost: Any, debiased: bool) -> tuple[Cost, Cost | None]:
@@ -230,7 +231,7 @@ def sweep(g: Array, own: Array, data: Data) -> Swept:
 
 
 @partial(jax.jit, static_argnums=2)
-def _solve(data: Data, limits: Limits, unconverged: str) -> BarycenterSolution:
+def _solve(data: Data, goal: Goal, unconverged: str) -> BarycenterSolution:
     fixed = lax.stop_gradient(data)
     share, epsilon, a = fixed.share, fixed.epsilon, fixed.a
 
@@ -249,21 +250,40 @@ def _solve(data: Data, limits: Limits, unconverged: str) -> BarycenterSolution:
     zeros = jnp.zeros((a.shape[0], fixed.cost.shape[1]), a.dtype)
     first = sweep(zeros, zeros[0], fixed)
     start = State(first.g, first.own, judged(first, sweep(first.g, first.own, fixed)))
+    limits = goal.within(jnp.max(jnp.abs(first.f)), epsilon)
     run = iterate(
         step, start, limits, value=value, error=lambda s: s.next.error, refused=lambda _: faults(fixed), stall=SWEEPS
     )
-    trusted = (run.status == Status.CONVERGED) | (unconverged == "approximate")
-    g, own = attach(residual, centred(run.value, fixed), data, solve=solve_linear, trusted=trusted)
+    g, own = attach(residual, centred(run.value, fixed), data, solve=solve_linear)
     end = sweep(g, own, data)
     b = jax.nn.softmax(end.log_b)
-    tol = jnp.asarray(limits.tol, run.error.dtype)
-    # what is returned was moved by a constant: where epsilon is below the potentials' rounding it is another point
-    off = jnp.sum(jnp.exp(end.log_b)[None] * jnp.abs(jnp.expm1(jnp.minimum((g - end.g) / data.epsilon, LARGEST))), 1)
-    left = lax.stop_gradient(end.error + jnp.sum(data.share * off))
-    kept = left <= jnp.maximum(10 * tol, 1e3 * machine_eps(tol.dtype))
-    lost = jnp.where(jnp.isfinite(left) & jnp.all(jnp.isfinite(b)), Status.STAGNATED, Status.NONFINITE)
-    status = jnp.where((run.status == Status.CONVERGED) & ~kept, lost, run.status)
-    return BarycenterSolution(b, status, run.num_steps, run.error, tol, run.history, end.f, g)
+    step, error, floor = final_error((end.f, g, b), end, data)
+    status, tol = goal.judge(run.status, error, floor)
+    trusted = (status == Status.CONVERGED) | (unconverged == "approximate")
+    b, f, g = distrust((b, end.f, g + step), trusted)
+    return BarycenterSolution(b, status, run.num_steps, error, tol, run.history, f, g)
+
+
+def final_error(returned, end: Swept, data: Data):
+    """Return the last correction of g, the error of b and the potentials as they are returned, and its floor.
+
+    They are not those of the loop: constants were moved, b was scaled to mass one, and all of it rounded.
+    """
+    (f, g, b), end, data = lax.stop_gradient((returned, end, data))
+    epsilon, ones, zero = data.epsilon, jnp.ones_like(b), jnp.zeros_like(data.epsilon)
+
+    def one(measure):
+        f, g, a = measure
+        step, r, c = mended(data.cost.plan((f, g), a, b, epsilon, zero), g, b, epsilon)
+        lacking = jnp.sum(jnp.abs(r - a)) + jnp.sum(jnp.abs(c - b))
+        return step, lacking, rounding_floor((a, b), (f, g), epsilon)
+
+    step, lacking, floor = lax.map(one, (f, g, data.a))
+    error = jnp.sum(data.share * lacking) + jnp.abs(jnp.sum(jnp.exp(jnp.minimum(end.log_b, LARGEST))) - 1)
+    if data.within is not None:
+        sums = data.within.plan((end.own, end.own), ones, ones, epsilon, zero).times(ones)
+        error += jnp.sum(jnp.abs(sums - b))
+    return step, error, jnp.sum(data.share * floor)
 
 
 def faults(data: Data):

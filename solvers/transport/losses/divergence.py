@@ -9,15 +9,14 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from ...core import checks
-from ...core.loop import Limits, Run, iterate
+from ...core.loop import Run, iterate
 from ...core.solution import Solution, Status, StatusCode
 from ...core.typing import Array, Float, Progress, Scalar
 from ..costs.cost import Cost
 from ..costs.pointcloud import stored_if_small
 from ..entropic.derivatives import finish
 from ..entropic.newton import sns_sinkhorn
-from ..problem import TransportStatus, check, default_tol, prepare
+from ..problem import Goal, TransportStatus, check, default_tol, prepare
 from ..solution import TransportSolution
 
 SYMMETRIC_STEPS = 50
@@ -90,7 +89,7 @@ def sinkhorn_divergence(
     epsilon : scalar
         Regularisation, in the units of the cost; positive. Traced, differentiable.
     tol : scalar, optional
-        Target for `error`; 1e-9 in float64, 1e-5 in float32. Traced.
+        Target for `error`; 1e-9 in float64, 1e-5 in float32, more where those round potentials further. Traced.
     max_steps : int
         Largest number of steps of each of the three. Traced.
     init : pair of arrays, optional
@@ -145,22 +144,21 @@ def sinkhorn_divergence(
     costs = _three(name, cost)
     _, a, b, _ = check(name, costs[0], a, b, epsilon)
     data = [check(name, c, *w, epsilon) for c, w in zip(costs, ((a, b), (a, a), (b, b)), strict=True)]
-    dtype = a.dtype
-    tol = checks.number(name, "tol", default_tol(dtype) if tol is None else tol, dtype=dtype)
-    max_steps = checks.count(name, "max_steps", max_steps)
+    goal = Goal.of(name, tol, default_tol(a.dtype), max_steps)
     between: Any = sns_sinkhorn(
         *data[0][:3], epsilon=data[0][3], tol=tol, max_steps=max_steps, init=init, unconverged=unconverged,
         history=history, progress=progress,
     )  # fmt: skip
-    first, second = (solve_symmetric(d, Limits(tol, max_steps), unconverged) for d in data[1:])
+    first, second = (solve_symmetric(d, goal, unconverged) for d in data[1:])
     value = between.regularized_cost - (first.regularized_cost + second.regularized_cost) / 2  # (1)
     status = jnp.where(first.converged, second.status, first.status)
     status = jnp.where(between.converged, status, between.status)
     status = jnp.where((status == Status.CONVERGED) & ~jnp.isfinite(value), Status.NONFINITE, status)
-    error = jnp.maximum(between.error, jnp.maximum(first.error, second.error))
-    return DivergenceSolution(
-        value, status, between.num_steps, error, between.tol, between.history, between, first, second
+    error, tol = (
+        jnp.maximum(x, jnp.maximum(y, z))
+        for x, y, z in zip(*((s.error, s.tol) for s in (between, first, second)), strict=True)
     )
+    return DivergenceSolution(value, status, between.num_steps, error, tol, between.history, between, first, second)
 
 
 def _three(name: str, cost) -> tuple[Any, Any, Any]:
@@ -171,13 +169,13 @@ def _three(name: str, cost) -> tuple[Any, Any, Any]:
 
 
 @partial(jax.jit, static_argnums=2)
-def solve_symmetric(data, limits: Limits, unconverged: str) -> TransportSolution:
+def solve_symmetric(data, goal: Goal, unconverged: str) -> TransportSolution:
     """Solve the problem of a measure with itself: one potential, averaged with its transform.
 
     Equations 2 to 4 of `sinkhorn_divergence`.
     """
     data = (stored_if_small(data[0]), *data[1:])
-    problem = prepare(*lax.stop_gradient(data), tol=limits.tol)
+    problem = prepare(*lax.stop_gradient(data), tol=goal.tol)
     epsilon, a = problem.epsilon, problem.a
 
     def transform(f):
@@ -197,11 +195,11 @@ def solve_symmetric(data, limits: Limits, unconverged: str) -> TransportSolution
     run: Run = iterate(
         step,
         Swept(start, transform(start)),
-        limits,
+        goal.within(problem.spread, epsilon),
         value=lambda state: (state.f, state.f),
         error=error,
         refused=lambda _: problem.status,
         stall=SYMMETRIC_STEPS,
     )
     none = jnp.zeros((), jnp.int32)
-    return finish(problem, run, data, tol=limits.tol, linear_steps=none, unconverged=unconverged)
+    return finish(problem, run, data, goal=goal, linear_steps=none, unconverged=unconverged)

@@ -10,14 +10,14 @@ import jax.numpy as jnp
 from jax import lax
 
 from ...core import checks
-from ...core.implicit import UNCONVERGED, attach
-from ...core.loop import Limits, iterate
+from ...core.implicit import UNCONVERGED, attach, distrust
+from ...core.loop import iterate
 from ...core.precision import binary_exponent, matmul
 from ...core.precision import eps as machine_eps
 from ...core.solution import Solution, Status, StatusCode
 from ...core.typing import Array, Float, Progress, Scalar
 from ..costs.pointcloud import PointCloud
-from ..problem import TransportStatus, first_fault
+from ..problem import Goal, TransportStatus, first_fault
 from .barycenters import solve_linear
 
 MOST_SWEEPS = 2000
@@ -151,7 +151,8 @@ def free_support_barycenter(
     FreeBarycenterSolution
         ``value = y``, shape (m, d). ``error = sqrt(sum_j b_j |sum_k shares_k T_k(y_j) - S(y_j)|^2) / spread +
         sum_k shares_k |P_k' 1 - b|_1 + |Q 1 - b|_1`` in the notation below, P_k and Q the plans; the spread is the root
-        of the mean squared distance of all points of the measures from their mean.
+        of the mean squared distance of all points of the measures from their mean. What rounding y to its distance
+        from the origin changes is added to it, and may raise a tolerance that is not given, to 1e-3 at most.
 
     Raises
     ------
@@ -216,12 +217,10 @@ def free_support_barycenter(
     a, b = _weights(name, "a", a, (k, n), x.dtype), _weights(name, "b", b, (m,), x.dtype)
     share = _weights(name, "shares", shares, (k,), x.dtype)
     epsilon = checks.number(name, "epsilon", epsilon, positive=True, dtype=x.dtype)
-    usual = 1e-6 if x.dtype == jnp.float64 else 1e-4
-    tol = checks.number(name, "tol", usual if tol is None else tol, dtype=x.dtype)
-    max_steps = checks.count(name, "max_steps", max_steps)
+    usual = jnp.asarray(1e-6 if x.dtype == jnp.float64 else 1e-4, x.dtype)
+    goal = Goal.of(name, tol, usual, max_steps, history, progress)
     checks.choice(name, "unconverged", unconverged, UNCONVERGED)
-    limits = Limits(tol, max_steps, history, progress)
-    return _solve(Data(x, a, b, share, epsilon), init, limits, bool(debiased), unconverged)
+    return _solve(Data(x, a, b, share, epsilon), init, goal, bool(debiased), unconverged)
 
 
 def _weights(name: str, argument: str, weights, shape: tuple[int, ...], dtype) -> Array:
@@ -234,12 +233,12 @@ def _weights(name: str, argument: str, weights, shape: tuple[int, ...], dtype) -
 
 
 @partial(jax.jit, static_argnums=(3, 4))
-def _solve(data: Data, init, limits: Limits, debiased: bool, unconverged: str) -> FreeBarycenterSolution:
+def _solve(data: Data, init, goal: Goal, debiased: bool, unconverged: str) -> FreeBarycenterSolution:
     given, (data, centre, unit) = data, in_units(data)
     fixed = lax.stop_gradient(data)
     y = (lax.stop_gradient(init) - lax.stop_gradient(centre)[None]) / unit
     spread = _spread(fixed)
-    inner = limits.tol
+    inner = goal.tol
 
     def at(y, g, own) -> Point:
         return evaluate(y, (g, own), fixed, debiased, spread, inner)
@@ -264,18 +263,22 @@ def _solve(data: Data, init, limits: Limits, debiased: bool, unconverged: str) -
     run = iterate(
         step,
         start,
-        limits,
+        goal,
         value=lambda s: (s.point.y, s.point.g, s.point.own),
         error=lambda s: s.point.error,
         refused=lambda _: faults(given, init),
         stall=POINTS_STALL,
     )
-    trusted = (run.status == Status.CONVERGED) | (unconverged == "approximate")
     y, g, own = run.value
     solved = y, g - matmul(g, fixed.b)[:, None], own
-    y, _, _ = attach(partial(residual, debiased=debiased), solved, data, solve=solve_linear, trusted=trusted)
-    tol = jnp.asarray(limits.tol, run.error.dtype)
-    return FreeBarycenterSolution(centre[None] + unit * y, run.status, run.num_steps, run.error, tol, run.history)
+    y, _, _ = attach(partial(residual, debiased=debiased), solved, data, solve=solve_linear)
+    placed = centre[None] + unit * y
+    moved = lax.stop_gradient((placed - centre[None]) / unit - y)  # by rounding, far from the origin
+    off = jnp.sqrt(jnp.sum(fixed.b * jnp.sum(moved**2, 1))) / spread
+    error = run.error + off
+    status, tol = goal.judge(run.status, error, off)
+    placed = distrust(placed, (status == Status.CONVERGED) | (unconverged == "approximate"))
+    return FreeBarycenterSolution(placed, status, run.num_steps, error, tol, run.history)
 
 
 def in_units(data: Data) -> tuple[Data, Array, Array]:

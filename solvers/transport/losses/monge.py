@@ -25,7 +25,7 @@ from ...core.solution import Solution, Status, StatusCode
 from ...core.typing import Array, Float, Int, Progress, Scalar
 from ..costs.pointcloud import PointCloud
 from ..entropic.newton import sns_sinkhorn
-from ..problem import TransportStatus, check
+from ..problem import Goal, TransportStatus, check
 from .divergence import DivergenceSolution, sinkhorn_divergence, solve_symmetric
 
 RELATIVE_EPSILON = 0.05
@@ -277,7 +277,7 @@ def _fit(start, x, y, epsilon, strength, rate, limits: Limits) -> MapSolution:
 
     x, y, start = lax.stop_gradient((x, y, start))
     settings = {"epsilon": epsilon, "tol": INNER_TOL, "unconverged": "approximate"}  # a rough slope is a slope
-    inner = Limits(jnp.asarray(INNER_TOL, x.dtype), jnp.asarray(200, jnp.int32))
+    inner = Goal(jnp.asarray(INNER_TOL, x.dtype), jnp.asarray(200, jnp.int32))
     uniform_x, uniform_y = (jnp.full(len(z), 1 / len(z), x.dtype) for z in (x, y))
 
     def within(z, weights):

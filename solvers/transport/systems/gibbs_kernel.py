@@ -17,6 +17,7 @@ The columns are always normalised after the rows, so that the error of the rows 
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import equinox as eqx
@@ -25,7 +26,7 @@ from jax import lax
 
 from ...core.precision import tiny as smallest
 from ...core.typing import Array, Float
-from ..problem import Problem
+from ..problem import Problem, rounding_floor
 
 
 class Kernel(eqx.Module):
@@ -87,6 +88,13 @@ def row_error(problem: Problem, kernel: Kernel):
     return jnp.sum(jnp.abs(kernel.r - problem.a))
 
 
+def least_error(problem: Problem, kernel: Kernel):
+    """Return a quarter of what rounding the potentials makes: a smaller error changes little in what is returned."""
+    a, b, f, g = problem.a, problem.b, kernel.f, kernel.g
+    drift = (jnp.sum(a * f) - jnp.sum(b * g)) / 2
+    return rounding_floor((a, b), (f - drift, g + drift), kernel.epsilon) / 4
+
+
 def absorb(problem: Problem, kernel: Kernel, f, g, epsilon) -> Kernel:
     """Form the kernel around f, g in the place of `kernel`: two sums and one exponential an entry.
 
@@ -106,7 +114,7 @@ def absorb(problem: Problem, kernel: Kernel, f, g, epsilon) -> Kernel:
         ones = jnp.ones_like(f), jnp.ones_like(g)
         new = Kernel(K, f_now, g_now, *ones, ones[0], epsilon)
         new = rescale(problem, new, new.alpha)
-        in_range = _within(widest, _ratio(problem.a, new.r)) & _within(widest, new.beta)
+        in_range = _within(widest, _ratio(problem.a, new.r), new.beta)
         return new, trips + 1, in_range
 
     start = (kernel, jnp.zeros((), jnp.int32), jnp.zeros((), bool))
@@ -124,12 +132,13 @@ REACH = 15.0
 
 def needs_absorbing(kernel: Kernel):
     """Whether a scaling has left the range in which K represents the plan to full precision."""
-    return ~(_within(REACH, kernel.alpha) & _within(REACH, kernel.beta))
+    return ~_within(REACH, kernel.alpha, kernel.beta)
 
 
-def _within(reach: float, scaling):
-    bound = jnp.exp(jnp.asarray(reach, scaling.dtype))
-    return jnp.all((scaling * bound > 1) & (scaling < bound))
+def _within(reach: float, *scalings):
+    bound = math.exp(reach)
+    most, least = (extreme(jnp.stack([extreme(x) for x in scalings])) for extreme in (jnp.max, jnp.min))
+    return (most < bound) & (least * bound > 1)
 
 
 def column_update(problem: Problem, f, epsilon) -> Float[Array, " m"]:

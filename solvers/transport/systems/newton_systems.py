@@ -22,6 +22,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from ...core import accelerator
 from ...core.krylov.cg import cg
 from ...core.krylov.result import KrylovResult
 from ...core.loop import when
@@ -216,5 +217,5 @@ def pcg(product, diagonal, system: System, live, settings: DenseCG, correct=None
         precondition=lambda x: inverse * x if correct is None else inverse * x + correct(x),
         norm=lambda x: jnp.sum(jnp.abs(x)),
         stall=PATIENCE,
-        unroll=1 if jax.default_backend() == "cpu" else 4,
+        unroll=4 if accelerator.present() else 1,
     )

@@ -110,7 +110,7 @@ def coarse(modes: SlowModes, products: Callable[[Any], Any], r, live, lam) -> tu
         fine = jnp.all(jnp.isfinite(weighted))
         kept = SlowModes(jnp.where(fine, V, modes.basis), modes.wanted, modes.age + 1, modes.misses)
         # (2)
-        return kept, Coarse(U, jnp.where(fine, weighted, 0))
+        return kept, Coarse(jnp.where(fine, U, 0), jnp.where(fine, weighted, 0))
 
     nothing = Coarse(jnp.zeros_like(modes.basis), jnp.zeros_like(modes.basis))
     return when(modes.wanted, improved, (modes, nothing))

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 
-from ...core import checks
+from ...core import accelerator, checks
 from ..problem import Problem
 from .newton_systems import Cholesky, DenseCG, Escalating
 from .sparse_systems import SparseCG, default_width
@@ -39,7 +38,7 @@ def choose_backend(hessian: Any, problem: Problem) -> Any:
     if not isinstance(hessian, str):
         return hessian
     n, m = problem.cost.shape
-    accelerated = n >= SPARSE_FROM and jax.default_backend() != "cpu"
+    accelerated = n >= SPARSE_FROM and accelerator.present()
     dense = DenseCG(coarse=accelerated)
     sparse = SparseCG(default_width(m), dense)
     if not problem.cost.stored and hessian in ("auto", "sparse"):
@@ -55,5 +54,5 @@ def anneals_in_single(problem: Problem) -> bool:
 
     It halves the memory traffic of the annealing and doubles the program, which on a CPU does not pay.
     """
-    large = problem.cost.shape[0] >= SPARSE_FROM and jax.default_backend() != "cpu"
+    large = problem.cost.shape[0] >= SPARSE_FROM and accelerator.present()
     return large and problem.cost.dtype == jnp.float64
