@@ -4,7 +4,7 @@ Each script writes its own results (``bench/results/``, quick ones to a new fold
 family's benchmark can be repeated alone: ``python bench/linear.py --quick``. Once results were written to
 ``bench/results/`` the table in the README is renewed from them.
 
-    python bench/run.py --quick                                    all of them, some 40 minutes of one core
+    python bench/run.py --quick                                    all of them, one after the other
     python bench/run.py --quick --family linear,pde --limit 300    these two, each ended after five minutes
 """
 

@@ -329,6 +329,9 @@ def main() -> int:
     options = harness.arguments(__doc__)
     large = [f"private-{n}" for n in SIZES[-2:]]
     parts = {k: v for k, v in PARTS.items() if (k in ("regret", *large) if options.gpu else k not in large)}
+    if options.quick and not options.only:  # the smaller sizes, and one start of the policies
+        late = [f"private-{n}" for n in SIZES[2:]] + [f"policy-{start:g}-" for start in policies.STARTS[1:]]
+        parts = {k: v for k, v in parts.items() if not k.startswith(tuple(late))}
     stem = None if options.quick else "stochastic_gpu" if options.gpu else "stochastic"
     key, record = ("part", "instance", "contestant", "dtype"), harness.machine("equinox", "optax")
     result = harness.run_parts(options, stem, parts, key=key, record=record, hidden=("path",))
