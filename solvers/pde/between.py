@@ -36,25 +36,31 @@ class Apart(NamedTuple):
         return basis.evaluate(self.vectors[d], order) if known is None else known(self.reference[d], order)
 
 
-def apart(bases, dtype, alone: bool = True) -> Apart:
-    """Return Chebyshev points that are no nodes: two a node in each dimension where they judge `alone`."""
-    ndim, reference, vectors = len(bases[0]), [], []
-    for d, basis in enumerate(bases[0]):
-        most = max(b[d].size for b in bases)
-        count = max(LEAST[ndim], 2 * most + 1 if alone else min(most + 1, ENOUGH[ndim]))
+def apart(bounds, sizes, dtype, alone: bool = True) -> Apart:
+    """Return Chebyshev points that are no nodes of a grid of those sizes: two a node where they judge `alone`."""
+    ndim, reference, vectors = len(sizes), [], []
+    for (lower, upper), size in zip(bounds, sizes, strict=True):
+        count = max(LEAST[ndim], 2 * size + 1 if alone else min(size + 1, ENOUGH[ndim]))
         reference.append(np.polynomial.chebyshev.chebpts1(count + count % 2))
-        vectors.append(basis.lower + (basis.upper - basis.lower) * jnp.asarray(reference[-1] / 2 + 0.5, dtype))
+        lower, upper = jnp.asarray(lower, dtype), jnp.asarray(upper, dtype)
+        vectors.append(lower + (upper - lower) * jnp.asarray(reference[-1] / 2 + 0.5, dtype))
     return Apart(reference, vectors)
 
 
-def faces_between(problem: PDEProblem, bases, coefficients, args, alone: bool = True):
+def _around(bases, dtype) -> Apart:
+    return apart(
+        [(b.lower, b.upper) for b in bases[0]], [max(b.size for b in bs) for bs in zip(*bases, strict=True)], dtype
+    )
+
+
+def faces_between(problem: PDEProblem, bases, coefficients, args, points: Apart | None = None):
     """Return how far exact conditions given as functions are missed between the nodes of their faces.
 
     Root mean square over all those faces, relative to the largest such value or to what the unknown itself would make
     of the conditions: values of zero may be stated up to rounding. None where there are none.
     """
     ndim, dtype = problem.domain.ndim, coefficients[0].dtype
-    points = apart(bases, dtype, alone)
+    points = points or _around(bases, dtype)
     gaps, values, sizes = [], [], []
     for k, field in enumerate(bases if ndim > 1 else ()):
         tables = [points.table(b, e) for e, b in enumerate(field)]
@@ -101,7 +107,7 @@ def between(equation: Equation, bases, coefficients, args, noise: Any):
     None where the equation cannot be evaluated there.
     """
     bounds = [(b.lower, b.upper) for b in bases[0]]
-    points = apart(bases, coefficients[0].dtype)
+    points = _around(bases, coefficients[0].dtype)
     x = points.coordinates
     jets = _jets(equation, points, bases, coefficients)
     try:
@@ -125,18 +131,16 @@ def between(equation: Equation, bases, coefficients, args, noise: Any):
     return found / size, (found - (0 if noise is None else 4 * jnp.asarray(noise, size.dtype))) / size
 
 
-def beside(equation: Equation, bases, coefficients, args, scale):
-    """Return the root mean square of the residual at points that are no nodes, relative to the equation's terms.
+def beside(equation: Equation, points: Apart, bases, coefficients, args, scale):
+    """Return the root mean square of the residual where it was traced beside the grid, relative to its terms.
 
     `scale`: the terms' size at the nodes; only the source may be larger elsewhere. None as of `between`.
     """
-    points = apart(bases, coefficients[0].dtype, alone=False)
-    x, jets = points.coordinates, _jets(equation, points, bases, coefficients)
-    try:
-        strong = equation.elsewhere(x, jets, args)
-    except (TypeError, ValueError):
+    if equation.aside is None:
         return None
-    source = _rms(equation.elsewhere(x, jax.tree.map(jnp.zeros_like, jets), args))
+    x, jets = points.coordinates, _jets(equation, points, bases, coefficients)
+    strong = equation.aside(x, jets, args)
+    source = _rms(equation.aside(x, jax.tree.map(jnp.zeros_like, jets), args))
     blank = jnp.all(jnp.stack([jnp.all(z == 0) for z in coefficients]))  # nothing at the nodes: all sizes are one
     size = jnp.maximum(jnp.where(jnp.isfinite(source), source, 0), jnp.where(blank, 0, scale))
     return _rms(strong) / jnp.where(size > 0, size, 1)

@@ -18,7 +18,7 @@ from ..core.loop import Limits
 from ..core.precision import eps
 from ..core.solution import Status
 from ..core.typing import Progress, Scalar
-from .between import beside, faces_between
+from .between import apart, beside, faces_between
 from .exact.answer import completion_for, conditioned_exactly
 from .exact.completion import completed
 from .gaussian.posterior import conditioned
@@ -28,7 +28,7 @@ from .problem import Condition, PDEProblem, float_type
 from .settings import DENSE, Settings
 from .solution import GPSolution, PDEStatus
 from .spectral.axes import Fourier, Legendre
-from .spectral.newton import Discretisation, fine_points, solve_spectral
+from .spectral.newton import Discretisation, solve_spectral
 from .spectral.resolution import Task, is_conditioned, refined
 from .spectral.spaces import face_values, line
 from .spectral.start import start
@@ -262,11 +262,10 @@ def _solve(problem: PDEProblem, args: Any, settings: Settings) -> GPSolution:
 
     if settings.published is not None:
         return solve_published(problem, pointwise, dynamic, args, settings)
-    fine = None
-    if ndim == 1 and not problem.periodic[0] and settings.infer is None:
-        lower, upper = (jnp.asarray(b, dtype) for b in problem.domain.bounds[0])
-        fine = fine_points(Legendre(lower, upper, 1, 0))
-    equation = trace(pointwise, problem.domain.names, fields, x, dynamic, fine)
+    sizes = [n if isinstance(n, int) else n.size for n in grid]
+    points = apart(problem.domain.bounds, sizes, dtype, alone=False)
+    averaged = ndim == 1 and not problem.periodic[0] and settings.infer is None
+    equation = trace(pointwise, problem.domain.names, fields, x, dynamic, points.coordinates, averaged)
     if settings.conditions or is_conditioned(problem, equation.orders):
         completion = completion_for(problem, equation, settings)
         if completion is not None:
@@ -291,7 +290,7 @@ def _solve(problem: PDEProblem, args: Any, settings: Settings) -> GPSolution:
     z = found.coefficients(y)
     bases = tuple(tuple(ln.basis for ln in ls) for ls in found.lines)
     judged = lax.stop_gradient((z, scale / 2 ** (ndim / 2)))
-    strong = lax.stop_gradient(_between(problem, equation, bases, judged, (args, dynamic), strong))
+    strong = lax.stop_gradient(_between(problem, equation, (points, bases), judged, (args, dynamic), strong))
     rounding = ROUNDED * eps(dtype) * max(b.size for bs in bases for b in bs) ** 2 if ndim > 1 else 0.0
     allowed = jnp.maximum(tol, jnp.minimum(10 * jnp.sqrt(tol), max(BETWEEN, rounding)))
     unresolved = (run.status == Status.CONVERGED) & ~(strong <= allowed)
@@ -305,15 +304,16 @@ def _solve(problem: PDEProblem, args: Any, settings: Settings) -> GPSolution:
     ), settings)  # fmt: skip
 
 
-def _between(problem: PDEProblem, equation, bases, judged, args, strong):
+def _between(problem: PDEProblem, equation, where, judged, args, strong):
     """Return the largest relative residual of equation and conditions, at the nodes and between them.
 
-    `judged`: coefficients and the size of the equation's terms; `args`: the user's, and their traced parts; `strong`:
-    the equation's residual at the nodes.
+    `where`: the points and the bases; `judged`: coefficients and the size of the equation's terms; `args`: the user's,
+    and their traced parts; `strong`: the equation's residual at the nodes.
     """
-    (z, scale), (bases, dynamic) = judged, lax.stop_gradient((bases, args[1]))
-    elsewhere = beside(equation, bases, z, dynamic, scale)
-    faced = faces_between(problem, bases, z, args[0], alone=False)
+    (points, bases), (z, scale) = where, judged
+    bases, dynamic = lax.stop_gradient((bases, args[1]))
+    elsewhere = beside(equation, points, bases, z, dynamic, scale)
+    faced = faces_between(problem, bases, z, args[0], points)
     for found in (elsewhere, faced):
         strong = strong if found is None else jnp.maximum(strong, found)
     return strong

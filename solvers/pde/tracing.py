@@ -7,6 +7,7 @@ from collections.abc import Callable
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.extend.core import Literal, jaxpr_as_fun
 
 from ..core.checks import fail
@@ -51,9 +52,12 @@ class Equation(eqx.Module):
         ``function(x, jets, args)``: ``jets[k][j]`` belongs to ``orders[k][j]``; returns a tuple of arrays.
     elsewhere : callable
         The same on points of another shape; traces the user's residual again.
+    aside : callable or None
+        The same on points of the shape of those `trace` was given beside the grid; the residual is not traced again.
+        None where it was given none, or where the residual holds arrays of the grid's own shape.
     source : callable or None
-        ``source(x, args)``: the residuals of zero on the finer points that `trace` was given; None when it was given
-        none, or where the residual holds arrays of the grid's own shape.
+        ``source(x, args)``: the residuals of zero on any points of one dimension; None where `aside` is, or when it was
+        not asked for.
     """
 
     orders: tuple = eqx.field(static=True)
@@ -62,6 +66,7 @@ class Equation(eqx.Module):
     function: Callable
     elsewhere: Callable
     source: Callable | None = None
+    aside: Callable | None = None
 
     def __call__(self, x, jets, args):
         """Return the residuals, a tuple of arrays."""
@@ -83,15 +88,17 @@ class Equation(eqx.Module):
         return [[[column[j][i] for j in range(len(column))] for column in columns] for i in range(len(jets))]
 
 
-def trace(residual: Callable, names: tuple[str, ...], fields: int, x, args, fine=None) -> Equation:
+def trace(residual: Callable, names: tuple[str, ...], fields: int, x, args, beside=None, averaged=False) -> Equation:
     """Trace ``residual(x, u, args)`` twice: to see which derivatives it names, then as a function of those arrays.
 
-    The first time on the points `fine`, when given and the residual can be evaluated there; see `Equation.source`.
+    The first time on the points `beside` the grid, when given and the residual can be evaluated there; see
+    `Equation.aside`, and `Equation.source` where it is wanted `averaged`, in one dimension.
     """
     shape, dtype = shape_of(x), x[0].dtype
     seen: list[set] = [set() for _ in range(fields)]
-    source = _source(residual, names, fields, fine, args, seen)
-    if source is None:
+    aside = _aside(residual, names, fields, beside, args, seen)
+    if aside is None:
+        seen = [set() for _ in range(fields)]
         jax.eval_shape(lambda x, args: at_zero(residual, names, fields, x, args, seen), x, args)
     orders = tuple(tuple(sorted(s)) for s in seen)
     for k, used in enumerate(orders):
@@ -127,7 +134,22 @@ def trace(residual: Callable, names: tuple[str, ...], fields: int, x, args, fine
                 linear &= not any(starts[0] <= n < starts[1] for n in inputs)
                 if i == k:
                     coordinates[k][index] = tuple(n for n in inputs if n < starts[0])
-    return Equation(orders, linear, tuple(_Frozen(c) for c in coordinates), function, plain, source)
+    coordinates = tuple(_Frozen(c) for c in coordinates)
+    if aside is None or beside is None:
+        return Equation(orders, linear, coordinates, function, plain)
+
+    def named(x, jets, args):
+        return aside(x, [dict(zip(o, j, strict=True)) for o, j in zip(orders, jets, strict=True)], args)
+
+    count = beside[0].size
+
+    def source(x, args):
+        zero = [{} for _ in orders]
+        blocks = jnp.pad(x[0], (0, -x[0].size % count), mode="edge").reshape(-1, count)
+        found = jax.vmap(lambda v: aside((v,), zero, args))(blocks)
+        return tuple(v.ravel()[: x[0].size] for v in found)
+
+    return Equation(orders, linear, coordinates, function, plain, source if averaged else None, named)
 
 
 def at_zero(residual: Callable, names: tuple[str, ...], fields: int, x, args, seen: list[set] | None = None):
@@ -141,14 +163,40 @@ def at_zero(residual: Callable, names: tuple[str, ...], fields: int, x, args, se
     return _outputs(residual(x, _unknowns(names, fields, array), args), fields, shape_of(x), x[0].dtype)
 
 
-def _source(residual, names, fields, fine, args, seen):
-    if fine is None:
+FORESEEN = 4
+"""Highest order of the derivatives that a residual may name without being traced a third time."""
+
+
+def _aside(residual, names, fields, points, args, seen):
+    """Return the residuals at points of that shape as ``f(x, {order: array} for each field, args)``; others are zero.
+
+    The derivatives that are named are noted in `seen`: all that may be are inputs of the trace. None where that is not
+    possible.
+    """
+    if points is None:
         return None
+    shape, dtype = shape_of(points), points[0].dtype
+    orders = [i for i in np.ndindex(*[FORESEEN + 1] * len(points)) if sum(i) <= FORESEEN]
+    bank = [dict.fromkeys(orders, jax.ShapeDtypeStruct(shape, dtype)) for _ in range(fields)]
+
+    def foreseen(x, jets, args):
+        def array(k, index):
+            seen[k].add(index)
+            return jets[k][index]
+
+        return _outputs(residual(x, _unknowns(names, fields, array), args), fields, shape, dtype)
+
     try:
-        evaluate = jaxpr_as_fun(jax.make_jaxpr(lambda x, a: at_zero(residual, names, fields, x, a, seen))(fine, args))
-    except (TypeError, ValueError):  # arrays of the grid's shape; whatever else is wrong is said when tracing there
+        evaluate = jaxpr_as_fun(jax.make_jaxpr(foreseen)(points, bank, args))
+    except (TypeError, ValueError, KeyError):  # arrays of the grid's shape, a high order, or what is said on the grid
         return None
-    return lambda x, args: tuple(evaluate(*jax.tree.leaves((x, args))))
+
+    def aside(x, jets, args):
+        zero = jnp.zeros(shape, dtype)
+        whole = [{i: js.get(i, zero) for i in orders} for js in jets]
+        return tuple(evaluate(*jax.tree.leaves((x, whole, args))))
+
+    return aside
 
 
 def _unknowns(names, fields: int, array: Callable):
