@@ -14,7 +14,7 @@ from ..core.checks import fail
 from ..core.linalg.kronecker import mode_products
 from ..core.precision import HIGHEST, matmul
 from ..core.solution import Solution, Status, StatusCode
-from ..core.typing import Array, Float
+from ..core.typing import Array, Float, Int
 from .frequencies import spectrum
 
 
@@ -28,6 +28,11 @@ class PDEStatus(StatusCode):
     UNDETERMINED = 104, "undetermined: most of what the conditions leave open no datum has seen; state or observe more"
     SADDLE = 106, "saddle: stationary, but the energy falls along some direction; start elsewhere"
     SINGULAR = 105, "singular: the equation with its conditions has no solution, or many; state other conditions"
+
+
+def told(status, condition, code: PDEStatus) -> Int[Array, ""]:
+    """Return the status with `code` in the place of converged where the condition holds; what failed stays."""
+    return jnp.where((status == Status.CONVERGED) & condition, int(code), status).astype(jnp.int32)
 
 
 class Posterior(eqx.Module):

@@ -26,7 +26,7 @@ from .gaussian.published import PublishedGPHM, solve_published
 from .gaussian.random_field import spreads
 from .problem import Condition, PDEProblem, float_type
 from .settings import DENSE, Settings
-from .solution import GPSolution, PDEStatus
+from .solution import GPSolution, PDEStatus, told
 from .spectral.axes import Fourier, Legendre
 from .spectral.newton import Discretisation, solve_spectral
 from .spectral.resolution import Task, is_conditioned, refined
@@ -289,12 +289,11 @@ def _solve(problem: PDEProblem, args: Any, settings: Settings) -> GPSolution:
     found, y, run, strong, scale, alone = solve_spectral(build, moving, begin, limits)
     z = found.coefficients(y)
     bases = tuple(tuple(ln.basis for ln in ls) for ls in found.lines)
-    judged = lax.stop_gradient((z, scale / 2 ** (ndim / 2)))
+    judged = lax.stop_gradient((z, scale / 2 ** (ndim / 2)))  # a mean, where the norm integrates over [-1, 1]^d
     strong = lax.stop_gradient(_between(problem, equation, (points, bases), judged, (args, dynamic), strong))
     rounding = ROUNDED * eps(dtype) * max(b.size for bs in bases for b in bs) ** 2 if ndim > 1 else 0.0
     allowed = jnp.maximum(tol, jnp.minimum(10 * jnp.sqrt(tol), max(BETWEEN, rounding)))
-    unresolved = (run.status == Status.CONVERGED) & ~(strong <= allowed)
-    status = jnp.where(unresolved, int(PDEStatus.UNRESOLVED), run.status)
+    status = told(run.status, ~(strong <= allowed), PDEStatus.UNRESOLVED)
     status = jnp.where(alone, int(PDEStatus.SINGULAR), status).astype(jnp.int32)
     return _distrusted(GPSolution(
         value=z if fields > 1 else z[0], status=status, num_steps=run.num_steps, error=run.error, tol=tol,

@@ -21,7 +21,7 @@ from ..between import between, faces_between
 from ..gaussian.random_field import unseen
 from ..problem import Condition, PDEProblem
 from ..settings import Settings
-from ..solution import GPSolution, PDEStatus, Response
+from ..solution import GPSolution, PDEStatus, Response, told
 from ..spectral.axes import Fourier, Legendre
 from ..spectral.newton import Discretisation, singular, solve_spectral
 from ..spectral.spaces import Line, face_values, line
@@ -191,9 +191,6 @@ def _answer(model: Reduced, point, run: Run, prior: FacePrior, asked: Asked) -> 
     flat, unravel = ravel_pytree(p)
     rho = model.misfit(y, p)
     status = run.status
-
-    def told(status, condition, code: PDEStatus):
-        return jnp.where((status == Status.CONVERGED) & condition, int(code), status).astype(jnp.int32)
 
     residual = strong
     here = model.at(p).frozen()

@@ -16,7 +16,7 @@ from ...core.solution import Status
 from ..between import between, faces_between
 from ..problem import Face, Observe, side
 from ..settings import Settings
-from ..solution import GPSolution, PDEStatus, Posterior
+from ..solution import GPSolution, PDEStatus, Posterior, told
 from ..spectral.axes import Fourier, Legendre
 from ..spectral.spaces import face_values
 from .conditioning import Data, Rows, condition
@@ -78,28 +78,25 @@ def conditioned(problem, equation, args, dynamic, x, settings: Settings) -> GPSo
         whitened = jnp.sqrt(jnp.sum(inverse**2, axis=0))
         unravel = ravel_pytree(found)[1]
         spread = jax.tree.map(jnp.multiply, infer, unravel(whitened))
-        blind = (status == Status.CONVERGED) & unseen(args, unravel(whitened))
-        status = jnp.where(blind, int(PDEStatus.UNIDENTIFIED), status).astype(jnp.int32)
+        status = told(status, unseen(args, unravel(whitened)), PDEStatus.UNIDENTIFIED)
         args = eqx.combine(rows.args(found)[1], args)
     gapped = list(zip(parts[count:], rows.scales[count:], sum(_noises(data)[1:], ()), strict=True))
     noisy = [jnp.max(jnp.abs(p) / s) for p, s, noise in gapped if noise is not None]
     if noisy:
-        apart = (status == Status.CONVERGED) & (jnp.max(jnp.stack(noisy)) > 12)
-        status = jnp.where(apart, int(PDEStatus.CONTRADICTED), status)
+        status = told(status, jnp.max(jnp.stack(noisy)) > 12, PDEStatus.CONTRADICTED)
     judged = between(equation, bases, z, rows.args(found), data.problem.noise)
     if judged is not None:
         residual, excess = judged
-        status = jnp.where((status == Status.CONVERGED) & ~(excess <= HOLDS), int(PDEStatus.UNRESOLVED), status)
+        status = told(status, ~(excess <= HOLDS), PDEStatus.UNRESOLVED)
     faced = faces_between(problem, bases, z, args)
     if faced is not None:
-        status = jnp.where((status == Status.CONVERGED) & ~(faced <= HOLDS), int(PDEStatus.UNRESOLVED), status)
+        status = told(status, ~(faced <= HOLDS), PDEStatus.UNRESOLVED)
     exact = [p for p, (_, _, noise) in zip(parts[count:], gapped, strict=True) if noise is None]
     if exact:
-        faced = [jnp.max(jnp.abs(f.values)) for fs in data.faces for f in fs]
-        largest = jnp.max(jnp.stack([jnp.zeros((), dtype), *faced]))
+        stated = [jnp.max(jnp.abs(f.values)) for fs in data.faces for f in fs]
+        largest = jnp.max(jnp.stack([jnp.zeros((), dtype), *stated]))
         apart = jnp.max(jnp.stack([jnp.max(jnp.abs(p)) for p in exact])) > HOLDS * largest
-        apart = apart & (largest > 0)
-        status = jnp.where((status == Status.CONVERGED) & apart, int(PDEStatus.CONTRADICTED), status)
+        status = told(status, apart & (largest > 0), PDEStatus.CONTRADICTED)
     status = status.astype(jnp.int32)
     trusted = (status == Status.CONVERGED) | (status == PDEStatus.UNIDENTIFIED)
     posterior = Posterior(posterior.mean, jnp.where(trusted, posterior.root, jnp.nan))

@@ -18,7 +18,7 @@ from ...core.solution import Status
 from ...core.typing import Array, Float, Progress, Scalar
 from ..field_solution import FieldSolution
 from ..problem import PDEProblem
-from ..solution import PDEStatus
+from ..solution import PDEStatus, told
 from .collocation_rows import (
     FEWEST_CHECKS,
     MOST_CHECKS,
@@ -236,7 +236,7 @@ def _projected(build, frozen, moving, field, limits: Limits, options: Options) -
     left = jnp.sqrt(jnp.sum(statement.residuals(found, checks) ** 2))
     bound = amplification * left / jnp.where(own > 0, own, 1)
     vague = ~(amplification < min(1e4, 0.3 / eps(rest.dtype) ** 0.5)) | ~(amplification * run.error < 3)
-    status = jnp.where((run.status == Status.CONVERGED) & vague, int(PDEStatus.SINGULAR), run.status)
+    status = told(run.status, vague, PDEStatus.SINGULAR)
 
     def residual_of(weights, moving):
         here, at, _ = build(moving)
