@@ -18,9 +18,9 @@ GAP = 1e-6 if X64 else 3e-3
 def optimum(a, b, cost):
     """Return the least cost of a plan, by a simplex method."""
     n, m = cost.shape
-    sums = scipy.sparse.vstack(
-        [scipy.sparse.kron(scipy.sparse.eye(n), np.ones((1, m))), scipy.sparse.kron(np.ones((1, n)), scipy.sparse.eye(m))]
-    )
+    of_rows = scipy.sparse.kron(scipy.sparse.eye(n), np.ones((1, m)))
+    of_columns = scipy.sparse.kron(np.ones((1, n)), scipy.sparse.eye(m))
+    sums = scipy.sparse.vstack([of_rows, of_columns])
     b = b * (a.sum() / b.sum())  # sums in float32 are equal to its rounding only
     found = linprog(cost.ravel(), A_eq=sums.tocsr()[:-1], b_eq=np.concatenate([a, b])[:-1], method="highs-ds")
     assert found.status == 0, found.message

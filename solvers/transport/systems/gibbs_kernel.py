@@ -110,7 +110,8 @@ def absorb(problem: Problem, kernel: Kernel, f, g, epsilon) -> Kernel:
             return row_update(problem, columns, epsilon), columns
 
         f_now, g_now = lax.cond(trips > 0, log_domain, lambda: (f, g))
-        K = problem.cost.kernel(f_now, g_now, problem.rows, problem.columns, epsilon, problem.shift)  # (1)
+        rows, shift = _of_now(trips, problem)
+        K = problem.cost.kernel(f_now, g_now, rows, problem.columns, epsilon, shift)  # (1)
         ones = jnp.ones_like(f), jnp.ones_like(g)
         new = Kernel(K, f_now, g_now, *ones, ones[0], epsilon)
         new = rescale(problem, new, new.alpha)
@@ -124,6 +125,14 @@ def absorb(problem: Problem, kernel: Kernel, f, g, epsilon) -> Kernel:
         return ~in_range & (trips < 2)
 
     return lax.while_loop(unfinished, body, start)[0]
+
+
+def _of_now(number, problem: Problem):
+    """Return the live rows and the shift as if they depended on a number of the loop around that is never negative.
+
+    What a pass over the costs makes of them is made within it then: it is no array, made before the loop and kept.
+    """
+    return problem.rows & (number >= 0), jnp.where(number >= 0, problem.shift, 0)
 
 
 REACH = 15.0
@@ -143,12 +152,14 @@ def _within(reach: float, *scalings):
 
 def column_update(problem: Problem, f, epsilon) -> Float[Array, " m"]:
     """Return ``g = epsilon (log b - logsumexp_i((f - C) / epsilon))``: the columns' soft c-transform, log domain."""
-    return _against(problem.b, problem.cost.column_logsumexp(f, problem.rows, epsilon, problem.shift), epsilon)
+    rows, shift = _of_now(epsilon, problem)
+    return _against(problem.b, problem.cost.column_logsumexp(f, rows, epsilon, shift), epsilon)
 
 
 def row_update(problem: Problem, g, epsilon) -> Float[Array, " n"]:
     """Return ``f = epsilon (log a - logsumexp_j((g - C) / epsilon))``."""
-    return _against(problem.a, problem.cost.logsumexp(g, problem.columns, epsilon, problem.shift), epsilon)
+    shift = _of_now(epsilon, problem)[1]
+    return _against(problem.a, problem.cost.logsumexp(g, problem.columns, epsilon, shift), epsilon)
 
 
 def _against(weights, logsumexp, epsilon):
