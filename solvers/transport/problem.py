@@ -137,7 +137,7 @@ def prepare(cost, a, b, epsilon, tol: Scalar) -> Problem:
 
 
 def _after(pass_before, mask):
-    """Return the mask, known once a pass over the costs is over: on a CPU each holds an array of their size meanwhile."""
+    """Return the mask, known once a pass over the costs is over: on a CPU each pass holds an array of their size."""
     return mask if accelerator.present() else mask & (jnp.sum(jnp.isnan(pass_before)) >= 0)
 
 

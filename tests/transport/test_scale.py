@@ -4,6 +4,7 @@ import os
 import socket
 import subprocess
 import sys
+from importlib import metadata
 from pathlib import Path
 
 import jax
@@ -13,6 +14,7 @@ import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from solvers import PointCloud, fit_transport_map, monge_gap, sns_sinkhorn, stack_ragged
+from solvers.transport import DenseCG
 
 from ..conftest import FLOAT, X64, needs_x64
 
@@ -59,6 +61,22 @@ def test_a_spread_matrix_equals_one_device():
     spread = jax.device_put(cost, NamedSharding(mesh, PartitionSpec("rows")))
     for p, q in zip(solve(spread), solve(cost), strict=True):
         np.testing.assert_allclose(p, q, atol=1e-10 if X64 else 1e-3)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(("hessian", "copies"), [("auto", 3), (DenseCG(single=False), 2)], ids=["auto", "iterated"])
+def test_memory_beside_stored_costs(hessian, copies):
+    """In arrays of the cost's size, by what the compiler says it will allocate; a newer one holds another."""
+    n = 300
+    cost, weights, number = (jax.ShapeDtypeStruct(shape, FLOAT) for shape in ((n, n), (n,), ()))
+
+    def solve(cost, a, b, epsilon):
+        solution = sns_sinkhorn(cost, a, b, epsilon=epsilon, hessian=hessian)
+        return solution.value, solution.error
+
+    needed = jax.jit(solve).lower(cost, weights, weights, number).compile().memory_analysis().temp_size_in_bytes
+    newer = not metadata.version("jaxlib").startswith("0.10.")
+    assert needed / (n * n * FLOAT.itemsize) < copies + newer + 0.35  # vectors, and a mask of a byte an entry
 
 
 PROCESS = """
