@@ -110,7 +110,8 @@ def absorb(problem: Problem, kernel: Kernel, f, g, epsilon) -> Kernel:
             return row_update(problem, columns, epsilon), columns
 
         f_now, g_now = lax.cond(trips > 0, log_domain, lambda: (f, g))
-        rows, shift = _of_now(trips, problem)
+        now = trips >= 0  # always: what the kernel makes of costs, rows and shift is no array made before the loop
+        rows, shift = problem.rows & now, lax.select(now, problem.shift, jnp.zeros_like(problem.shift))
         K = problem.cost.kernel(f_now, g_now, rows, problem.columns, epsilon, shift)  # (1)
         ones = jnp.ones_like(f), jnp.ones_like(g)
         new = Kernel(K, f_now, g_now, *ones, ones[0], epsilon)
@@ -125,14 +126,6 @@ def absorb(problem: Problem, kernel: Kernel, f, g, epsilon) -> Kernel:
         return ~in_range & (trips < 2)
 
     return lax.while_loop(unfinished, body, start)[0]
-
-
-def _of_now(number, problem: Problem):
-    """Return the live rows and the shift as if they depended on a number of the loop around that is never negative.
-
-    What a pass over the costs makes of them is made within it then: it is no array, made before the loop and kept.
-    """
-    return problem.rows & (number >= 0), jnp.where(number >= 0, problem.shift, 0)
 
 
 REACH = 15.0
@@ -152,14 +145,12 @@ def _within(reach: float, *scalings):
 
 def column_update(problem: Problem, f, epsilon) -> Float[Array, " m"]:
     """Return ``g = epsilon (log b - logsumexp_i((f - C) / epsilon))``: the columns' soft c-transform, log domain."""
-    rows, shift = _of_now(epsilon, problem)
-    return _against(problem.b, problem.cost.column_logsumexp(f, rows, epsilon, shift), epsilon)
+    return _against(problem.b, problem.cost.column_logsumexp(f, problem.rows, epsilon, problem.shift), epsilon)
 
 
 def row_update(problem: Problem, g, epsilon) -> Float[Array, " n"]:
     """Return ``f = epsilon (log a - logsumexp_j((g - C) / epsilon))``."""
-    shift = _of_now(epsilon, problem)[1]
-    return _against(problem.a, problem.cost.logsumexp(g, problem.columns, epsilon, shift), epsilon)
+    return _against(problem.a, problem.cost.logsumexp(g, problem.columns, epsilon, problem.shift), epsilon)
 
 
 def _against(weights, logsumexp, epsilon):
