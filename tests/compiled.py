@@ -32,4 +32,4 @@ def _traced(key: str, value):
     if key == "args":
         return jax.tree.map(lambda x: jnp.asarray(x) if type(x) in (int, float) else x, value)
     number = type(value) is float or (key == "max_steps" and type(value) is int)
-    return jnp.asarray(value) if number and 0 <= value < np.inf else value
+    return jnp.asarray(value) if number and 0 < value < np.inf else value
