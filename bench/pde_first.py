@@ -78,7 +78,7 @@ def once(name, counting):
         def whole(args):
             return gp_solve(problem, grid=solution.grid, **{**given, "args": args})
 
-        return {"equations": program_size(whole, jnp.asarray(given.get("args", 0.0)))}
+        return {"equations": program_size(whole, given.get("args"))}
     bounds = [(float(a), float(b)) for a, b in problem.domain.bounds]
     points = tuple(jnp.linspace(a + 0.03 * (b - a), b - 0.03 * (b - a), 17) for a, b in bounds)
     truth = exact(*jnp.meshgrid(*points, indexing="ij"))
