@@ -126,7 +126,13 @@ def _pairwise(metric, x, y):
 
 
 class TransportMap(eqx.Module):
-    """A map ``x + network(x)`` of points; the network is a perceptron with smooth activations, zero at the start."""
+    """A map ``x + network(x)`` of points; the network is a perceptron with smooth activations, zero at the start.
+
+    Attributes
+    ----------
+    weights, offsets : tuple of Float[Array, "k j"] and Float[Array, "k"]
+        Of each layer.
+    """
 
     weights: tuple[Float[Array, "k j"], ...]
     offsets: tuple[Float[Array, " k"], ...]
