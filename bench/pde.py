@@ -4,6 +4,7 @@
     python bench/pde.py --gpu              # one accelerator: 2-D N = 1000 per right-hand side, 1,024 at once, 400^3;
                                            # with `--only size` what is conditioned on 10,000 data
     python bench/pde.py --quick --gpu      # the same at small size, anywhere
+    python bench/pde.py --only "first call"  # what the first call of a fresh process takes, see `pde_first`
 
 Relative L2 error on the papers' 300-point test grids, at the last state. `gp_solve` gets no grid: choosing it, from the
 spectra of source and conditions, is part of the time, which is the median of several calls; the first call's surplus is
@@ -34,6 +35,7 @@ from harness import (  # noqa: E402
     table,
 )
 from pde_data import below_nyquist, coverage, noisy, scattered  # noqa: E402
+from pde_first import first_jobs  # noqa: E402
 from pde_hard import hard_jobs  # noqa: E402
 from pde_reference import (  # noqa: E402
     AUTHORS,
@@ -189,7 +191,7 @@ def cpu_jobs(quick):
     jobs += [("noisy", noisy), ("scattered", scattered), ("coverage", coverage)]
     n = 24 if quick else 100
     jobs += [("poisson3", lambda: three(*poisson3(n))), ("heat3", lambda: three(*heat3(n)))]
-    return [*jobs, *size_jobs(quick), *hard_jobs(quick)]
+    return [*jobs, *size_jobs(quick), *hard_jobs(quick), *first_jobs(quick)]
 
 
 def gpu_jobs(quick):
@@ -213,16 +215,17 @@ def main():
     options = arguments(__doc__)
     record, rows = machine("equinox", "matplotlib"), []
     columns = ("problem", "method", "grid", "error", "seconds", "compile_seconds")
+    first = ("problem", "grid", "error", "seconds", "cpu_seconds", "modules", "equations")
     for name, job in (gpu_jobs if options.gpu else cpu_jobs)(options.quick):
         if not chosen(name, options.only):
             continue
         found, kind = job(), name.split()[0]
-        stem = f"pde_{kind}" if kind in ("size", "hard") else "pde"
+        stem = f"pde_{kind}" if kind in ("size", "hard", "first") else "pde"
         path, last = options.out / f"{stem}{'_gpu' * options.gpu}.json", []
         path = apart(path, record) if options.only else path
         for last in [[found]] if isinstance(found, dict) else found:  # one row, or rows of what is known by then
             save(path, last, key=("problem", "method"), record=record)
-        table(last, columns)
+        table(last, first if kind == "first" else columns)
         rows.append(stem)
     if "pde" in rows and not options.gpu:
         result = json.loads((options.out / "pde.json").read_text())

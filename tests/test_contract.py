@@ -191,7 +191,8 @@ def _difference(x, h):
 def test_every_promised_entry_has_a_derivative_under_vmap(case):
     gradient = jax.grad(lambda d: case.observe(case.solve(d)), allow_int=True)
     gradients, one = jax.jit(jax.vmap(gradient))(batch(case)), jax.jit(gradient)(lane(batch(case), 2))
-    rtol, atol = (1e-5, 1e-7) if FLOAT == "float64" else (2e-2, 1e-3)
+    # in float32 a batch may stop one step apart from its lanes alone: each is then off by as much as the solver allows
+    rtol, atol = (1e-5, 1e-7) if FLOAT == "float64" else (2e-2, max(1e-3, 2 * case.tol["float32"]))
     for name in case.differentiable:
         assert np.any(np.asarray(one[name]) != 0), name
         jax.tree.map(

@@ -2,6 +2,7 @@
 
 import ast
 import doctest
+import enum
 import functools
 import importlib
 import inspect
@@ -325,6 +326,18 @@ def test_public_names_are_documented(name):
     if inspect.isclass(thing) or "Parameters" in sections(docstring):
         return
     assert not inspect.signature(thing).parameters, f"{name} has parameters but no Parameters section"
+
+
+def test_classes_describe_what_they_are_made_of():
+    """Themselves or in ``__init__``; what all solutions share, and the members of an enumeration, go without saying."""
+    lost = {}
+    for name, thing in public().items():
+        if not inspect.isclass(thing) or issubclass(thing, enum.IntEnum | solvers.Solution | Exception):
+            continue
+        described = f"{inspect.getdoc(thing)} {inspect.getdoc(thing.__init__)}"
+        parts = [part for part in inspect.signature(thing).parameters if not part.startswith("_")]
+        lost[name] = [part for part in parts if not re.search(rf"\b{part}\b", described)]
+    assert not {name: parts for name, parts in lost.items() if parts}
 
 
 @pytest.mark.parametrize("name", sorted(n for n, thing in public().items() if callable(thing)))

@@ -17,9 +17,38 @@ ONE = jnp.ones((1, 1), FLOAT)
 LEVEL = solvers.LinearGaussian(A=ONE, Q=ONE, H=ONE, R=ONE, mean=jnp.zeros(1, FLOAT), covariance=ONE)
 DIFF2 = {"clip": 1.0, "clip_difference": 1.0, "noise": 1.0, "noise_difference": 1.0, "restart": 3}
 DADAO = {"x0": jnp.zeros(2, FLOAT), "args": X[:3], "edges": RING, "mu": 1.0, "smoothness": 1.0}
+START = [1 / 3] * 3
+BOX = [(0, 1)] * 3
+SUM = lambda x, a: jnp.sum(x, keepdims=True) - 1  # noqa: E731
 MISTAKES = {
+    "a list for an array": (
+        lambda: solvers.interior_point(lambda x, a: jnp.sum((x * 0.5) ** 2), START),
+        r"interior_point: `x0` must be one array where `objective` takes one: jnp.asarray\(x0\), got a list",
+    ),
+    "a list for an inequality": (
+        lambda: solvers.interior_point(lambda x, a: x[0] * x[0], START, inequality=lambda x, a: -x),
+        r"where `inequality` takes one: jnp.asarray\(x0\)",
+    ),
+    "a list for an equation": (
+        lambda: solvers.sketched_newton(lambda x, a: x[0] * x[0], START, equality=SUM),
+        r"sketched_newton: `x0` must be one array where `equality` takes one: jnp.asarray\(x0\), got a list",
+    ),
+    "bounds in pairs": (
+        lambda: solvers.interior_point(lambda x, a: x @ x, jnp.asarray(START, FLOAT), bounds=BOX),
+        r"interior_point: `bounds` must be a pair \(lower, upper\); .* tuple\(jnp.asarray\(bounds, float\).T\), got 3",
+    ),
+    "two pairs": (
+        lambda: solvers.interior_point(lambda x, a: x @ x, jnp.asarray(START[:2], FLOAT), bounds=BOX[:2]),
+        r"tuple\(jnp.asarray\(bounds, float\).T\), got 2 pairs",
+    ),
     "a seed of a network": (
         lambda: solvers.ConvexReLU.sampled(X, X[:, 0], beta=0.1, patterns=3, key=3), r"`key` must be .*jax.random.key",
+    ),
+    "a tuple of axes": (lambda: solvers.Grid((X[:, 0], X[:4, 1])), r"Grid: `axes` must be .* write `Grid\(\*axes\)`"),
+    "axes in a row": (lambda: solvers.Grid(X.T), r"write `Grid\(\*axes\)`, got shape \(2, 6\)"),
+    "one image of many": (
+        lambda: solvers.barycenter(solvers.Grid(X[:, 0], X[:4, 1]), np.ones((6, 4), FLOAT), epsilon=1.0),
+        r"barycenter: `a` must be \(k, 24\), a measure a row or an image \(6, 4\) each, k >= 1, got \(6, 4\)",
     ),
     "a seed of a tensor": (
         lambda: solvers.functional_tucker(solvers.Matern(), X, X[:, 0], 1, key=3), r"`key` must be .*jax.random.key",
@@ -93,3 +122,17 @@ def test_privacy_is_not_claimed_for_what_is_no_gradient_of_each_example(gradient
 def test_keys_of_both_kinds_are_keys():
     for key in (KEY, jax.random.PRNGKey(23)):
         assert solvers.ConvexReLU.sampled(X, X[:, 0], beta=0.1, patterns=3, key=key).gates.shape == (3, 2)
+
+
+def test_the_cures_of_lists_are_cures():
+    """Both as the messages word them; and a pytree of numbers stays one."""
+    x0, bounds = jnp.asarray(START), tuple(jnp.asarray(BOX, float).T)
+    solution = jax.eval_shape(lambda: solvers.interior_point(lambda x, a: jnp.sum((x * 0.5) ** 2), x0, bounds=bounds))
+    assert solution.value.shape == (3,)
+    pair = jax.eval_shape(lambda: solvers.interior_point(lambda x, a: x[0] ** 2 + x[1], (0.5, 0.5), bounds=BOX[:2]))
+    assert [x.shape for x in pair.value] == [(), ()]
+
+
+def test_what_a_function_gets_wrong_by_itself_is_its_own_message():
+    with pytest.raises(KeyError, match="rate"):
+        jax.eval_shape(lambda: solvers.interior_point(lambda x, a: a["rate"] * x[0], START, args={}))

@@ -24,7 +24,7 @@ from . import iteration
 from .dense import DenseKKT
 from .kkt import KKT
 from .matrix_free import KrylovKKT
-from .problem import Point, Problem, scales
+from .problem import Point, Problem, listed, scales
 
 NAME = "sketched_newton"
 DENSE_LIMIT = 2000
@@ -229,6 +229,8 @@ def _default_tol(dtype) -> float:
 def _solve(arrays, x0, multipliers, limits: Limits, static: Static, unconverged: str):
     start, unravel = ravel_pytree(x0)
     data, rest = eqx.partition(arrays, eqx.is_inexact_array)
+    objective, equality, args, _ = eqx.combine(arrays, static.tree())
+    listed(NAME, x0, {"objective": objective, "equality": equality}, args)
 
     @jax.jit  # traced once, however often it is differentiated
     def user(data, x):

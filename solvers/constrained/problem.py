@@ -9,7 +9,27 @@ import jax
 import jax.numpy as jnp
 
 from ..core.precision import dot
-from ..core.typing import Array, Float
+from ..core.typing import Array, Float, PyTree
+
+
+def listed(call: str, x0: PyTree, functions: dict[str, Callable | None], args: PyTree) -> None:
+    """Raise where `x0` is a list of numbers, a pytree of scalars, which a function of arrays does not take."""
+    if not isinstance(x0, list | tuple) or any(jax.tree.structure(x).num_nodes > 1 or jnp.ndim(x) for x in x0):
+        return
+    array = jax.ShapeDtypeStruct((len(x0),), jnp.result_type(*x0))
+    for name, function in functions.items():
+        if function is None:
+            continue
+        try:
+            jax.eval_shape(lambda x, f=function: f(x, args), x0)
+        except Exception as cause:
+            try:
+                jax.eval_shape(lambda x, f=function: f(x, args), array)
+            except Exception:
+                continue  # the function's own mistake, which comes to light when it is traced
+            cure = f"one array where `{name}` takes one: jnp.asarray(x0)"
+            got = f"a {type(x0).__name__}, which is a pytree of {len(x0)} numbers"
+            raise TypeError(f"{call}: `x0` must be {cure}, got {got}") from cause
 
 
 class Point(NamedTuple):

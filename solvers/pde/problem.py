@@ -83,21 +83,62 @@ class Condition(eqx.Module):
 
 
 class Dirichlet(Condition):
-    """``u = value`` on a face; see `Condition` for the parameters."""
+    """``u = value`` on a face.
+
+    Parameters
+    ----------
+    face : str
+        Dimension and side: ``"x-"``, ``"x+"``, ``"t-"``, ...; ``"all"`` for every face.
+    value : float, array or callable
+        A number; an array that broadcasts on the face's nodes; or ``value(x, args)``, x the tuple of coordinate arrays.
+        Differentiable.
+    noise : float, optional
+        Standard deviation of the values; None means exact.
+    field : int
+        Which unknown, for a system. Static.
+    """
 
     def __init__(self, face: str, value: Any = 0.0, *, noise=None, field: int = 0):
         self.face, self.value, self.a, self.b, self.noise, self.field = face, value, 1.0, 0.0, noise, field
 
 
 class Neumann(Condition):
-    """``du/dn = value`` on a face, n pointing outwards (at ``"t-"`` that is minus the time derivative)."""
+    """``du/dn = value`` on a face, n pointing outwards (at ``"t-"`` that is minus the time derivative).
+
+    Parameters
+    ----------
+    face : str
+        Dimension and side: ``"x-"``, ``"x+"``, ``"t-"``, ...; ``"all"`` for every face.
+    value : float, array or callable
+        A number; an array that broadcasts on the face's nodes; or ``value(x, args)``, x the tuple of coordinate arrays.
+        Differentiable.
+    noise : float, optional
+        Standard deviation of the values; None means exact.
+    field : int
+        Which unknown, for a system. Static.
+    """
 
     def __init__(self, face: str, value: Any = 0.0, *, noise=None, field: int = 0):
         self.face, self.value, self.a, self.b, self.noise, self.field = face, value, 0.0, 1.0, noise, field
 
 
 class Robin(Condition):
-    """``a u + b du/dn = value`` on a face, n pointing outwards; `a` and `b` are numbers, differentiable."""
+    """``a u + b du/dn = value`` on a face, n pointing outwards.
+
+    Parameters
+    ----------
+    face : str
+        Dimension and side: ``"x-"``, ``"x+"``, ``"t-"``, ...; ``"all"`` for every face.
+    value : float, array or callable
+        A number; an array that broadcasts on the face's nodes; or ``value(x, args)``, x the tuple of coordinate arrays.
+        Differentiable.
+    a, b : float
+        Differentiable.
+    noise : float, optional
+        Standard deviation of the values; None means exact.
+    field : int
+        Which unknown, for a system. Static.
+    """
 
     def __init__(self, face: str, value: Any = 0.0, *, a=1.0, b=1.0, noise=None, field: int = 0):
         self.face, self.value, self.a, self.b, self.noise, self.field = face, value, a, b, noise, field

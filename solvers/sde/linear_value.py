@@ -25,6 +25,8 @@ class LinearValue(eqx.Module):
         Of the coefficients over draws of the paths; the root of its diagonal is the standard error.
     condition : Float[Array, ""]
         Of the equations, features scaled to equal size.
+    features, base : callable
+        Those that `lstd` was given. Static.
     """
 
     coefficients: Float[Array, " p"]

@@ -13,7 +13,7 @@ from ..conftest import FLOAT
 
 DOUBLE = FLOAT == "float64"
 LOOSE = 1e-5 if DOUBLE else 2e-3
-N, Q = 2, 3
+N, Q, LANES = 2, 3, 128
 
 
 @cache
@@ -63,7 +63,7 @@ def program(rng, depth, scaled):
 
 def batch(seed, depth, scaled):
     rng = np.random.default_rng(seed)
-    lanes = [lane for lane in (program(rng, depth, scaled) for _ in range(400)) if lane[3] < 100][:128]
+    lanes = [lane for lane in (program(rng, depth, scaled) for _ in range(400)) if lane[3] < 100][:LANES]
     data, rest, expected, _ = jax.tree.map(lambda *v: np.stack(v), *lanes)
     data, rest = jax.tree.map(lambda v: jnp.asarray(v, FLOAT), (data, rest))
     return data, rest, expected
@@ -113,43 +113,40 @@ def test_a_clip_has_its_derivative_beside_the_bound(unit):
     np.testing.assert_allclose(np.asarray(slopes[9:]) * (1 - np.asarray(slopes[9:])), 0, atol=LOOSE)
 
 
-@cache
-def corner():
-    """``min cost'x`` over three half planes, and the gradient of ``weight'x`` in their right-hand sides."""
-    rows = np.array([[-1.0, 0.2], [0.3, -1.0], [-1.0, -1.0]])
-
-    def value(h, cost, weight):
-        solution = interior_point(
-            lambda x, a: a[1] @ x,
-            jnp.asarray([0.7, 0.9], FLOAT),
-            inequality=lambda x, a: jnp.asarray(rows, FLOAT) @ x - a[0],
-            args=(h, cost),
-        )
-        return weight @ solution.value, solution
-
-    gradient = jax.jit(jax.vmap(jax.grad(value, has_aux=True)))
-    return rows, lambda *lanes: gradient(*(jnp.asarray(v, FLOAT) for v in lanes))
-
-
+ROWS = np.array([[-1.0, 0.2], [0.3, -1.0], [-1.0, -1.0]])
+START = np.array([[0.7, 0.9]])
 COSTS = np.array([[1.0, 1.0], [1.0, 0.4], [0.5, 1.0], [1.0, 0.9]])
+
+
+def corner(h, cost, weight):
+    """``min cost'x`` over three half planes, and the gradient of ``weight'x`` in their right-hand sides.
+
+    The same program as above with four lanes over and over, without bounds and a Hessian.
+    """
+
+    def lanes(v):
+        return jnp.asarray(np.resize(v, (LANES, *np.shape(v)[1:])), FLOAT)
+
+    data = {"q": lanes(cost), "h": lanes(h), "lower": jnp.full((LANES, N), -jnp.inf, FLOAT)}
+    found, solution = gradients()(data, (lanes(np.zeros((1, N, N))), lanes(ROWS[None]), *map(lanes, (weight, START))))
+    return np.asarray(found["h"], float)[:4], solution
 
 
 def test_a_degenerate_vertex_has_the_derivative_of_one_of_its_sides():
     """The gradient of the value must be minus the multipliers of a pair of constraints that carries the cost alone."""
-    rows, gradient = corner()
-    found, solution = gradient(np.zeros((4, 3)), COSTS, COSTS)
+    found, solution = corner(np.zeros((4, Q)), COSTS, COSTS)
     assert np.all(solution.converged)
-    for cost, slope in zip(COSTS, np.asarray(found, float), strict=True):
+    for cost, slope in zip(COSTS, found, strict=True):
         sides = []
         for pair in ([0, 1], [0, 2], [1, 2]):
             multipliers = np.zeros(3)
-            multipliers[pair] = np.linalg.solve(rows[pair].T, -cost)
+            multipliers[pair] = np.linalg.solve(ROWS[pair].T, -cost)
             sides += [-multipliers] if np.all(multipliers >= 0) else []
         assert min(np.max(np.abs(slope - side)) for side in sides) < LOOSE
 
 
 def test_an_objective_that_leaves_x_undetermined_has_no_derivative():
     """``min x + y`` with ``x + y >= 1``: a face of solutions; x has no derivative, not a plausible one."""
-    found, solution = corner()[1](np.array([[0.0, 0.0, -1.0]] * 4), np.ones((4, 2)), COSTS - 0.5)
+    found, solution = corner(np.array([[0.0, 0.0, -1.0]] * 4), np.ones((4, 2)), COSTS - 0.5)
     assert np.all(solution.converged)
     assert np.all(np.isnan(found[:, 2]))

@@ -21,6 +21,64 @@ def solve(f, x0, c, **options):
     return sketched_newton(lambda x, _: f(x), x0, equality=lambda x, _: c(x), **options)
 
 
+def one_away(x):
+    return jnp.sum((x - 1) ** 2)
+
+
+def nothing(x):
+    return 0.0 * jnp.sum(x)
+
+
+def circle(x):
+    return jnp.sum(x**2, keepdims=True) - 1
+
+
+def second(x):
+    return x[1:]
+
+
+def first_is_two(x):
+    return x[:1] - 2
+
+
+ONE_EQUATION = {
+    "vanishing": (lambda x: x[0] + 2 * x[1], circle),
+    "square plus one": (one_away, lambda x: x[:1] ** 2 + 1),
+    "quadratic": (lambda x: -(x[0] ** 2), second),
+    "linear": (lambda x: -x[0], second),
+    "domain": (lambda x: jnp.sum(x - jnp.log(x)) + 5 * jnp.sqrt(x[0]), lambda x: x[:1] * x[1] - 0.25),
+    "pole": (lambda x: -jnp.log(x[0]), circle),
+    "nan in x0": (lambda x: jnp.sum(x**2), first_is_two),
+    "nan in f": (lambda x: jnp.sum(x**2) + jnp.log(-x[0]), first_is_two),
+    "nan in c": (lambda x: jnp.sum(x**2), lambda x: x[:1] - 2 + jnp.log(-x[0])),
+    "nan in gradient": (lambda x: jnp.sum(x**2) + jnp.sqrt(x[1]), first_is_two),
+}
+TWO_EQUATIONS = {
+    "scaled copy": (lambda x: jnp.sum((x - 2) ** 2), lambda x: jnp.stack([x[0] + x[1] - 1, 2 * (x[0] + x[1] - 1)])),
+    "parallel lines": (one_away, lambda x: jnp.stack([x[0] + x[1], x[0] + x[1] - 1])),
+    "exponentials": (one_away, lambda x: jnp.stack([jnp.exp(x[0]), jnp.exp(x[0]) + 1]) + x[1] ** 2),
+    "cubic": (nothing, lambda x: jnp.stack([x[0] ** 3, x[1] - x[0]])),
+    "double root": (nothing, lambda x: jnp.stack([(x[0] - 1) ** 2, x[0] * x[1] - 1])),
+}
+
+
+def together(problems):
+    """Return objective and equality of all of them: they differ in the data alone, and compile once."""
+    f, c = ([pair[i] for pair in problems.values()] for i in (0, 1))
+    return (lambda x, which: lax.switch(which, f, x)), (lambda x, which: lax.switch(which, c, x))
+
+
+PROGRAMS = [(problems, together(problems)) for problems in (ONE_EQUATION, TWO_EQUATIONS)]
+
+
+EQUATIONS = {name: c for problems, _ in PROGRAMS for name, (_, c) in problems.items()}
+
+
+def in_the_plane(name, *x0, **options):
+    problems, (f, c) = PROGRAMS[name in TWO_EQUATIONS]
+    return sketched_newton(f, array(*x0), equality=c, args=list(problems).index(name), **options)
+
+
 def test_duplicated_rows_keep_x_and_give_finite_multipliers_that_sum_to_the_single_one():
     p, plain = problem("HS48"), solution("HS48")
     twice = sketched_newton(p.objective, p.x0, equality=lambda x, a: jnp.concatenate([p.equality(x, a)] * 2))
@@ -32,16 +90,14 @@ def test_duplicated_rows_keep_x_and_give_finite_multipliers_that_sum_to_the_sing
 
 
 def test_a_scaled_copy_of_a_constraint_is_flagged_and_solved():
-    s = solve(
-        lambda x: jnp.sum((x - 2) ** 2), array(3, -1), lambda x: jnp.stack([x[0] + x[1] - 1, 2 * (x[0] + x[1] - 1)])
-    )
+    s = in_the_plane("scaled copy", 3, -1)
     assert s.converged
     assert s.licq_suspect
     np.testing.assert_allclose(s.value, [0.5, 0.5], atol=LOOSE)
 
 
 def test_a_jacobian_that_vanishes_only_at_the_start_is_left_behind():
-    s = solve(lambda x: x[0] + 2 * x[1], array(0, 0), lambda x: jnp.sum(x**2) - 1)
+    s = in_the_plane("vanishing", 0, 0)
     assert s.converged
     np.testing.assert_allclose(s.value, -np.array([1, 2]) / np.sqrt(5), atol=LOOSE)
 
@@ -75,79 +131,35 @@ def test_gradients_parallel_at_the_start():
     np.testing.assert_allclose(s.objective, -143.6461422, rtol=1e-5)
 
 
-def square_plus_one(x, _):
-    return x[:1] ** 2 + 1
-
-
-def parallel_or_exponential(x, which):
-    def lines(x):
-        return jnp.stack([x[0] + x[1], x[0] + x[1] - 1])
-
-    def exponentials(x):
-        return jnp.stack([jnp.exp(x[0]), jnp.exp(x[0]) + 1]) + x[1] ** 2
-
-    return lax.switch(which, [lines, exponentials], x)
-
-
 @pytest.mark.parametrize(
-    ("c", "which", "x0", "least"),
-    [
-        (square_plus_one, 0, [2.0, 3.0], [0.0]),
-        (parallel_or_exponential, 0, [1.0, 3.0], None),
-        (parallel_or_exponential, 1, [0.3, 0.5], None),
-    ],
+    ("name", "x0", "least"),
+    [("square plus one", [2.0, 3.0], [0.0]), ("parallel lines", [1.0, 3.0], None), ("exponentials", [0.3, 0.5], None)],
     ids=["square plus one", "parallel lines", "exponentials"],
 )
-def test_infeasible_constraints_are_called_so_at_a_least_infeasible_point(c, which, x0, least):
-    s = sketched_newton(one_away, array(*x0), equality=c, args=which)
+def test_infeasible_constraints_are_called_so_at_a_least_infeasible_point(name, x0, least):
+    s, c = in_the_plane(name, *x0), EQUATIONS[name]
     assert s.status == Status.INFEASIBLE
-    gradient = jax.jacfwd(c)(s.value, which).T @ c(s.value, which)
+    gradient = jax.jacfwd(c)(s.value).T @ c(s.value)
     np.testing.assert_allclose(gradient, 0, atol=LOOSE)
     assert s.constraint_violation > 0.1
     if least is not None:
         np.testing.assert_allclose(s.value[:1], least, atol=LOOSE)
 
 
-def one_away(x, _):
-    return jnp.sum((x - 1) ** 2)
-
-
-@pytest.mark.parametrize("which", [0, 1], ids=["quadratic", "linear"])
-def test_an_unbounded_objective_is_called_so(which):
-    s = sketched_newton(downhill, array(1, 1), equality=second, args=which)
-    assert s.status == Status.UNBOUNDED
-
-
-def downhill(x, which):
-    return lax.switch(which, [lambda x: -(x[0] ** 2), lambda x: -x[0]], x)
-
-
-def second(x, _):
-    return x[1]
+@pytest.mark.parametrize("name", ["quadratic", "linear"])
+def test_an_unbounded_objective_is_called_so(name):
+    assert in_the_plane(name, 1, 1).status == Status.UNBOUNDED
 
 
 def test_a_step_out_of_the_domain_is_shortened():
-    s = solve(lambda x: jnp.sum(x - jnp.log(x)) + 5 * jnp.sqrt(x[0]), array(0.01, 30.0), lambda x: x[0] * x[1] - 0.25)
+    s = in_the_plane("domain", 0.01, 30.0)
     assert s.converged
     assert jnp.all(s.value > 0)
 
 
-PLACES = ["x0", "f", "c", "gradient"]
-
-
-def nan_in_f(x, where):
-    terms = [lambda x: 0 * x[0], lambda x: jnp.log(-x[0]), lambda x: 0 * x[0], lambda x: jnp.sqrt(x[1])]
-    return jnp.sum(x**2) + lax.switch(where, terms, x)
-
-
-def nan_in_c(x, where):
-    return x[0] - 2 + lax.cond(where == PLACES.index("c"), lambda x: jnp.log(-x[0]), lambda x: 0 * x[0], x)
-
-
-@pytest.mark.parametrize("where", PLACES)
+@pytest.mark.parametrize("where", ["x0", "f", "c", "gradient"])
 def test_nan_at_the_start_ends_at_once(where):
-    x0 = array(1, jnp.nan if where == "x0" else 0)
-    s = sketched_newton(nan_in_f, x0, equality=nan_in_c, args=PLACES.index(where))
+    s = in_the_plane(f"nan in {where}", 1, jnp.nan if where == "x0" else 0)
     assert s.status == Status.NONFINITE
     assert s.num_steps == 0
 
@@ -219,39 +231,37 @@ def test_an_unreachable_tolerance_stagnates_at_rounding():
     assert s.num_steps < 40
 
 
-def cubic_root(x, _):
-    return jnp.stack([x[0] ** 3, x[1] - x[0]])
-
-
-def powell_singular(x, _):
+def powell_singular(x):
     a, b, c, d = x
     return jnp.stack([a + 10 * b, 5**0.5 * (c - d), (b - 2 * c) ** 2, 10**0.5 * (a - d) ** 2])
 
 
-def double_root(x, _):
-    return jnp.stack([(x[0] - 1) ** 2, x[0] * x[1] - 1])
-
-
 @pytest.mark.parametrize(
-    ("c", "x0", "root"),
-    [(cubic_root, [2.0, 3.0], [0, 0]), (powell_singular, [3.0, -1.0, 0.0, 1.0], [0, 0, 0, 0]),
-     (double_root, [3.0, 2.0], [1, 1])],
+    ("name", "x0", "root"),
+    [("cubic", [2.0, 3.0], [0, 0]), ("Powell's singular function", [3.0, -1.0, 0.0, 1.0], [0, 0, 0, 0]),
+     ("double root", [3.0, 2.0], [1, 1])],
     ids=["cubic", "Powell's singular function", "double root"],
 )  # fmt: skip
-def test_a_root_with_a_singular_jacobian_is_not_infeasible(c, x0, root):
+def test_a_root_with_a_singular_jacobian_is_not_infeasible(name, x0, root):
     """The gradient of the violation fades with the Jacobian on the way there; SciPy finds these roots too."""
-    s = sketched_newton(lambda x, _: 0.0 * jnp.sum(x), array(*x0), equality=c)
+    plane = name in TWO_EQUATIONS
+    c = EQUATIONS[name] if plane else powell_singular
+    s = in_the_plane(name, *x0) if plane else solve(nothing, array(*x0), c)
     assert s.converged, (s, s.message)
-    assert np.linalg.norm(c(np.asarray(s.value, float), None)) <= float(s.tol)
+    assert np.linalg.norm(c(np.asarray(s.value, float))) <= float(s.tol)
     np.testing.assert_allclose(s.value, root, atol=0.02 if X64 else 0.5)
 
 
 @pytest.mark.long
 def test_a_missed_tolerance_says_which_part_missed():
-    s = sketched_newton(one_away, array(2, 3), equality=lambda x, _: x[0] ** 3 - x[1], tol=0.0, max_steps=2)
+    s = sketched_newton(
+        lambda x, _: one_away(x), array(2, 3), equality=lambda x, _: x[0] ** 3 - x[1], tol=0.0, max_steps=2
+    )
     assert "above tol" in s.message
     assert "stationarity" in s.message or "feasibility" in s.message
-    feasible = sketched_newton(one_away, array(2, 8), equality=lambda x, _: x[0] ** 3 - x[1], max_steps=0)
+    feasible = sketched_newton(
+        lambda x, _: one_away(x), array(2, 8), equality=lambda x, _: x[0] ** 3 - x[1], max_steps=0
+    )
     assert "stationarity" in feasible.message
     assert "feasibility" not in feasible.message
 
@@ -264,7 +274,7 @@ def test_no_constraint_is_told_where_to_go():
 @needs_x64
 def test_a_logarithm_from_beside_its_pole_is_followed_round_the_circle():
     """The first gradient is 1e8, so the objective is scaled by 1e-6; penalties of order one then crawl."""
-    s = solve(lambda x: -jnp.log(x[0]), array(1e-8, 1.0), lambda x: x @ x - 1)
+    s = in_the_plane("pole", 1e-8, 1.0)
     assert s.converged, s.message
     np.testing.assert_allclose(s.value, [1, 0], atol=1e-7)
     assert s.num_steps < 150

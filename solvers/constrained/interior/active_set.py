@@ -34,7 +34,7 @@ from ...core.implicit import attach, distrust, linear_solve
 from ...core.precision import dot, eps, matmul
 from ...core.typing import Array, Bool, Float, Int
 from .acceptance import boundary
-from .standard import Iterate, Standard, bounded, largest
+from .standard import Iterate, Model, Standard, bounded, largest
 from .state import count, select
 
 ROUNDS, PATIENCE = 40, 4
@@ -104,6 +104,22 @@ class _Search(NamedTuple):
     settled: Bool[Array, ""]
     """The last step was one by (2), confirmed its active set, and determined x."""
     exact: Bool[Array, ""]
+
+
+class _Step(NamedTuple):
+    """A step of the search, and what it says about the constraints."""
+
+    inner: Bool[Array, ""]
+    """By (1), not (2)."""
+    after: Iterate
+    """With the multipliers that bounds would have, were they all active."""
+    dx: Float[Array, " n"]
+    model: Model
+    mean: Float[Array, ""]
+    """Of multiplier times distance, before the step."""
+    used: Active
+    sound: Bool[Array, ""]
+    """x was determined."""
 
 
 def differentiable(functions: Callable, w: Iterate, data, rest, trusted) -> tuple:
@@ -231,67 +247,8 @@ def search(problem: Standard, end: Iterate) -> _Search:
         return (t.rounds < ROUNDS) & ~(t.settled & t.exact)
 
     def one(t: _Search) -> _Search:
-        """Take a step by (1), or else by (2)."""
-        inner = t.age == 0
-        w, base, dtype = select(inner, t.base.w, t.w), t.base, end.x.dtype
-        values, model = problem.model(w.x, w.y, w.z, jnp.ones((), dtype))
-        held = (~inner & (t.active.low | t.active.high)) | ~problem.free
-        pressed = independent(model.C, model.G, held, t.active.pressed & ~inner, base.w.z)
-        mean = base.product(problem)
-        mu = CENTRE * mean
-        weight, push, stiff = (jnp.where(inner, part, 0) for part in base.weights(problem, values.g, mu))
-        kept = jnp.where(inner | pressed, w.z, 0) + push[: w.z.size]
-        B = model.H + jnp.diag(stiff) + matmul(model.G.T * weight[None], model.G)
-        onto = jnp.where(t.active.low | ~problem.free, problem.lower, problem.upper)
-        slope = model.df + matmul(w.y, model.C)
-        start = slope + matmul(kept, model.G) + push[w.z.size :]
-        v, sound = step(B, model, (held, pressed), (jnp.where(held, onto, w.x) - w.x, start, values))
-        dx, dy, dz = jnp.split(v, [w.x.size, w.x.size + w.y.size])
-        gone = matmul(model.G, dx)
-        # (1), (2)
-        z = kept + jnp.where(inner, weight * gone, jnp.where(pressed, dz, 0))
-        after = w._replace(x=w.x + dx, s=-values.g - gone, y=w.y + dy, z=z)
-        pull = slope + matmul(dy, model.C) + matmul(z, model.G) + matmul(model.H, dx)
-        after = after._replace(
-            zl=jnp.where(inner, (mu - w.zl * dx) / base.low, pull),
-            zu=jnp.where(inner, (mu + w.zu * dx) / base.high, -pull),
-        )
-
-        # The larger share decides at first, then signs, as far as they are more than rounding.
-        tiny, sizes = NOISE * eps(dtype), jnp.abs(model.G)
-        extent = jnp.abs(end.x) + jnp.abs(dx)
-        forces = jnp.abs(model.df) + matmul(jnp.abs(after.y), jnp.abs(model.C)) + matmul(jnp.abs(z), sizes)
-        forces = forces + matmul(jnp.abs(model.H), extent)
-        widest = jnp.max(sizes, axis=1, initial=0)
-        dual = tiny * (end.z + largest(forces) / jnp.where(widest > 0, widest, 1))
-
-        def decide(was, z, gap, z0, gap0, noise):
-            larger = z * gap0 > gap * jnp.maximum(z0, mean / gap0)
-            return jnp.where(inner, larger, jnp.where(was, z > -noise[0], gap < -noise[1]))
-
-        gaps = after.x - problem.lower, problem.upper - after.x
-        rooms = [(tiny * forces, tiny * (extent + jnp.abs(bound))) for bound in (problem.lower, problem.upper)]
-        slack = dual, tiny * (matmul(sizes, extent) + end.s)
-        low = problem.below & decide(t.active.low, after.zl, gaps[0], base.w.zl, base.low, rooms[0])
-        high = problem.above & ~low & decide(t.active.high, after.zu, gaps[1], base.w.zu, base.high, rooms[1])
-        used = Active(pressed, t.active.low, t.active.high)
-        active = Active(decide(pressed, z, after.s, base.w.z, base.w.s, slack), low, high)
-        same = jnp.all(jnp.concatenate([a == b for a, b in zip(active, used, strict=True)]))
-        length = jnp.where(inner & (t.rounds == 0), largest(dx), t.length)
-        near = largest(after.x - end.x) <= STRAY * length + tiny * largest(end.x)
-        after = after._replace(zl=jnp.where(low, after.zl, 0), zu=jnp.where(high, after.zu, 0))
-        base = select(inner, base.moved(problem, after), base)
-        settled = same & ~inner & sound & near
-        return _Search(
-            base,
-            select(inner, base.w, after),
-            select(settled, used, active),
-            t.rounds + 1,
-            jnp.where(near & (t.age < PATIENCE), t.age + 1, 0),
-            length,
-            settled,
-            largest(dx) <= eps(dtype) ** 0.5 * (1 + largest(after.x)),
-        )
+        taken = newton(problem, t)
+        return proceed(problem, end, t, taken, counting(problem, end, t, taken))
 
     low, high = problem.gaps(end.x)
     small = jnp.finfo(end.x.dtype).tiny ** 0.5
@@ -299,6 +256,79 @@ def search(problem: Standard, end: Iterate) -> _Search:
     no, none = jnp.zeros((), bool), jnp.zeros((), jnp.int32)
     nothing = Active(jnp.zeros(end.z.shape, bool), jnp.zeros(end.x.shape, bool), jnp.zeros(end.x.shape, bool))
     return lax.while_loop(ends, one, _Search(base, end, nothing, none, none, jnp.zeros_like(small), no, no))
+
+
+def newton(problem: Standard, t: _Search) -> _Step:
+    """Take a step by (1), or else by (2)."""
+    inner = t.age == 0
+    w, base = select(inner, t.base.w, t.w), t.base
+    values, model = problem.model(w.x, w.y, w.z, jnp.ones((), w.x.dtype))
+    held = (~inner & (t.active.low | t.active.high)) | ~problem.free
+    pressed = independent(model.C, model.G, held, t.active.pressed & ~inner, base.w.z)
+    mean = base.product(problem)
+    mu = CENTRE * mean
+    weight, push, stiff = (jnp.where(inner, part, 0) for part in base.weights(problem, values.g, mu))
+    kept = jnp.where(inner | pressed, w.z, 0) + push[: w.z.size]
+    B = model.H + jnp.diag(stiff) + matmul(model.G.T * weight[None], model.G)
+    onto = jnp.where(t.active.low | ~problem.free, problem.lower, problem.upper)
+    slope = model.df + matmul(w.y, model.C)
+    start = slope + matmul(kept, model.G) + push[w.z.size :]
+    v, sound = step(B, model, (held, pressed), (jnp.where(held, onto, w.x) - w.x, start, values))
+    dx, dy, dz = jnp.split(v, [w.x.size, w.x.size + w.y.size])
+    gone = matmul(model.G, dx)
+    # (1), (2)
+    z = kept + jnp.where(inner, weight * gone, jnp.where(pressed, dz, 0))
+    after = w._replace(x=w.x + dx, s=-values.g - gone, y=w.y + dy, z=z)
+    pull = slope + matmul(dy, model.C) + matmul(z, model.G) + matmul(model.H, dx)
+    after = after._replace(
+        zl=jnp.where(inner, (mu - w.zl * dx) / base.low, pull),
+        zu=jnp.where(inner, (mu + w.zu * dx) / base.high, -pull),
+    )
+    return _Step(inner, after, dx, model, mean, Active(pressed, t.active.low, t.active.high), sound)
+
+
+def counting(problem: Standard, end: Iterate, t: _Search, taken: _Step) -> Active:
+    """Return which constraints count after a step: the larger share decides at first, then signs beyond rounding."""
+    inner, after, dx, model, mean, used, _ = taken
+    base, tiny, sizes = t.base, NOISE * eps(dx.dtype), jnp.abs(model.G)
+    extent = jnp.abs(end.x) + jnp.abs(dx)
+    forces = jnp.abs(model.df) + matmul(jnp.abs(after.y), jnp.abs(model.C)) + matmul(jnp.abs(after.z), sizes)
+    forces = forces + matmul(jnp.abs(model.H), extent)
+    widest = jnp.max(sizes, axis=1, initial=0)
+    dual = tiny * (end.z + largest(forces) / jnp.where(widest > 0, widest, 1))
+
+    def decide(was, z, gap, z0, gap0, noise):
+        larger = z * gap0 > gap * jnp.maximum(z0, mean / gap0)
+        return jnp.where(inner, larger, jnp.where(was, z > -noise[0], gap < -noise[1]))
+
+    gaps = after.x - problem.lower, problem.upper - after.x
+    rooms = [(tiny * forces, tiny * (extent + jnp.abs(bound))) for bound in (problem.lower, problem.upper)]
+    slack = dual, tiny * (matmul(sizes, extent) + end.s)
+    low = problem.below & decide(used.low, after.zl, gaps[0], base.w.zl, base.low, rooms[0])
+    high = problem.above & ~low & decide(used.high, after.zu, gaps[1], base.w.zu, base.high, rooms[1])
+    return Active(decide(used.pressed, after.z, after.s, base.w.z, base.w.s, slack), low, high)
+
+
+def proceed(problem: Standard, end: Iterate, t: _Search, taken: _Step, active: Active) -> _Search:
+    """Return the search after a step: whether its active set is confirmed, and which kind of step comes next."""
+    inner, after, dx, _, _, used, sound = taken
+    tiny = NOISE * eps(dx.dtype)
+    same = jnp.all(jnp.concatenate([a == b for a, b in zip(active, used, strict=True)]))
+    length = jnp.where(inner & (t.rounds == 0), largest(dx), t.length)
+    near = largest(after.x - end.x) <= STRAY * length + tiny * largest(end.x)
+    after = after._replace(zl=jnp.where(active.low, after.zl, 0), zu=jnp.where(active.high, after.zu, 0))
+    base = select(inner, t.base.moved(problem, after), t.base)
+    settled = same & ~inner & sound & near
+    return _Search(
+        base=base,
+        w=select(inner, base.w, after),
+        active=select(settled, used, active),
+        rounds=t.rounds + 1,
+        age=jnp.where(near & (t.age < PATIENCE), t.age + 1, 0),
+        length=length,
+        settled=settled,
+        exact=largest(dx) <= eps(dx.dtype) ** 0.5 * (1 + largest(after.x)),
+    )
 
 
 def step(B, model, where, aim) -> tuple[Array, Array]:

@@ -20,6 +20,7 @@ from ...core.precision import eps
 from ...core.solution import Solution, Status
 from ...core.static import Static
 from ...core.typing import Array, Float, Int, Progress, PyTree, Scalar
+from ..problem import listed
 from .active_set import differentiable
 from .barrier_step import WARM_PUSH, step
 from .standard import PUSH, Iterate, Model, Standard, Values, bounded, columns, scales
@@ -227,6 +228,9 @@ def _bounds(bounds, x0, dtype):
     """Return flat lower and upper bounds; contradictions among concrete ones raise."""
     if bounds is None:
         bounds = (-jnp.inf, jnp.inf)
+    if _is_pairs(bounds, x0):
+        cure = "a pair (lower, upper); of one pair a variable, with inf for None, tuple(jnp.asarray(bounds, float).T)"
+        checks.fail(CALL, "bounds", cure, f"{len(bounds)} pairs", TypeError)
     if not isinstance(bounds, tuple | list) or len(bounds) != 2:
         checks.fail(CALL, "bounds", "a pair (lower, upper)", type(bounds).__name__, TypeError)
 
@@ -253,6 +257,13 @@ def _bounds(bounds, x0, dtype):
     return lower, upper
 
 
+def _is_pairs(bounds, x0) -> bool:
+    """Whether `bounds` are one pair for each number of `x0`; two pairs can also be bounds of a pytree."""
+    if not isinstance(bounds, tuple | list) or (len(bounds) == 2 and jax.tree.structure(x0).num_nodes > 1):
+        return False
+    return len(bounds) > 0 and all(isinstance(pair, tuple | list) and len(pair) == 2 for pair in bounds)
+
+
 def _is_concrete(x) -> bool:
     try:
         np.asarray(x)
@@ -266,6 +277,8 @@ def _solve(arrays, x0, multipliers, limits: Limits, static: Static, unconverged:
     start, unravel = ravel_pytree(x0)
     dtype = start.dtype
     users, lower, upper = arrays
+    objective, equality, inequality, args = eqx.combine(users, static.tree())
+    listed(CALL, x0, {"objective": objective, "equality": equality, "inequality": inequality}, args)
 
     @jax.jit  # traced once, however often it is differentiated
     def user(users, x):

@@ -6,7 +6,6 @@ import math
 from collections.abc import Sequence
 
 import equinox as eqx
-import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.scipy.linalg import lu_factor, lu_solve, solve_triangular
@@ -79,11 +78,12 @@ def diagonalise(pencil: Pencil) -> Diagonalised:
     assert pencil.leading is not None
     assert pencil.shift is not None
     energy = pencil.shift * pencil.mass - pencil.operator / pencil.leading
-    scale = lax.rsqrt(jnp.diagonal(energy))
-    energy, e = (scale[:, None] * (m + m.T) / 2 * scale[None] for m in (energy, pencil.mass))
+    scale = lax.rsqrt(energy.reshape(-1)[:: energy.shape[0] + 1])
+    energy, e = (scale[:, None] * m * scale[None] for m in (energy, pencil.mass))
     lower = jnp.linalg.cholesky(energy)
-    inner = solve_triangular(lower, solve_triangular(lower, e, lower=True).T, lower=True)
-    mu, vectors = jnp.linalg.eigh((inner + inner.T) / 2)
+    inner = solve_triangular(lower, e, lower=True)
+    inner = lax.linalg.triangular_solve(lower, inner, lower=True, transpose_a=True)  # from the right
+    mu, vectors = jnp.linalg.eigh(inner)
     vectors = scale[:, None] * solve_triangular(lower, vectors, lower=True, trans=1)
     bent = pencil.shift * mu
     return Diagonalised(vectors, pencil.leading * (bent - 1), mu, jnp.abs(pencil.leading) * (bent + 1))
@@ -146,12 +146,12 @@ class KroneckerSum(eqx.Module):
 
     @staticmethod
     def build(pencils: Sequence[Pencil]) -> "KroneckerSum":
-        """Factorise."""
+        """Factorise, dimensions one after the other: XLA compiles what they do alike once, and a loop costs more."""
         general = [p for p in pencils if not p.symmetric]
         ready = None
         if len(general) == len(pencils):
             ready = _prepare(general)
-        return KroneckerSum(tuple(pencils), _modes(pencils), ready)
+        return KroneckerSum(tuple(pencils), tuple(diagonalise(p) if p.symmetric else None for p in pencils), ready)
 
     def solve(self, f):
         """Return the solution of one right-hand side, a tensor."""
@@ -187,24 +187,6 @@ class KroneckerSum(eqx.Module):
             solved = lax.map(one, (weights[0].reshape(-1), weights[1].reshape(-1), rows), batch_size=lead[-1])
             y = jnp.transpose(solved.reshape(moved.shape), [order.index(d) for d in range(ndim)])
         return mode_products([m and m.vectors for m in modes], y)
-
-
-def _modes(pencils: Sequence[Pencil]) -> tuple[Diagonalised | None, ...]:
-    """Diagonalise the symmetric pencils, those of one size in one loop: it is compiled once."""
-    modes: list[Diagonalised | None] = [None] * len(pencils)
-    places: dict[int, list[int]] = {}
-    for d, p in enumerate(pencils):
-        if p.symmetric:
-            places.setdefault(p.mass.shape[0], []).append(d)
-    for same in places.values():
-        if len(same) == 1:
-            modes[same[0]] = diagonalise(pencils[same[0]])
-            continue
-        stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *[pencils[d] for d in same])
-        found = lax.map(diagonalise, stacked)
-        for i, d in enumerate(same):
-            modes[d] = jax.tree.map(lambda leaf, i=i: leaf[i], found)
-    return tuple(modes)
 
 
 def _prepare(pencils):

@@ -111,23 +111,24 @@ def conditioned_exactly(problem, completion: Completion, equation, args, dynamic
 
     if not unknown:  # the data only have to agree: this is the noise-free solve, with its derivatives
         begin = None if settings.guess is None else (lambda found: start(found, settings.guess, args))
-        found, y, run, strong, _, _ = solve_spectral(lambda moving: parts(moving)[0], moving, begin, limits)
+        found, y, run, *judged, _ = solve_spectral(lambda moving: parts(moving)[0], moving, begin, limits)
         magnitude = magnitude_of([*faced, *(_at_nodes(found, z) for z in found.coefficients(y))], dtype)
         nugget = magnitude * eps(dtype) ** 0.5
         model = Reduced(found, [], lifts, jnp.zeros((0, 0), dtype), parts(moving)[3], nugget)
         response = tuple(jnp.zeros((*z.shape, 0), dtype) for z in found.coefficients(y))
-        run = eqx.tree_at(lambda r: r.value, run, (y, model.zeros(), strong, response, model.root))
+        run = eqx.tree_at(lambda r: r.value, run, (y, model.zeros(), judged, response, model.root))
         asked = Asked(problem, equation, args, observed, settings.infer, limits.tol, lines_on)
         return _answer(model, (y, model.zeros()), run, none(dtype), asked)
 
     identity = jnp.eye(open_count, dtype=dtype)
     first = Reduced(found, spaces, lifts, identity, stated, jnp.ones((), dtype))
     p: Any = first.zeros()
-    inverse = first.at(p).factorise(y)
+    here = found.moved(found.offsets, first.args(p))
+    inverse = here.factorise(y)
     few = None
     if problem.noise is not None and p[1][0].size * fields > EVERY_NODE:
         few = leading(first, y, inverse)
-    settled = tuple(v - d for v, d in zip(y, inverse.solve(first.tested(y, p), 1e-8), strict=True)) if linear else y
+    settled = tuple(v - d for v, d in zip(y, inverse.solve(here.residual(y), 1e-8), strict=True)) if linear else y
     magnitude = magnitude_of([*faced, *(_at_nodes(found, z) for z in found.coefficients(settled))], dtype)
     nugget = magnitude * eps(dtype) ** 0.5
     first = Reduced(found, spaces, lifts, identity, stated, nugget)
@@ -139,10 +140,10 @@ def conditioned_exactly(problem, completion: Completion, equation, args, dynamic
     slopes = jacobian(first, p, response)
     prior = none(dtype)
     if open_count:
-        soft = _softened(first, magnitude * eps(dtype) ** 0.25)
-        extra = slopes[:, open_count:]
-        prior = chosen(spaces, found.lines, magnitude, soft[:, None] * slopes[:, :open_count], soft[:, None] * extra,
-                       soft * first.misfit(settled, p), min(open_count, RANK))  # fmt: skip
+        soft = first.sigmas / jnp.maximum(first.sigmas, magnitude * eps(dtype) ** 0.25)  # its square must not overflow
+        misfit = (first.seen(here.coefficients(settled), p[0]) - first.values) / first.spreads
+        known, extra = (soft[:, None] * part for part in (slopes[:, :open_count], slopes[:, open_count:]))
+        prior = chosen(spaces, found.lines, magnitude, known, extra, soft * misfit, min(open_count, RANK))
     model = _with(Reduced(found, spaces, lifts, prior.root, stated, nugget), few)
 
     def rooted(v):
@@ -184,19 +185,19 @@ class Asked(NamedTuple):
 def _answer(model: Reduced, point, run: Run, prior: FacePrior, asked: Asked) -> GPSolution:
     """Judge the solution between the nodes, by its data and by what they leave open, and say how sure it is."""
     (y, p), problem, equation, args, observed = point, asked.problem, asked.equation, asked.args, asked.observed
-    _, _, strong, response, r, *rest = run.value
+    _, _, (strong, scale), response, r, *rest = run.value
     dtype, fields = r.dtype, len(model.found.lines)
     z = model.coefficients(y, p)
     bases = tuple(tuple(ln.basis for ln in ls) for ls in model.found.lines)
     flat, unravel = ravel_pytree(p)
-    rho = model.misfit(y, p)
+    gaps = model.seen(z, p[0]) - model.values
+    rho = gaps / model.spreads
     status = run.status
 
     residual = strong
     here = model.at(p).frozen()
-    both = jax.tree.map(lambda v: jnp.stack([v, jnp.zeros_like(v)]), lax.stop_gradient(y))
-    sizes = jax.vmap(lambda v: here.terms(v)[1])(both)
-    status = jnp.where(singular(here, run, *sizes), int(PDEStatus.SINGULAR), status).astype(jnp.int32)
+    stated = here.terms(lax.optimization_barrier(here.zeros()))[1]
+    status = jnp.where(singular(here, run, scale, stated), int(PDEStatus.SINGULAR), status).astype(jnp.int32)
     inverse = solve_triangular(r, jnp.eye(r.shape[0], dtype=dtype))
     nodes = jnp.concatenate([_rows_of(_at_nodes(model.found, v, f)) for f, v in enumerate(response)])
     left = jnp.sum(matmul(nodes, inverse) ** 2)
@@ -225,9 +226,10 @@ def _answer(model: Reduced, point, run: Run, prior: FacePrior, asked: Asked) -> 
         floor = jnp.maximum(floor, jnp.stack([_tail(model.found, v, f) for f, v in enumerate(z)]))
     floor = lax.stop_gradient(floor)
     if rho.size:
-        status = jnp.where(jnp.all(jnp.isfinite(rho)), status, int(Status.NONFINITE)).astype(jnp.int32)
+        worst = jnp.max(jnp.abs(rho))
+        status = jnp.where(jnp.isfinite(worst), status, int(Status.NONFINITE)).astype(jnp.int32)
         surprise = (jnp.sum(rho**2) - rho.size) / jnp.sqrt(2.0 * rho.size)
-        status = told(status, (jnp.max(jnp.abs(rho)) > OUTLIER) | (surprise > SURPRISE), PDEStatus.CONTRADICTED)
+        status = told(status, (worst > OUTLIER) | (surprise > SURPRISE), PDEStatus.CONTRADICTED)
     spread, found_args = None, args
     if asked.infer is not None:
         whitened = unravel(jnp.sqrt(jnp.sum(inverse**2, axis=1)))[2]
@@ -240,12 +242,12 @@ def _answer(model: Reduced, point, run: Run, prior: FacePrior, asked: Asked) -> 
     r, floor = jnp.where(trusted, r, jnp.nan), jnp.where(trusted, floor, jnp.nan)
     if spread is not None:
         spread = jax.tree.map(lambda s: jnp.where(trusted, s, jnp.nan), spread)
-    gaps = [jnp.max(jnp.abs(t.observe(z) - t.values)) for t in model.faces]
-    largest = magnitude_of(observed, dtype)
-    misfit = jnp.max(jnp.stack([model.found.misfit, *(g / largest for g in gaps)]))
-    sigmas = [jnp.log(jnp.broadcast_to(t.sigma, jnp.shape(t.values))).sum() for t in model.targets]
+    on_faces, all_data = (sum(t.values.size for t in ts) for ts in (model.faces, model.targets))
+    misfit = model.found.misfit
+    if on_faces:
+        misfit = jnp.maximum(misfit, jnp.max(jnp.abs(gaps[:on_faces])) / magnitude_of(observed, dtype))
     evidence = -jnp.sum(rho**2) / 2 - jnp.sum(flat**2) / 2 - jnp.sum(jnp.log(jnp.abs(jnp.diagonal(r))))
-    evidence = evidence - sum(sigmas) - rho.size * jnp.log(2 * jnp.pi) / 2
+    evidence = evidence - jnp.sum(jnp.log(model.sigmas[:all_data])) - rho.size * jnp.log(2 * jnp.pi) / 2
     if unseen_by_tests is not None:
         rest.append(tuple(v[..., None] for v in unseen_by_tests.coefficients))
     for columns in rest:  # what the data did not teach: draws of it, and what no test saw, before what they did
@@ -287,14 +289,6 @@ def _tail(found: Discretisation, z, field: int):
 def _frozen(tree):
     arrays, rest = eqx.partition(tree, eqx.is_array)
     return eqx.combine(lax.stop_gradient(arrays), rest)
-
-
-def _softened(model: Reduced, least):
-    """Return factors that make no datum more exact than `least`: what squares in the evidence shall not overflow."""
-    parts = [jnp.broadcast_to(t.sigma / jnp.maximum(t.sigma, least), jnp.shape(t.values)) for t in model.targets]
-    parts += [jnp.full(b.shape, model.nugget / jnp.maximum(model.nugget, least)) for _, b in model.edges]
-    flat = [v.reshape(-1) for v in parts]
-    return jnp.concatenate(flat) if flat else jnp.zeros(0, model.root.dtype)
 
 
 def _edges(spaces, completion: Completion, lines, values, counts):

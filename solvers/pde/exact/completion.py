@@ -119,9 +119,17 @@ class FaceSpace(NamedTuple):
             size *= n
         return size
 
-    def values(self, weights):
-        """Return values at the nodes of the face, one entry across."""
-        return mode_products(self.tables, weights.reshape(self.shape))
+    @property
+    def functions(self):
+        """The polynomials at the nodes of the face, shape (size, n1, ...) with one entry across."""
+        ndim = len(self.tables)
+        found = jnp.ones((1,) * (ndim + 1), self.opened.a.dtype)
+        for d, t in enumerate(self.tables):
+            if t is not None:
+                part = t.T.reshape(t.shape[1], *[t.shape[0] if e == d else 1 for e in range(ndim)])
+                product = found[:, None] * part[None]
+                found = product.reshape(-1, *product.shape[2:])
+        return found
 
 
 def face_spaces(completion: Completion, lines: list[list[Line]], dtype) -> list[FaceSpace]:
@@ -162,7 +170,7 @@ def offsets(spaces: list[FaceSpace], k: int, lines: list[Line], axis_values, fir
         _, d, place = s.opened[:3]
         if s.opened.field == k:
             at = (slice(before, before + s.size), *(slice(None),) * d, slice(place, place + 1))
-            values[d] = values[d].at[at].set(jax.vmap(s.values)(jnp.eye(s.size, dtype=dtype)))  # type: ignore[union-attr]
+            values[d] = values[d].at[at].set(s.functions)  # type: ignore[union-attr]
         before += s.size
     return jax.vmap(lambda g: lifted(lines, g, first)[0], out_axes=-1)(values)
 

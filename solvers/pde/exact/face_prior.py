@@ -6,7 +6,6 @@ from itertools import pairwise
 from math import log
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
@@ -41,13 +40,6 @@ class FacePrior(NamedTuple):
     share: Float[Array, ""]
 
 
-def kernel_of(length, scale, ndim: int, dtype) -> SpectralMixture:
-    """Return the kernel of one dimension; the product over dimensions has variance ``scale^2 (sum of TAIL)^ndim``."""
-    weights = jnp.asarray([t[0] for t in TAIL], dtype) * (scale ** (2 / ndim))
-    lengths = length * jnp.asarray([t[1] for t in TAIL], dtype)
-    return SpectralMixture(weights, jnp.zeros_like(lengths), lengths)
-
-
 def covariance(spaces: list[FaceSpace], lines: list[list[Line]], kernel: SpectralMixture):
     """Return the covariance of all open weights: of ``a u + outward b du/dn`` on the faces, in their polynomials."""
     each = [trace_points(s, lines) for s in spaces]
@@ -55,12 +47,12 @@ def covariance(spaces: list[FaceSpace], lines: list[list[Line]], kernel: Spectra
     points = [jnp.concatenate([x[d] for x in each]) for d in range(ndim)]
     gaps = [(p[:, None] - p[None]) / (ln.basis.upper - ln.basis.lower) for p, ln in zip(points, lines[0], strict=True)]
     axes, fields = (np.repeat([getattr(s.opened, n) for s in spaces], sizes) for n in ("axis", "field"))
-    factors = [jnp.repeat(jnp.stack([c for c in cs]), np.asarray(sizes), total_repeat_length=sum(sizes)) for cs in (
+    factors = [jnp.concatenate([jnp.broadcast_to(c, n) for c, n in zip(cs, sizes, strict=True)]) for cs in (
         [s.opened.a for s in spaces], [s.opened.outward * s.opened.b for s in spaces])]  # fmt: skip
     flux = any(s.opened.flux for s in spaces)
     total = jnp.zeros_like(gaps[0])
     for i, j in ((0, 0), (0, 1), (1, 0), (1, 1)) if flux else ((0, 0),):
-        term = factors[i][:, None] * factors[j][None] * (-1.0) ** j
+        term = factors[i][:, None] * factors[j][None] * (-1.0) ** j if flux else 1.0
         for d, gap in enumerate(gaps):
             order = i * (axes == d)[:, None] + j * (axes == d)[None]
             width = lines[0][d].basis.upper - lines[0][d].basis.lower
@@ -93,18 +85,9 @@ def _projection(space: FaceSpace, lines):
 
 
 def _root(matrix):
-    values, vectors = jnp.linalg.eigh((matrix + matrix.T) / 2)
+    values, vectors = jnp.linalg.eigh(matrix)
     values = jnp.where(values > 10 * eps(values.dtype) * values[-1], values, 0)
-    return (vectors * jnp.sqrt(values)[None])[:, ::-1]
-
-
-class _Best(NamedTuple):
-    """The most probable prior so far: log density, length, scale, and the covariance for a scale of one."""
-
-    density: Any
-    length: Any
-    scale: Any
-    unit: Any
+    return vectors * jnp.sqrt(values)[None]
 
 
 def chosen(spaces, lines, magnitude, jacobian, extra, misfit, rank: int) -> FacePrior:
@@ -121,42 +104,45 @@ def chosen(spaces, lines, magnitude, jacobian, extra, misfit, rank: int) -> Face
 
     Notes
     -----
-    The data are compressed by one QR factorisation to as many rows as unknowns (what of the misfit lies outside their
-    range no prior changes); then one `eigh` a length gives the
-    evidence at every scale.
+    One QR factorisation eliminates what is unknown beside the weights, whose prior are rows of their own, and
+    compresses the data to as many rows as weights (what of the misfit lies outside their range no prior changes); then
+    one `eigh` a length gives the evidence at every scale.
     """
     dtype, ndim, count = misfit.dtype, len(lines[0]), sum(s.size for s in spaces)
     level = LEVEL * magnitude * _constant(spaces, lines)
-    both = lax.stop_gradient(jnp.concatenate([jacobian, extra, matmul(jacobian, level)[:, None]], axis=1))
-    q, small = jnp.linalg.qr(both)
-    a, x, r = small[:, :count], small[:, count:], matmul(lax.stop_gradient(misfit), q)
-    values, vectors = jnp.linalg.eigh(jnp.eye(r.size, dtype=dtype) + matmul(x, x.T))
-    white = (vectors / jnp.sqrt(jnp.maximum(values, 1))[None]).T
-    a, r = matmul(white, a), matmul(white, r)
-    scales, one = jnp.asarray(SCALES, dtype) * magnitude, jnp.ones((), dtype)
+    level_of = matmul(jacobian, level)[:, None]
+    others = jnp.concatenate([level_of, extra], axis=1)
+    known = others.shape[1]
+    whole = jnp.concatenate([others, jacobian, misfit[:, None]], axis=1)
+    whole = jnp.concatenate([whole, jnp.eye(known, whole.shape[1], dtype=dtype)])
+    small = jnp.linalg.qr(lax.stop_gradient(whole), mode="r")[known : known + count]
+    a, r = small[:, known:-1], small[:, -1]
+    scales = jnp.asarray(SCALES, dtype) * magnitude
+    tails, shares = np.multiply.outer(LENGTHS, [t[1] for t in TAIL]), jnp.asarray([t[0] for t in TAIL], dtype)
+    believed = ((np.log(LENGTHS) - log(LENGTH)) / LENGTH_SPREAD) ** 2
 
-    def at(best: _Best, x):
-        place, length = x
-        unit = covariance(spaces, lines, kernel_of(length, one, ndim, dtype))
-        seen = matmul(a, matmul(unit, a.T))
-        values, vectors = jnp.linalg.eigh((seen + seen.T) / 2)
+    def unit_of(lengths):
+        """Return the covariance for a scale of one."""
+        return covariance(spaces, lines, SpectralMixture(shares, jnp.zeros_like(lengths), lengths))
+
+    def density_at(length):
+        """Return the log density at every scale."""
+        lengths, believed = length
+        seen = matmul(a, matmul(unit_of(lengths), a.T))
+        values, vectors = jnp.linalg.eigh(seen)
         seen = matmul(r, vectors)
         spread = 1 + scales[:, None] ** 2 * jnp.maximum(values, 0)[None]
         density = -jnp.sum(jnp.log(spread), 1) / 2 - jnp.sum(seen[None] ** 2 / spread, 1) / 2
-        believed = ((jnp.log(length) - log(LENGTH)) / LENGTH_SPREAD) ** 2
         density = density - (believed + ((jnp.log(scales / magnitude) - log(SCALE)) / SCALE_SPREAD) ** 2) / 2
-        density = jnp.where(jnp.isfinite(density), density, -jnp.inf)
-        found = _Best(jnp.max(density), length, scales[jnp.argmax(density)], unit)
-        better = (found.density > best.density) | (place == 0)
-        return jax.tree.map(lambda new, old: jnp.where(better, new, old), found, best), None
+        return jnp.where(jnp.isfinite(density), density, -jnp.inf)
 
-    lengths = jnp.asarray(LENGTHS, dtype)
-    start = _Best(one, one, one, jnp.zeros((count, count), dtype))
-    best = lax.scan(at, start, (jnp.arange(lengths.size, dtype=jnp.int32), lengths))[0]
-    kernel = kernel_of(best.length, best.scale, ndim, dtype)
-    varied, fixed = best.scale**2 * best.unit, jnp.outer(level, level)
+    tried = jnp.asarray(tails, dtype)
+    best = jnp.argmax(lax.map(density_at, (tried, jnp.asarray(believed, dtype))))
+    lengths, scale = (jnp.repeat(tried, SCALES.size, 0)[best], jnp.tile(scales, LENGTHS.size)[best])
+    varied, fixed = scale**2 * unit_of(lengths), jnp.outer(level, level)
+    kernel = SpectralMixture(shares * scale ** (2 / ndim), jnp.zeros_like(lengths), lengths)
     share = jnp.trace(varied) / (jnp.trace(varied) + jnp.trace(fixed))
-    return lax.stop_gradient(FacePrior(_root(varied + fixed)[:, :rank], kernel, share))
+    return lax.stop_gradient(FacePrior(_root(varied + fixed)[:, -rank:], kernel, share))
 
 
 def _constant(spaces: list[FaceSpace], lines):

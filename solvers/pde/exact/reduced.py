@@ -67,6 +67,8 @@ class Reduced:
         Rows for the open weights and their values, see `completion.corners`.
     faces, targets : list of Target
         The data on the faces of one dimension each, and with them all others.
+    values, sigmas : Float[Array, "m"]
+        What is stated by all targets, then by the edges, and their standard deviations, flat.
     nugget : scalar
         The standard deviation of an exact datum.
     basis : Float[Array, "nodes r"] or None
@@ -82,6 +84,13 @@ class Reduced:
         groups = [list(g) for _, g in groupby(faces, lambda f: (f[0], f[1].axis))]
         self.faces = [self._faces(g) for g in groups]
         self.targets = self.faces + [self._points(o) for o in observations]
+        zero = jnp.zeros(0, root.dtype)
+        least = jnp.asarray(nugget, root.dtype)
+        self.values = jnp.concatenate(
+            [zero, *(t.values.reshape(-1) for t in self.targets), *(b for _, b in self.edges)]
+        )
+        sigmas = [jnp.broadcast_to(t.sigma, t.values.shape).reshape(-1) for t in self.targets]
+        self.sigmas = jnp.concatenate([zero, *sigmas, *(jnp.broadcast_to(least, b.shape) for _, b in self.edges)])
 
     def zeros(self):
         """Return p at its prior mean: weights, noise of the equation, whitened args."""
@@ -128,53 +137,54 @@ class Reduced:
         """Return F."""
         return self.found.project(self.strong(y, p))
 
-    def rows(self, z, w, homogeneous: bool = False):
-        """Return the misfit of all data over their noise, flat; of their linear part alone when `homogeneous`."""
-        parts = [(t.observe(z) - (0 if homogeneous else t.values)) / t.sigma for t in self.targets]
+    @property
+    def spreads(self):
+        """The standard deviations of all data, flat."""
+        return self.sigmas if self.excess is None else self.sigmas * self.excess
+
+    def seen(self, z, w):
+        """Return what all data see of the coefficients and the whitened weights, flat."""
         weights = matmul(self.root, w)
-        parts += [(matmul(a, weights) - (0 if homogeneous else b)) / self.nugget for a, b in self.edges]
-        flat = [part.reshape(-1) for part in parts]
-        rows = jnp.concatenate(flat) if flat else jnp.zeros(0, self.root.dtype)
-        return rows if self.excess is None else rows / self.excess
+        parts = [t.observe(z).reshape(-1) for t in self.targets] + [matmul(a, weights) for a, _ in self.edges]
+        return jnp.concatenate([jnp.zeros(0, self.root.dtype), *parts])
 
     def slopes(self, response, weights):
-        """Return the linear part of `rows` of many solutions and weights, columns both."""
-        count, parts = weights.shape[1], []
-        for t in self.targets:
-            seen = t.columns(response).reshape(-1, count)
-            parts.append(seen / jnp.broadcast_to(t.sigma, t.values.shape).reshape(-1, 1))
-        moved = matmul(self.root, weights)
-        parts += [matmul(a, moved) / self.nugget for a, _ in self.edges]
-        rows = jnp.concatenate(parts) if parts else jnp.zeros((0, count), self.root.dtype)
-        return rows if self.excess is None else rows / self.excess[:, None]
+        """Return the linear part of the misfit of many solutions and weights, columns both."""
+        count = weights.shape[1]
+        parts = [t.columns(response).reshape(-1, count) for t in self.targets]
+        if self.edges:
+            moved = matmul(self.root, weights)
+            parts += [matmul(a, moved) for a, _ in self.edges]
+        return jnp.concatenate([jnp.zeros((0, count), self.root.dtype), *parts]) / self.spreads[:, None]
 
     def misfit(self, y, p):
         """Return the misfit of all data over their noise."""
-        return self.rows(self.coefficients(y, p), p[0])
+        return (self.seen(self.coefficients(y, p), p[0]) - self.values) / self.spreads
 
     def size(self, y, p):
         """Return the norm of what cancels in the misfit."""
-        seen = self.rows(self.coefficients(y, p), p[0], True)
-        return jnp.linalg.norm(seen) + jnp.linalg.norm(seen - self.misfit(y, p))
+        seen = self.seen(self.coefficients(y, p), p[0]) / self.spreads
+        return jnp.linalg.norm(seen) + jnp.linalg.norm(self.values / self.spreads)
 
     def _faces(self, group: list[tuple[int, Face, bool]]) -> Target:
+        """Return the data on the faces of one dimension, which comes first."""
         k, axis = group[0][0], group[0][1].axis
         lines, values, least = self.found.lines[k], self.found.values[k], self.nugget
         basis, rows, seen, sigmas = lines[axis].basis, [], [], []
         for _, face, flux in group:
             end = slice(0, 1) if face.outward < 0 else slice(1, 2)
-            row = face.a * basis.at_ends()[end]
-            rows.append(row + face.outward * face.b * basis.at_ends(1)[end] if flux else row)
+            row = basis.at_ends()[end]
+            rows.append(face.a * row + face.outward * face.b * basis.at_ends(1)[end] if flux else row)
             sigma = least if face.noise is None else jnp.hypot(jnp.asarray(face.noise, least.dtype), least)
-            seen.append(face.values)
-            sigmas.append(jnp.broadcast_to(sigma, face.values.shape))
+            seen.append(jnp.moveaxis(face.values, axis, 0))
+            sigmas.append(jnp.moveaxis(jnp.broadcast_to(sigma, face.values.shape), axis, 0))
         matrices = [jnp.concatenate(rows) if d == axis else v[0] for d, v in enumerate(values)]
-        seen, sigmas = jnp.concatenate(seen, axis), jnp.concatenate(sigmas, axis)
 
         def observe(z):
-            return mode_products([*matrices, *[None] * (z[k].ndim - len(matrices))], z[k])
+            found = mode_products([*matrices, *[None] * (z[k].ndim - len(matrices))], z[k])
+            return jnp.moveaxis(found, axis, 0)
 
-        return Target(observe, observe, seen, sigmas)
+        return Target(observe, observe, jnp.concatenate(seen), jnp.concatenate(sigmas))
 
     def _points(self, o: Observe) -> Target:
         dtype = self.nugget.dtype
@@ -231,8 +241,9 @@ def responses(model: Reduced, y, p, inverse: Inverse):
         batch_size=flat.size if model.found.direct else COLUMNS,
     )
     columns = jax.tree.map(lambda v: jnp.moveaxis(v, 0, -1), columns)
-    weights = jax.vmap(lambda e: unravel(e)[0], out_axes=1)(eye)
-    lifted = [matmul(lift, matmul(model.root, weights)) for lift in model.lifts]
+    # The weights of open values are p's first numbers.
+    rest = flat.size - model.root.shape[1]
+    lifted = [jnp.pad(matmul(lift, model.root), [(0, 0)] * (lift.ndim - 1) + [(0, rest)]) for lift in model.lifts]
     free = [
         mode_products([*(ln.null for ln in field), None], c)
         for field, c in zip(model.found.lines, columns, strict=True)
@@ -261,14 +272,15 @@ def factorised(inverse: Inverse, columns, response, slopes) -> Linear:
 
 
 class State(NamedTuple):
-    """A point, its error, the residual at the nodes; where not the same everywhere how p moves the coefficients and R
-    there; and the next point.
+    """A point, its error, the residual at the nodes and the size of the equation's terms there; how p moves the
+    coefficients and R, where not the same everywhere; and the next point.
     """
 
     y: Any
     p: Any
     error: Any
     strong: Any
+    scale: Any
     response: Any
     r: Any
     next_y: Any
@@ -276,7 +288,7 @@ class State(NamedTuple):
 
 
 def solve_reduced(model: Reduced, y, limits: Limits, once: Linear | None) -> Run:
-    """Find the most probable p and its y; ``run.value`` is ``(y, p, strong, response, r)``.
+    """Find the most probable p and its y; ``run.value`` is ``(y, p, (strong, scale), response, r)``.
 
     `once` is the linearisation of a linear problem, the same everywhere; None for others.
 
@@ -328,15 +340,15 @@ def solve_reduced(model: Reduced, y, limits: Limits, once: Linear | None) -> Run
             next_y, next_p = moved(1.0)
         error = jnp.maximum(equation, stationary)
         own = (None, None) if linear else (local.response, local.r)
-        return State(y, p, error, model.found.norm(strong) / scale, *own, next_y, next_p)
+        return State(y, p, error, model.found.norm(strong) / scale, scale, *own, next_y, next_p)
 
     zero, size = jnp.zeros((), model.root.dtype), ravel_pytree(p)[0].size
     moved = tuple(jnp.zeros((*o.shape, size), zero.dtype) for o in model.found.offsets)
     empty = (None, None) if linear else (moved, jnp.zeros((size, size), zero.dtype))
     run = iterate(
-        lambda s: state_at(s.next_y, s.next_p), State(y, p, zero, zero, *empty, y, p), limits,
-        value=lambda s: (s.y, s.p, s.strong, s.response, s.r), error=lambda s: s.error, stall=4 if linear else 8,
-        fresh=True,
+        lambda s: state_at(s.next_y, s.next_p), State(y, p, zero, zero, zero, *empty, y, p), limits,
+        value=lambda s: (s.y, s.p, (s.strong, s.scale), s.response, s.r), error=lambda s: s.error,
+        stall=4 if linear else 8, fresh=True,
     )  # fmt: skip
     if once is None:
         return run

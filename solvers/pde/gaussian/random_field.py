@@ -29,6 +29,9 @@ class RandomField(eqx.Module):
     with everything else; ``GPSolution.of_args`` says how sure that is. A coefficient that must be positive is the
     exponential of a field. Not for coefficients that jump.
 
+    In a residual ``a(x)`` are the values of the field a and ``a(x, 1)`` its derivative, ``a(x, (1, 0))`` that in the
+    first of two dimensions. So ``(exp(a) u')' = f`` is ``u.dxx + a(x, 1) * u.dx - exp(-a(x)) * f``, written out.
+
     Parameters
     ----------
     domain : Box
@@ -66,6 +69,8 @@ class RandomField(eqx.Module):
     >>> from solvers.pde import Box, RandomField, SquaredExponential
     >>> field = RandomField(Box((0.0, 1.0), (0.0, 1.0)), SquaredExponential(0.5), rank=4)
     >>> field((jnp.linspace(0, 1, 5), jnp.linspace(0, 1, 3))).shape
+    (5, 3)
+    >>> field((jnp.linspace(0, 1, 5), jnp.linspace(0, 1, 3)), (1, 0)).shape
     (5, 3)
     """
 

@@ -115,8 +115,8 @@ class GraphKernelIntegral(eqx.Module):
         The kernel, from a difference in units of the radius to (outputs, inputs) numbers; GELU between them.
     shape : (int, int)
         Outputs and inputs. Static.
-    box : tuple of pairs of float
-        Bounds of the box. Static.
+    bounds : tuple of pairs of float
+        Of the box. Static.
     radius : float
         Static.
     capacity : int

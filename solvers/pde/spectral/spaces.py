@@ -104,12 +104,12 @@ def line(problem: PDEProblem, field: int, axis: int, size: int, order: int, gale
     order = 1 if symmetric and not derived else max(order, count, 2 if derived else 0)
     order = min(order, max(size - 1, 0))
     basis = Legendre(lower, upper, size, order)
-    value, slope = basis.at_ends(), basis.at_ends(1)
     rows, robin = [], zero
     for c in conditions:
         end, outward = side(c)
         a, b = jnp.asarray(c.a, dtype), jnp.asarray(c.b, dtype)
-        rows.append(a * value[end] + outward * b * slope[end])
+        row = basis.at_ends()[end]
+        rows.append(row if isinstance(c, Dirichlet) else a * row + outward * b * basis.at_ends(1)[end])
         if isinstance(c, Robin):
             kappa = jnp.maximum(-a / jnp.where(b == 0, 1, b), 0)
             robin = jnp.maximum(robin, 4 * kappa**2 + 8 * kappa / (upper - lower))
@@ -149,6 +149,11 @@ def _complement(rows, reach: int):
     if not count:
         return jnp.zeros((size, 0), rows.dtype), eye
     small = rows[:, :reach] / jnp.linalg.norm(rows[:, :reach], axis=1, keepdims=True)
+    if count == reach:  # no function of those that the conditions see satisfies them all with zero
+        right, null = _inverted(small), jnp.zeros((count, 0), rows.dtype)
+        right = right / jnp.linalg.norm(rows[:, :reach], axis=1)[None]
+        lift = jnp.pad(right, ((0, size - count), (0, 0)))
+        return lift, eye[:, count:]
     q = lax.stop_gradient(jnp.linalg.qr(lax.stop_gradient(small).T, mode="complete")[0])
     right = matmul(q[:, :count], _inverted(matmul(small, q[:, :count])))
     null = q[:, count:] - matmul(right, matmul(small, q[:, count:]))
@@ -180,13 +185,16 @@ def lifted(lines, axis_values, order=None):
         for d in others:
             gap = lines[d].interpolate(gap, d)
         z = z + mode_product(lines[axis].lift, gap, axis)
-    misfit = size = jnp.zeros((), z.dtype)
+    zero = jnp.zeros((), z.dtype)
+    gaps, values = [], []
     for axis, (ln, g) in enumerate(zip(lines, axis_values, strict=True)):
-        if g is None:
-            continue
-        matrices = [ln.rows if d == axis else lines[d].values(0) for d in range(len(lines))]
-        misfit = jnp.maximum(misfit, jnp.max(jnp.abs(mode_products(matrices, z) - g)))
-        size = jnp.maximum(size, jnp.max(jnp.abs(g)))
+        if g is not None:
+            matrices = [ln.rows if d == axis else lines[d].values(0) for d in range(len(lines))]
+            gaps.append(jnp.moveaxis(mode_products(matrices, z) - g, axis, 0).reshape(-1))
+            values.append(jnp.moveaxis(g, axis, 0).reshape(-1))
+    if not gaps:
+        return z, zero
+    misfit, size = (jnp.max(jnp.abs(jnp.concatenate(v)), initial=zero) for v in (gaps, values))
     return z, misfit / jnp.where(size > 0, size, 1)
 
 
