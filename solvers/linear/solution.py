@@ -45,7 +45,7 @@ class LinearStatus(StatusCode):
 
 GAVE_UP = tuple(map(int, (*(Status.MAX_STEPS, Status.STAGNATED, Status.DIVERGED), LinearStatus.INDEFINITE)))
 """Statuses for which a system without a solution may be the reason."""
-ROUNDING = 16
+NO_SUM = 16
 """Column sums below this many units of rounding of the diagonal are zero."""
 
 
@@ -201,7 +201,7 @@ def incompatible(system: System, b: Array, tol: Scalar) -> Array:
     units = Units.of(system, b)
     sums, size = units.system.mv(jnp.ones_like(b)), jnp.abs(units.system.diagonal())
     mean = jnp.abs(jnp.sum(units.b)) / (math.sqrt(b.size) * norm(units.b))
-    singular = jnp.all(jnp.abs(sums) <= ROUNDING * eps(b.dtype) * size)
+    singular = jnp.all(jnp.abs(sums) <= NO_SUM * eps(b.dtype) * size)
     return singular & (mean > jnp.maximum(tol, 100 * eps(b.dtype)))
 
 
