@@ -122,9 +122,11 @@ def verified(
     def attempt(c: Attempt) -> Attempt:
         """Run from the best point so far and measure what comes: the recurred residual drifts by rounding."""
         x, steps, past = c.x, c.steps, c.record
+        state = begin(x)
+        before = state.error  # the true one at x
         run = drive(
             step,
-            begin(x),
+            state,
             controls.within(max_steps - steps),
             Rules(STALL, lambda s: s.code),
             value=lambda s: s.x,
@@ -134,17 +136,17 @@ def verified(
         missed = (run.status == Status.CONVERGED) & ~(true <= tol)
         falling = missed & (true < c.last / 2)
         status = jnp.where(missed, jnp.where(falling, Status.MAX_STEPS, Status.STAGNATED), run.status)
-        better = (true < c.error) | ~jnp.isfinite(c.error)
+        better = (true < before) | ~jnp.isfinite(before)
         x = jax.tree.map(lambda new, old: jnp.where(better, new, old), run.value, x)
         again = falling & (total < max_steps)
         record = None if past is None else _join(past, run.history, steps)
-        error = jnp.where(better, true, c.error)
+        error = jnp.where(better, true, before)
         return Attempt(x, error, true, status.astype(jnp.int32), total, again, record)
 
     dtype = jnp.result_type(*jax.tree.leaves(b))
     first = Attempt(
         start,
-        size(residual(start)),
+        jnp.full((), jnp.inf, dtype),
         jnp.full((), jnp.inf, dtype),
         jnp.asarray(Status.RUNNING, jnp.int32),
         jnp.zeros((), jnp.int32),
