@@ -35,7 +35,8 @@ def estimated(estimator):
     loop = lambda entries, data, keys, rtols: jax.lax.map(  # noqa: E731
         lambda x: one(x[0], data, x[1], x[2]), (entries, keys, rtols)
     )
-    return jax.jit(loop)
+    # Hundreds of runs take longer than compiling them with care.
+    return jax.jit(loop, compiler_options={"xla_backend_optimization_level": 2})
 
 
 def many(estimator, entries, several, rtol):

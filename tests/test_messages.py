@@ -44,6 +44,12 @@ MISTAKES = {
     "a seed of a network": (
         lambda: solvers.ConvexReLU.sampled(X, X[:, 0], beta=0.1, patterns=3, key=3), r"`key` must be .*jax.random.key",
     ),
+    "a tuple of axes": (lambda: solvers.Grid((X[:, 0], X[:4, 1])), r"Grid: `axes` must be .* write `Grid\(\*axes\)`"),
+    "axes in a row": (lambda: solvers.Grid(X.T), r"write `Grid\(\*axes\)`, got shape \(2, 6\)"),
+    "one image of many": (
+        lambda: solvers.barycenter(solvers.Grid(X[:, 0], X[:4, 1]), np.ones((6, 4), FLOAT), epsilon=1.0),
+        r"barycenter: `a` must be \(k, 24\), a measure a row or an image \(6, 4\) each, k >= 1, got \(6, 4\)",
+    ),
     "a seed of a tensor": (
         lambda: solvers.functional_tucker(solvers.Matern(), X, X[:, 0], 1, key=3), r"`key` must be .*jax.random.key",
     ),

@@ -24,6 +24,13 @@ def binary_exponent(size):
     return jnp.frexp(jnp.where(usable, size, 1))[1]
 
 
+def power_of_two(exponent, dtype):
+    """Return two to the power of an integer, a normal number of ``dtype``, put together from its bits."""
+    info = jnp.finfo(dtype)
+    bits = exponent.astype(f"int{info.bits}") + (info.maxexp - 1)
+    return lax.bitcast_convert_type(bits << info.nmant, dtype)
+
+
 def unit_of(x):
     """Return the power of two that brings the largest entry of an array near one."""
     return jnp.ldexp(jnp.ones((), x.dtype), -binary_exponent(jnp.max(jnp.abs(x))))

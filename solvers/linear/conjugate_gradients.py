@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from ..core import checks
+from ..core.precision import unit_of
 from ..core.typing import Array, Float, Progress, Scalar
 from .cycles.smoothing import chebyshev
 from .pcg import conjugate
@@ -69,7 +70,8 @@ class FlexibleCG(Method):
             z = apply(r, self.args)
             if jnp.shape(z) != r.shape:
                 checks.fail("flexible_cg", "precondition", f"a function to arrays of shape {r.shape}", jnp.shape(z))
-            return system.pack(z.astype(r.dtype))
+            z = z.astype(r.dtype)
+            return system.pack(z * unit_of(z))  # its scale does not matter, unless curvatures over- or underflow
 
         # (2), (3)
         return conjugate(system, b, start, direction, controls, directions=self.directions)
@@ -110,7 +112,7 @@ def ssor_cg(
     CGSolution
         ``value`` like `b`, ``num_steps``, ``error = ||b - A value||_2 / ||b||_2``. `LinearStatus.INDEFINITE` when a
         direction has no positive curvature, `LinearStatus.DIAGONAL` as for `sor`, `Status.STAGNATED` when rounding
-        keeps the true residual above `tol`.
+        keeps the true residual above `tol`, `LinearStatus.INCOMPATIBLE` as for `sor`.
 
     Raises
     ------

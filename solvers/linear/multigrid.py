@@ -255,7 +255,8 @@ def multigrid_gmres(
     -------
     MultigridSolution
         ``value`` like `b`, ``num_steps``, ``error = ||b - A value||_2 / ||b||_2``. `Status.STAGNATED` when a step
-        brings nothing new or rounding keeps the true residual above `tol`, `LinearStatus.DIAGONAL` as for `sor`.
+        brings nothing new or rounding keeps the true residual above `tol`, `LinearStatus.DIAGONAL` and
+        `LinearStatus.INCOMPATIBLE` as for `sor`.
 
     Raises
     ------

@@ -44,10 +44,11 @@ class State(eqx.Module):
 
 
 class Attempt(NamedTuple):
-    """The best point with its true residual, why the last run stopped, the count, whether to restart, the history."""
+    """The best point with its true residual, that of the last run and why it stopped, the count, whether to restart."""
 
     x: Any
     error: Any
+    last: Any
     status: Any
     steps: Any
     again: Any
@@ -120,7 +121,7 @@ def verified(
 
     def attempt(c: Attempt) -> Attempt:
         """Run from the best point so far and measure what comes: the recurred residual drifts by rounding."""
-        x, last, steps, past = c.x, c.error, c.steps, c.record
+        x, steps, past = c.x, c.steps, c.record
         run = drive(
             step,
             begin(x),
@@ -131,17 +132,19 @@ def verified(
         )
         true, total = size(residual(run.value)), steps + run.num_steps
         missed = (run.status == Status.CONVERGED) & ~(true <= tol)
-        falling = missed & (true < last / 2)
+        falling = missed & (true < c.last / 2)
         status = jnp.where(missed, jnp.where(falling, Status.MAX_STEPS, Status.STAGNATED), run.status)
-        better = (true < last) | ~jnp.isfinite(last)
+        better = (true < c.error) | ~jnp.isfinite(c.error)
         x = jax.tree.map(lambda new, old: jnp.where(better, new, old), run.value, x)
         again = falling & (total < max_steps)
         record = None if past is None else _join(past, run.history, steps)
-        return Attempt(x, jnp.where(better, true, last), status.astype(jnp.int32), total, again, record)
+        error = jnp.where(better, true, c.error)
+        return Attempt(x, error, true, status.astype(jnp.int32), total, again, record)
 
     dtype = jnp.result_type(*jax.tree.leaves(b))
     first = Attempt(
         start,
+        size(residual(start)),
         jnp.full((), jnp.inf, dtype),
         jnp.asarray(Status.RUNNING, jnp.int32),
         jnp.zeros((), jnp.int32),

@@ -110,7 +110,8 @@ def sor(
         ``value`` like `b`, ``num_steps`` sweeps, ``error = ||b - A value||_2 / ||b||_2``. Its status is
         `Status.DIVERGED` once the error exceeds 1e4 times the first, `Status.STAGNATED` without a new smallest error in
         ``2000 + 20 / (2 - omega)`` sweeps, `LinearStatus.DIAGONAL` for a traced system with a diagonal entry <= 0,
-        `LinearStatus.RANGE` (and zeros) where x over- or underflows.
+        `LinearStatus.RANGE` (and zeros) where x over- or underflows; `LinearStatus.INCOMPATIBLE` in the place of others
+        that give up, where the columns of A add up to zero and `b` does not: no x is a solution.
 
     Raises
     ------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from collections.abc import Callable
 from functools import partial
@@ -17,9 +18,9 @@ from jax.core import Tracer
 from ..core import checks
 from ..core.implicit import UNCONVERGED, attach
 from ..core.loop import Limits, Run
-from ..core.precision import binary_exponent, eps
+from ..core.precision import binary_exponent, eps, power_of_two
 from ..core.solution import Solution, Status, StatusCode
-from ..core.typing import Array, Progress
+from ..core.typing import Array, Progress, Scalar
 from ..core.vectors import norm
 from .stopping import Controls
 from .systems.system import Layout, System, as_system
@@ -30,10 +31,22 @@ class LinearStatus(StatusCode):
 
     INDEFINITE = (
         100,
-        "indefinite: a direction of zero or negative curvature, so `A` is not positive definite; try `sor`",
+        "indefinite: a direction of zero or negative curvature, so `A` is not positive definite; try `sor`, or, if it "
+        "is singular, take the parts along its null vectors off `b`",
     )
     DIAGONAL = 101, "diagonal: `A` has a zero or negative diagonal entry, which these methods divide by"
     RANGE = 102, "range: the solution is too large or too small for this precision; rescale `A` or `b`"
+    INCOMPATIBLE = (
+        103,
+        "incompatible: the columns of `A` add up to zero and `b` does not, so that no x solves the system; take the "
+        "mean off `b`, `b - b.mean()`",
+    )
+
+
+GAVE_UP = tuple(map(int, (*(Status.MAX_STEPS, Status.STAGNATED, Status.DIVERGED), LinearStatus.INDEFINITE)))
+"""Statuses for which a system without a solution may be the reason."""
+NO_SUM = 16
+"""Column sums below this many units of rounding of the diagonal are zero."""
 
 
 class LinearSolution(Solution):
@@ -105,8 +118,7 @@ def prepare(name: str, A: Any, b: Any, x0: Any, *, sweeps: bool) -> tuple[System
     x0 = jnp.zeros_like(b) if x0 is None else checks.float_array(name, "x0", x0).astype(dtype)
     if x0.shape != b.shape:
         checks.fail(name, "x0", f"of shape {b.shape}, like `b`", x0.shape)
-    layout = system.layout(b.shape, sweeps=False)
-    diagonal = layout.unpack(layout.diagonal())
+    diagonal = system.diagonal()
     if known(diagonal) and np.any(np.asarray(diagonal) <= 0):
         row = np.argwhere(np.asarray(diagonal) <= 0)[0]
         checks.fail(name, "A", "of positive diagonal", f"{np.asarray(diagonal)[tuple(row)]} in row {row.tolist()}")
@@ -131,26 +143,66 @@ def measure(system: Layout, b: Any) -> tuple[Any, Any]:
     return lambda y: jax.tree.map(jnp.subtract, b, system.mv(y)), lambda r: norm(r) * scale
 
 
+class Units(NamedTuple):
+    """A system of ordinary size, and the exponents of two of which A and b are that many times theirs."""
+
+    system: System
+    b: Array
+    matrix: Array
+    rhs: Array
+
+    @classmethod
+    def of(cls, system: System, b: Array) -> "Units":
+        """Bring the largest entry of b to between 1/2 and 1, and one to the middle of A's diagonal."""
+        limit = jnp.finfo(b.dtype).maxexp - 4
+
+        least, largest = system.extent(b)
+        sizes = jnp.stack([jnp.where(least > 0, least, largest), largest, jnp.max(jnp.abs(b))])
+        exponents = jnp.clip(binary_exponent(sizes), -limit, limit)
+        matrix, rhs = (exponents[0] + exponents[1]) >> 1, exponents[2]
+        return cls(system.times(power_of_two(-matrix, b.dtype)), b * power_of_two(-rhs, b.dtype), matrix, rhs)
+
+    def solution(self, x: Array, sign: int = 1) -> Array:
+        """Return a solution in the units of the user; with -1, the way back."""
+        exponent = sign * (self.rhs - self.matrix)  # which may be that of no number
+        half = exponent >> 1
+        return x * power_of_two(half, x.dtype) * power_of_two(exponent - half, x.dtype)
+
+
+@jax.jit
 def run_method(system: System, b: Array, x0: Array, method: Method, controls: Controls) -> Run:
-    """Solve in the method's layout, in units in which the largest entry of b is between 1 and 2; b = 0 gives x = 0."""
-    layout = system.layout(b.shape, sweeps=method.sweeps)
-    largest = jnp.max(jnp.abs(b))
-    limit = jnp.finfo(b.dtype).maxexp - 4
-    exponent = jnp.clip(binary_exponent(largest), -limit, limit)
-    down, up = (jnp.ldexp(jnp.ones((), b.dtype), sign * exponent) for sign in (-1, 1))
-    x0 = jnp.where(largest == 0, 0, x0)
-    bad = jnp.any(jnp.stack([jnp.any(d <= 0) for d in jax.tree.leaves(layout.diagonal())]))
+    """Solve in the method's layout, with A and b of ordinary size; b = 0 gives x = 0.
+
+    Scales are powers of two, so that those of A and b change no bit of what a method does. A program of its own: that
+    of the answer serves the derivatives too.
+    """
+    units = Units.of(system, b)
+    layout = units.system.layout(b.shape, sweeps=method.sweeps)
+    x0 = jnp.where(jnp.any(b != 0), x0, 0)
+    bad = jnp.any(system.diagonal() <= 0)
     steps = jnp.where(bad, 0, jnp.asarray(controls.limits.max_steps, jnp.int32))
-    run = method.run(layout, layout.pack(b * down), layout.pack(x0 * down), controls.within(steps))
+    run = method.run(layout, layout.pack(units.b), layout.pack(units.solution(x0, -1)), controls.within(steps))
     status = jnp.where(bad & jnp.isfinite(run.error), LinearStatus.DIAGONAL, run.status)
     found = layout.unpack(run.value)
-    value = found * up
+    value = units.solution(found)
     # Exact unless x leaves the range of the precision in the units of the user; then it is no solution.
-    lost = jnp.max(jnp.abs(value * down - found)) > 16 * eps(b.dtype) * jnp.max(jnp.abs(found))
+    lost = jnp.max(jnp.abs(units.solution(value, -1) - found)) > 16 * eps(b.dtype) * jnp.max(jnp.abs(found))
     lost = (lost | ~jnp.all(jnp.isfinite(value))) & jnp.all(jnp.isfinite(found))
     status = jnp.where(lost, LinearStatus.RANGE, status)
     error = jnp.where(lost, jnp.maximum(run.error, 1), run.error)
     return Run(None, jnp.where(lost, 0, value), error, status.astype(jnp.int32), run.num_steps, run.history)
+
+
+def incompatible(system: System, b: Array, tol: Scalar) -> Array:
+    """Return whether no x can bring the error to `tol` because A has no mean and b has one.
+
+    With e all ones, ``e'(b - A x) = e'b`` for all x where ``A'e = 0``, so ``||b - A x|| >= |e'b| / ||e||``.
+    """
+    units = Units.of(system, b)
+    sums, size = units.system.mv(jnp.ones_like(b)), jnp.abs(units.system.diagonal())
+    mean = jnp.abs(jnp.sum(units.b)) / (math.sqrt(b.size) * norm(units.b))
+    singular = jnp.all(jnp.abs(sums) <= NO_SUM * eps(b.dtype) * size)
+    return singular & (mean > jnp.maximum(tol, 100 * eps(b.dtype)))
 
 
 def attached(
@@ -190,6 +242,10 @@ def _solve(system, b, x0, method, limits: Limits, static: tuple[type[LinearSolut
     limits = eqx.tree_at(lambda x: x.tol, limits, lax.stop_gradient(limits.tol))
     frozen = lax.stop_gradient(method)
     run = run_method(*lax.stop_gradient((system, b, x0)), frozen, Controls(limits, every))
+    turned = lax.stop_gradient(system if method.symmetric else system.transposed)
+    gave_up = jnp.isin(run.status, jnp.asarray(GAVE_UP, jnp.int32))
+    unsolvable = gave_up & incompatible(turned, lax.stop_gradient(b), limits.tol)
+    status = jnp.where(unsolvable, LinearStatus.INCOMPATIBLE, run.status).astype(jnp.int32)
     silent = Controls(Limits(limits.tol, limits.max_steps), every)
 
     def again(system, r):
@@ -197,4 +253,4 @@ def _solve(system, b, x0, method, limits: Limits, static: tuple[type[LinearSolut
 
     trusted = None if unconverged == "approximate" else run.status == Status.CONVERGED
     x = attached(system, b, run.value, again, symmetric=method.symmetric, tol=limits.tol, trusted=trusted)
-    return solution(x, run.status, run.num_steps, run.error, limits.tol, run.history)
+    return solution(x, status, run.num_steps, run.error, limits.tol, run.history)

@@ -8,7 +8,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 
-from ..core import checks
+from ..core import accelerator, checks
 from ..core.loop import Limits
 from ..core.precision import eps as machine_eps
 from ..core.solution import Status, StatusCode
@@ -111,8 +111,9 @@ def prepare(cost, a, b, epsilon, tol: Scalar) -> Problem:
         cost, a, b = cost.T, b, a
     mass, mass_b = jnp.sum(a), jnp.sum(b)
     rows, columns = a > 0, b > 0
-    row_least, row_most = cost.least(columns=columns), cost.most(columns)
-    least = cost.T.least(columns=rows)
+    row_least = cost.least(columns=columns)
+    row_most = cost.most(_after(row_least, columns))
+    least = cost.T.least(columns=_after(row_most, rows))
     stuck = jnp.any(rows & (row_least == jnp.inf)) | jnp.any(columns & (least == jnp.inf))
     shift = jnp.min(jnp.where(rows, row_least, jnp.inf))
     most = jnp.max(jnp.where(rows & (row_least < jnp.inf), row_most, -jnp.inf))
@@ -133,6 +134,11 @@ def prepare(cost, a, b, epsilon, tol: Scalar) -> Problem:
     )
     least = jnp.where(columns & jnp.isfinite(least), least - shift, 0)
     return Problem(cost, shift, spread, least, a / mass, b / mass, epsilon, mass, code, transposed)
+
+
+def _after(pass_before, mask):
+    """Return the mask, known once a pass over the costs is over: on a CPU each pass holds an array of their size."""
+    return mask if accelerator.present() else mask & (jnp.sum(jnp.isnan(pass_before)) >= 0)
 
 
 def first_fault(*faults: tuple[Any, StatusCode]) -> Int[Array, ""]:

@@ -10,6 +10,7 @@ import scipy.sparse
 
 import solvers
 from solvers import (
+    AMG,
     Arms,
     ChebCB,
     LinearStatus,
@@ -26,6 +27,7 @@ from solvers.core.precision import matmul
 from solvers.linear.cycles.smoothing import by_colours
 from solvers.linear.systems.stencil import Phases
 
+from .. import compiled
 from ..compiled import chebyshev_cg, flexible_cg, sor, ssor_cg
 from ..conftest import FLOAT, X64, needs_x64
 
@@ -202,3 +204,131 @@ def test_a_scipy_matrix_is_told_its_way_in():
         solvers.ssor_cg(matrix, jnp.ones(5, FLOAT), omega=1.0)
     with pytest.raises(TypeError, match=r"AMG\(A\)"):
         multigrid_cg(matrix, jnp.ones(5, FLOAT))
+
+
+GRID = Stencil.diffusion(jnp.asarray(np.exp(np.random.default_rng(34).standard_normal((9, 8))), FLOAT), shift=0.5)
+ROWS = GRID.rows((9, 8))
+MATRIX = scipy.sparse.coo_matrix((np.asarray(ROWS.values), ROWS.places())).tocsr()
+DENSE = jnp.asarray(MATRIX.toarray(), FLOAT)
+FAR = 2.0**500 if X64 else 2.0**100
+FREE = MatrixFree(lambda x, a: matmul(a, x), args=DENSE)
+
+EVERYWHERE = {
+    "sor": lambda s, b, x0: solvers.sor(GRID.times(s), b, omega=1.3, x0=x0),
+    "ssor_cg": lambda s, b, x0: solvers.ssor_cg(ROWS.times(s), b.ravel(), x0=x0.ravel()),
+    "chebyshev_cg": lambda s, b, x0: solvers.chebyshev_cg(s * DENSE, b.ravel(), x0=x0.ravel()),
+    "matrix-free": lambda s, b, x0: solvers.chebyshev_cg(
+        MatrixFree(FREE.function, args=s * DENSE), b.ravel(), x0=x0.ravel()
+    ),
+    "flexible_cg": lambda s, b, x0: solvers.flexible_cg(
+        GRID.times(s), b, precondition=lambda r, d: r / d, args=GRID.times(s).diagonal(), x0=x0
+    ),
+    "multigrid_cg": lambda s, b, x0: multigrid_cg(GRID.times(s), b, x0=x0),
+    "multigrid_gmres": lambda s, b, x0: solvers.multigrid_gmres(GRID.times(s), b, x0=x0),
+}
+
+
+@pytest.mark.parametrize("name", EVERYWHERE)
+def test_scales_change_no_bit(name):
+    """A and b times powers of two, each alone and both: statuses, steps, errors, and all bits of the answer."""
+    b, x0 = (jnp.asarray(x, FLOAT) for x in np.random.default_rng(35).standard_normal((2, 9, 8)))
+
+    @jax.jit
+    def solved(s, t):
+        x0_here = x0 * jnp.where(s > 1, 1 / s, 1) * jnp.where(t > 1, t, 1) * jnp.where(s < 1, 1 / s, 1)
+        return EVERYWHERE[name](s, t * b, x0_here * jnp.where(t < 1, t, 1))
+
+    plain = solved(jnp.ones((), FLOAT), jnp.ones((), FLOAT))
+    assert plain.converged
+    for s, t in [(FAR, 1), (1 / FAR, 1), (1, FAR), (1, 1 / FAR), (FAR, FAR), (1 / FAR, 1 / FAR)]:
+        other = solved(jnp.asarray(s, FLOAT), jnp.asarray(t, FLOAT))
+        same = np.asarray(other.value, np.float64) * (s / t)
+        if name == "matrix-free":  # what happens inside is the user's
+            assert other.converged
+            np.testing.assert_allclose(same, plain.value, rtol=1e-4, atol=1e-5)
+            continue
+        np.testing.assert_array_equal(same, plain.value)
+        assert (other.status, other.num_steps, other.error) == (plain.status, plain.num_steps, plain.error)
+
+
+@pytest.mark.parametrize("far", [FAR, 1 / FAR])
+def test_derivatives_at_far_scales(far):
+    """Of ``w'x`` in A, ``-A^-1 w x'``, and in b, ``A^-1 w``, against NumPy in units of one."""
+    b, w = (jnp.asarray(x, FLOAT) for x in np.random.default_rng(36).standard_normal((2, 72)))
+    of_matrix, of_b = jax.jit(jax.grad(lambda A, b: w @ solvers.chebyshev_cg(A, b).value, (0, 1)))(far * DENSE, far * b)
+    x, z = (np.linalg.solve(np.asarray(DENSE, float), np.asarray(v, float)) for v in (b, w))
+    close = {"rtol": 1e-5, "atol": 1e-6} if X64 else {"rtol": 1e-2, "atol": 1e-3}
+    np.testing.assert_allclose(np.asarray(of_b, float) * far, z, **close)
+    np.testing.assert_allclose(np.asarray(of_matrix, float) * far, -np.outer(z, x), **close)
+
+
+@pytest.mark.parametrize(
+    "kind", [pytest.param("smoothed_aggregation", marks=pytest.mark.long), "ruge_stuben", "rootnode"]
+)
+def test_hierarchies_at_far_scales(kind):
+    """PyAMG takes denominators below 1e-15 for zero; rootnode and single precision need a matrix in double."""
+    b, steps = np.random.default_rng(37).standard_normal(72).astype(FLOAT), []
+    for s in (1, FAR, 1 / FAR):
+        system = AMG((MATRIX * FLOAT.type(s)).astype(FLOAT), kind=kind, max_coarse=15)
+        assert np.all(np.isfinite(system.inverse))
+        solution = compiled.multigrid_cg(system, jnp.asarray(b))
+        assert solution.converged
+        steps.append(int(solution.num_steps))
+        x = np.asarray(solution.value, float) * s
+        assert np.linalg.norm(b - MATRIX @ x) <= 1.5 * float(solution.tol) * np.linalg.norm(b)
+    assert max(steps) <= min(steps) + 2
+
+
+@pytest.mark.long
+def test_a_sequence_at_a_far_scale_learns_the_same():
+    systems, rhs = jnp.stack([DENSE, 2 * DENSE]), jnp.ones((2, 72), FLOAT)
+
+    @jax.jit
+    def played(s):
+        learner, key = TsallisINF(), jax.random.key(6)
+        return solve_sequence(s * systems, s * rhs, learner=learner, arms=Arms.sor(2), key=key)
+
+    plain, far = played(jnp.ones((), FLOAT)), played(jnp.asarray(FAR, FLOAT))
+    assert np.all(np.isfinite(plain.costs))
+    for one, other in ((plain.costs, far.costs), (plain.value, far.value), (plain.arms, far.arms)):
+        np.testing.assert_array_equal(one, other)
+
+
+def graph(n=9, shift=0.0):
+    """Return the Laplacian of a grid with random weights, singular without a shift, and a right-hand side."""
+    rng = np.random.default_rng(38)
+    line = scipy.sparse.diags([np.ones(n - 1)], [1])
+    pairs = scipy.sparse.triu(scipy.sparse.kronsum(line, line)).tocoo()
+    weights = np.exp(rng.standard_normal(pairs.nnz))
+    half = scipy.sparse.coo_matrix((weights, (pairs.row, pairs.col)), (n * n, n * n))
+    both = (half + half.T).tocsr()
+    degrees = np.asarray(both.sum(1)).ravel()
+    return (scipy.sparse.diags(degrees + shift) - both).tocsr().astype(FLOAT), rng.standard_normal(n * n)
+
+
+MANY, ONE = (jnp.asarray(k, jnp.int32) for k in (3000, 1))
+WAYS = [
+    lambda A, b, **more: compiled.multigrid_cg(AMG(A, max_coarse=15), b, **more),
+    lambda A, b, **more: chebyshev_cg(jnp.asarray(A.toarray()), b, **more),
+    lambda A, b, **more: sor(SparseRows.from_scipy(A), b, omega=1.5, **more),
+]
+
+
+@pytest.mark.parametrize("solve", WAYS, ids=["multigrid_cg", "chebyshev_cg", "sor"])
+def test_a_mean_that_no_solution_has(solve):
+    """No x brings the error below ``|sum b| / (sqrt(n) ||b||)``; without its mean b is solved for."""
+    A, b = graph()
+    least = abs(b.sum()) / (9 * np.linalg.norm(b))
+    assert least > 0.01
+    lost = solve(A, jnp.asarray(b, FLOAT), max_steps=MANY)
+    assert lost.status == LinearStatus.INCOMPATIBLE
+    assert least * 0.999 <= lost.error <= 1.001
+    assert "take the mean off `b`" in lost.message
+    rest = jnp.asarray(b - b.mean(), FLOAT)
+    solution = solve(A, rest, max_steps=MANY)
+    assert solution.converged
+    assert np.linalg.norm(A @ np.asarray(solution.value, float) - rest) <= 2e-3 * np.linalg.norm(rest)
+    assert solve(A, rest, max_steps=ONE).status == Status.MAX_STEPS
+    if solve is not WAYS[0]:  # where another matrix is another program
+        regular, _ = graph(shift=0.01)
+        assert solve(regular, jnp.asarray(b, FLOAT), max_steps=ONE).status == Status.MAX_STEPS

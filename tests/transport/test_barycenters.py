@@ -76,7 +76,7 @@ def test_images_by_axes_equal_the_same_points_as_a_cloud(rng):
     images = images / images.sum((1, 2), keepdims=True)
     grid = Grid(jnp.arange(4.0) / 4, jnp.arange(5.0) / 5)
     flat = jnp.asarray(images.reshape(2, -1))
-    sol = barycenter(grid, flat, epsilon=0.05)
+    sol = barycenter(grid, jnp.asarray(images), epsilon=0.05)
     dense, within = grid.dense(), grid.within("test")[1].dense()
     again = barycenter((dense, within), flat, epsilon=0.05)
     assert sol.converged

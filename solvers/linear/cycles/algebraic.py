@@ -8,7 +8,6 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
 from jax.core import Tracer
 
 from ...core.checks import choice, fail, float_array
@@ -17,7 +16,7 @@ from ...core.typing import Array, Float
 from ..systems.sparse_rows import SparseRows
 from ..systems.system import Layout, System
 from .cycle import Level
-from .host import MANY_UNKNOWNS, NULL, alike, constructed, in_order, inverse, transfers, with_zeros
+from .host import MANY_UNKNOWNS, alike, constructed, in_order, inverse, scaled_inverse, transfers, with_zeros
 from .sparse import Order, Sums, by_tables, times_matrix, times_vector
 
 KINDS = ("smoothed_aggregation", "ruge_stuben", "rootnode")
@@ -176,6 +175,7 @@ class AMG(System):
             fail("AMG", "improve", 'a Python integer from 0 upwards, with `kind="ruge_stuben"` beyond 0', improve)
         solver = matrix if hasattr(matrix, "levels") else None
         self.values, fine, self.slots = _host(matrix if solver is None else solver.levels[0].A)
+        dtype = self.values.dtype
         steps = constructed(fine, kind, improve, options) if solver is None else transfers(solver)
         self.symmetric = alike(fine, in_order(fine.T), 1e-12)
         order = by_tables(fine) if steps else None
@@ -199,12 +199,12 @@ class AMG(System):
             after = by_tables(coarse) if len(patterns) + 1 < len(steps) else None
             up = times_vector(P, rows=order, columns=after), times_vector(P, transposed=True, rows=after, columns=order)
             patterns.append(Patterns(*product, *up, *lists))
-            weights.append(jax.device_put(P.data))
-            data.append(jax.device_put(fine.data))
+            weights.append(jax.device_put(P.data.astype(dtype)))
+            data.append(jax.device_put(fine.data.astype(dtype)))
             fine, order = coarse, after
             product = products(fine, order, self.symmetric)
         self.data, self.weights, self.patterns, self.last = tuple(data), tuple(weights), tuple(patterns), product
-        self.inverse = jax.device_put(inverse(fine, self.symmetric))
+        self.inverse = jax.device_put(inverse(fine, dtype, self.symmetric).astype(dtype))
 
     @classmethod
     def from_pyamg(cls, solver: Any, *, updates: bool = False) -> "AMG":
@@ -238,11 +238,7 @@ class AMG(System):
             fine = p.whole.apply(p.whole.gather(weights), p.half.apply(p.half.gather(fine), weights))
         dense = jax.vmap(lambda e: self.last[0].apply(self.last[0].gather(fine), e), out_axes=-1)
         last = dense(jnp.eye(self.inverse.shape[0], dtype=values.dtype))
-        # as `inverse` of the host
-        diagonal = jnp.diagonal(last)
-        scale = jnp.where(diagonal > 0, lax.rsqrt(jnp.where(diagonal > 0, diagonal, 1)), 1)
-        scale = jnp.outer(scale, scale)
-        found = scale * jnp.linalg.pinv(last * scale, rtol=NULL * eps(values.dtype), hermitian=self.symmetric)
+        found = scaled_inverse(jnp, last, eps(values.dtype), self.symmetric)
         return eqx.tree_at(lambda s: (s.values, s.data, s.inverse), self, (values, tuple(data), found))
 
     @property
@@ -261,6 +257,15 @@ class AMG(System):
         """Raise unless b has one entry a row."""
         if b.shape != self.diagonal_slots.shape:
             fail(function, "b", f"of shape {self.diagonal_slots.shape}, one entry a row of `A`", b.shape)
+
+    def diagonal(self):
+        """Return the diagonal."""
+        return self._collected(self.values)[self.diagonal_slots]
+
+    def times(self, unit):
+        """Return the system and the hierarchy of ``unit A``."""
+        changed = (unit * self.values, tuple(unit * entries for entries in self.data), self.inverse / unit)
+        return eqx.tree_at(lambda s: (s.values, s.data, s.inverse), self, changed)
 
     def _collected(self, values):
         return jnp.zeros(self.product.entries, values.dtype).at[self.slots].add(values)
@@ -291,8 +296,13 @@ def products(matrix: Any, order: Order | None, symmetric: bool) -> tuple[Sums, S
     return one, one if symmetric else times_vector(matrix, transposed=True, rows=order, columns=order)
 
 
+def doubled(matrix: Any) -> Any:
+    """Return a matrix in double precision, in which null vectors of coarse matrices stay what they are."""
+    return matrix.astype(np.result_type(matrix.dtype, np.float64), copy=False)
+
+
 def _host(matrix: Any) -> tuple[Array, Any, Array]:
-    """Return the entries in the order given, the matrix in CSR, and where in it each entry is."""
+    """Return the entries in the order given, the matrix in CSR and double precision, and where in it each entry is."""
     import scipy.sparse as sp
 
     if isinstance(matrix, SparseRows):
@@ -306,12 +316,16 @@ def _host(matrix: Any) -> tuple[Array, Any, Array]:
         given = matrix.tocsr()
         given = given if given.dtype.kind in "fc" else given.astype(float)
         if given.has_canonical_format:
-            return float_array("AMG", "matrix", given.data), given, jax.device_put(np.arange(given.nnz, dtype=np.int32))
+            values, places = float_array("AMG", "matrix", given.data), np.arange(given.nnz, dtype=np.int32)
+            return values, doubled(given), jax.device_put(places)
         values, column, n = given.data, given.indices, given.shape[0]
         row = np.repeat(np.arange(n), np.diff(given.indptr))
     else:
-        fail("AMG", "matrix", "SparseRows, a SciPy sparse matrix or a PyAMG solver", type(matrix).__name__, TypeError)
+        expected = (
+            "SparseRows, a SciPy sparse matrix (of a dense array, `scipy.sparse.csr_matrix(A)`) or a PyAMG solver"
+        )
+        fail("AMG", "matrix", expected, type(matrix).__name__, TypeError)
     csr = in_order(sp.coo_matrix((values, (row, column)), (n, n)))
     keys = np.repeat(np.arange(n), np.diff(csr.indptr)) * n + csr.indices
     slots = np.searchsorted(keys, np.asarray(row, np.int64) * n + column)
-    return float_array("AMG", "matrix", values), csr, jax.device_put(slots.astype(np.int32))
+    return float_array("AMG", "matrix", values), doubled(csr), jax.device_put(slots.astype(np.int32))

@@ -21,6 +21,8 @@ DROPPED = 0.05
 """Improved weights below this share of the largest of their row are dropped."""
 NULL = 16
 """Eigenvalues below this many units of rounding of the largest are those of null vectors."""
+LEAST = 1e-12
+"""As are those below this share of it, whatever the precision."""
 MANY_ENTRIES, MOST_THREADS = 100_000, 4
 """Products of a matrix of at least so many entries are shared among so many threads, where there are cores."""
 
@@ -66,9 +68,23 @@ def constructed(matrix: Any, kind: str, improve: int, options: dict[str, Any]) -
     except ImportError as cause:
         raise ImportError("AMG: PyAMG chooses the hierarchy; install it with `pip install pyamg`") from cause
     options = {"max_coarse": FEW_UNKNOWNS, **options}
+    largest = np.max(np.abs(matrix.data), initial=0)
+    # PyAMG takes denominators below 1e-15 for zero, and products of entries over- or underflow: a matrix near one
+    exponent = int(np.frexp(largest)[1]) if 0 < largest < np.inf else 0
+    matrix = scaled(matrix, -exponent)
     if improve:
-        return improved(matrix, improve, options)
-    return transfers(getattr(pyamg, kind + "_solver")(matrix, **options))
+        steps = improved(matrix, improve, options)
+    else:
+        steps = transfers(getattr(pyamg, kind + "_solver")(matrix, **options))
+    return [Transfer(P, None if coarse is None else scaled(coarse, exponent)) for P, coarse in steps]
+
+
+def scaled(matrix: Any, exponent: int) -> Any:
+    """Return a matrix times a power of two."""
+    if not exponent:
+        return matrix
+    data = np.ldexp(1.0, exponent) * matrix.data
+    return type(matrix)((data, matrix.indices, matrix.indptr), matrix.shape)
 
 
 def improved(matrix: Any, sweeps: int, options: dict[str, Any]) -> list[Transfer]:
@@ -139,20 +155,25 @@ def with_zeros(left: Any, right: Any) -> Any:
     return csr(data, whole.indices, whole.indptr, whole.shape[1])
 
 
-def inverse(matrix: Any, symmetric: bool) -> Any:
+def inverse(matrix: Any, dtype: Any, symmetric: bool) -> Any:
+    """Return `scaled_inverse` of a small sparse matrix in double precision, whose entries are rounded to `dtype`."""
+    return scaled_inverse(np, matrix.toarray(), float(np.finfo(dtype).eps), symmetric)
+
+
+def scaled_inverse(xp: Any, matrix: Any, rounding: float, symmetric: bool) -> Any:
     """Return the inverse of a small matrix; for a singular one, what solves systems that have a solution.
 
-    With the diagonal scaled to one, (2), so that small eigenvalues tell null vectors from small coefficients:
+    With the diagonal scaled to one, so that small eigenvalues tell null vectors from small coefficients:
 
-    (2) ``A^-1 = S (S A S)^+ S,  S = 1 / sqrt(diag A)``
+    (1) ``A^-1 = S (S A S)^+ S,  S = 1 / sqrt(diag A)``
+
+    `xp` is the module of the array, NumPy or JAX's, `rounding` the unit of its entries.
     """
-    full = matrix.toarray().astype(np.result_type(matrix.dtype, np.float64))
-    diagonal = np.real(np.diagonal(full))
-    scale = np.where(diagonal > 0, 1 / np.sqrt(np.where(diagonal > 0, diagonal, 1)), 1)
-    least = max(1e-12, NULL * float(np.finfo(matrix.dtype).eps))
-    both = scale[:, None] * scale
-    # (2)
-    return (both * np.linalg.pinv(both * full, rcond=least, hermitian=symmetric)).astype(matrix.dtype)
+    diagonal = xp.real(xp.diagonal(matrix))
+    scale = xp.where(diagonal > 0, 1 / xp.sqrt(xp.where(diagonal > 0, diagonal, 1)), 1)
+    both = xp.outer(scale, scale)
+    # (1)
+    return both * xp.linalg.pinv(both * matrix, max(LEAST, NULL * rounding), hermitian=symmetric)
 
 
 def smoothed(matrix: Any, P: Any, fine: Any, sweeps: int) -> Any:
@@ -160,7 +181,7 @@ def smoothed(matrix: Any, P: Any, fine: Any, sweeps: int) -> Any:
 
     As in Stueben's appendix (2001), D the diagonal in these rows and zero in others:
 
-    (1) ``P <- P - D^+ A P``
+    (2) ``P <- P - D^+ A P``
 
     which is one product: in these rows ``I - D^+ A`` is without a diagonal entry, in others it is the identity.
     """
@@ -174,7 +195,7 @@ def smoothed(matrix: Any, P: Any, fine: Any, sweeps: int) -> Any:
     ends = np.r_[0, np.cumsum(kept)][matrix.indptr].astype(matrix.indptr.dtype)
     sweep = csr(data[kept], matrix.indices[kept], ends, matrix.shape[1])
     for _ in range(sweeps):
-        P = without_small(product(sweep, P))  # (1)
+        P = without_small(product(sweep, P))  # (2)
     return P
 
 

@@ -24,6 +24,7 @@ from ...core import checks
 from ...core.bandits.learners import Learner, TsallisINF, count_arms
 from ...core.implicit import UNCONVERGED
 from ...core.loop import Limits, Run
+from ...core.precision import unit_of
 from ...core.solution import Status
 from ...core.typing import Array, Float, Int, Progress, PyTree, Scalar
 from ...core.vectors import norm
@@ -338,8 +339,9 @@ def _scan(rounds: Rounds, data, x0, state, key) -> SequenceSolution:
         pull = rounds.learner.select(carry.state, context, k)  # (1)
         first, run = rounds.play(still, rhs, start, pull.arm)  # (2)
 
-        size = norm(rhs)
-        begin = norm(rhs - still.mv(start)) / jnp.where(size > 0, size, 1)
+        unit = unit_of(rhs)
+        size = norm(unit * rhs)
+        begin = norm(unit * (rhs - still.mv(start))) / jnp.where(size > 0, size, 1)
         cost, rate = charge(first, begin, rounds.tol)
         cost = cost * rounds.arms.work[pull.arm]
         told = (first.num_steps > 0) & jnp.isfinite(cost)

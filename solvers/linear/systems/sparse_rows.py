@@ -112,6 +112,15 @@ class SparseRows(System):
         """The transpose, on the same colours."""
         return eqx.tree_at(lambda s: (s.pattern, s.pattern_t), self, (self.pattern_t, self.pattern))
 
+    def diagonal(self):
+        """Return the diagonal."""
+        padded = jnp.append(self.values, jnp.zeros(1, self.values.dtype))
+        return jnp.sum(padded[self.pattern[2]], 1)[self.position]
+
+    def times(self, unit):
+        """Return the system of ``unit A``."""
+        return eqx.tree_at(lambda s: s.values, self, unit * self.values)
+
     def check(self, function, b):
         """Raise unless b has one entry a row."""
         if b.shape != self.order.shape:

@@ -150,6 +150,10 @@ class Stencil(System, Layout):
         """Return the centre coefficient, a scalar when constant."""
         return self.coefficients[self.offsets.index(self._centre)]
 
+    def times(self, unit):
+        """Return the stencil of ``unit A``."""
+        return eqx.tree_at(lambda s: s.coefficients, self, unit * self.coefficients)
+
     def row_bound(self):
         """Return the largest absolute row sum over the diagonal; entries that point outside count too."""
         return jnp.max(jnp.sum(jnp.abs(self.coefficients), 0) / jnp.abs(self.diagonal()))

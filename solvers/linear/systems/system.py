@@ -65,6 +65,19 @@ class System(eqx.Module):
         """Return the system with what it can only know from a right-hand side filled in."""
         return self
 
+    @abstractmethod
+    def diagonal(self) -> Array:
+        """Return the diagonal of A, which broadcasts against a right-hand side."""
+
+    def extent(self, b: Array) -> tuple[Array, Array]:
+        """Return the least and the largest size that entries of the diagonal have."""
+        size = jnp.abs(self.diagonal())
+        return jnp.min(size), jnp.max(size)
+
+    @abstractmethod
+    def times(self, unit: Array) -> "System":
+        """Return the system of ``unit A``, for a power of two."""
+
     @property
     @abstractmethod
     def transposed(self) -> "System":
@@ -102,6 +115,10 @@ class Dense(System, Layout):
         if b.ndim != 1 or n != (b.shape[0], b.shape[0]):
             expected = f"(n, n) with n = len(b) = {b.shape[0]}" if b.ndim == 1 else f"for a vector b, not b {b.shape}"
             fail(function, "A", expected, n)
+
+    def times(self, unit):
+        """Return the system of ``unit A``."""
+        return Dense(unit * self.matrix)
 
     @property
     def transposed(self):
@@ -157,17 +174,21 @@ class MatrixFree(System, Layout):
     entries: Array | None = None
     args: Any = None
     bound: Array | None = None
+    unit: Array | None = None
+    unscaled: bool = eqx.field(static=True, default=False)
     relaxable = False
 
     def __init__(self, function: Callable, diagonal=None, *, args: Any = None, bound=None):
         self.function = function
+        self.unit, self.unscaled = None, diagonal is None
         self.entries = None if diagonal is None else float_array("MatrixFree", "diagonal", diagonal)
         self.args = args
         self.bound = None if bound is None else float_array("MatrixFree", "bound", bound)
 
     def mv(self, x):
         """Return ``function(x, args)``."""
-        return jax.jit(self.function)(x, self.args)
+        y = jax.jit(self.function)(x, self.args)
+        return y if self.unit is None else self.unit * y
 
     def layout(self, shape, *, sweeps):
         """Return itself."""
@@ -181,8 +202,24 @@ class MatrixFree(System, Layout):
 
     def like(self, b):
         """Return the operator with a diagonal of ones where none was given."""
-        entries = jnp.ones_like(b) if self.entries is None else self.entries
-        return MatrixFree(self.function, entries, args=self.args, bound=self.bound)
+        if self.entries is not None:
+            return self
+        return eqx.tree_at(lambda s: s.entries, self, jnp.ones_like(b), is_leaf=lambda x: x is None)
+
+    def extent(self, b):
+        """As for any system; without a diagonal, twice the largest entry of a product."""
+        if not self.unscaled:
+            return super().extent(b)
+        size = jnp.max(jnp.abs(self.mv(any_vector(b.shape, b.dtype))))
+        return size, size
+
+    def times(self, unit):
+        """Return the operator times `unit`; ones in the place of a diagonal stay."""
+        unit_before = 1 if self.unit is None else self.unit
+        entries = self.entries if self.unscaled or self.entries is None else unit * self.entries
+        bound = unit * self.bound if self.unscaled and self.bound is not None else self.bound
+        changed = (unit * unit_before, entries, bound)
+        return eqx.tree_at(lambda s: (s.unit, s.entries, s.bound), self, changed, is_leaf=lambda x: x is None)
 
     @property
     def transposed(self):
@@ -198,7 +235,7 @@ class MatrixFree(System, Layout):
         if self.bound is not None:
             return self.bound
         d = self.diagonal()
-        x = jnp.asarray(np.random.default_rng(7).standard_normal(d.shape), d.dtype)
+        x = any_vector(d.shape, d.dtype)
 
         def step(_, x):
             y = self.mv(x) / d
@@ -206,6 +243,11 @@ class MatrixFree(System, Layout):
 
         x = lax.fori_loop(0, 12, step, x)
         return 1.1 * jnp.sqrt(jnp.sum((self.mv(x) / d) ** 2))
+
+
+def any_vector(shape: tuple[int, ...], dtype: Any) -> Array:
+    """Return a vector that has a part along every other one."""
+    return jnp.asarray(np.random.default_rng(7).standard_normal(shape), dtype)
 
 
 def settle(x: Any) -> Any:

@@ -26,8 +26,8 @@ class Grid(Lazy):
     ``C[(i, j, ...), (k, l, ...)] = c_1(s_i, t_k) + c_2(s_j, t_l) + ...`` costs a product of two 512 x 512 images
     ``512^3`` exponentials where a matrix would need ``512^4``, and memory for the axes' own small matrices.
     Squared Euclidean and Manhattan distances are of this kind, Euclidean distance is not. Accepted by `sinkhorn`,
-    `sns_sinkhorn`, `sinkhorn_divergence` and `transport_exactly` in the place of a cost matrix; weights may then have
-    the image's shape or be flat, potentials are flat.
+    `sns_sinkhorn`, `sinkhorn_divergence`, `transport_exactly` and `barycenter` in the place of a cost matrix; weights
+    may then have the image's shape or be flat, potentials are flat.
 
     Parameters
     ----------
@@ -67,6 +67,8 @@ class Grid(Lazy):
     def __init__(self, *axes, targets=None, metric: str | Callable = "sqeuclidean", _flipped: bool = False):
         if not axes:
             checks.fail("Grid", "axes", "one vector of coordinates an axis", "none")
+        if len(axes) == 1 and _is_several(axes[0]):
+            checks.fail("Grid", "axes", "vectors, one an argument: write `Grid(*axes)`", _shown(axes[0]))
         targets = axes if targets is None else tuple(targets)
         if len(targets) != len(axes):
             checks.fail("Grid", "targets", f"{len(axes)} vectors, like the axes", len(targets))
@@ -188,6 +190,17 @@ class Grid(Lazy):
             return highest + jnp.log(jnp.sum(jnp.exp(exponent - highest[:, None]), 1))
 
         return self.along_axes(reduce, jnp.where(columns, (g + shift) * scale, DEAD))
+
+
+def _is_several(axis: Any) -> bool:
+    """Whether what was given as one axis is a sequence of vectors."""
+    if isinstance(axis, tuple | list):
+        return any(isinstance(z, tuple | list) or jnp.ndim(z) > 0 for z in axis)
+    return jnp.ndim(axis) == 2
+
+
+def _shown(axes: Any) -> str:
+    return f"a {type(axes).__name__} of {len(axes)}" if isinstance(axes, tuple | list) else f"shape {jnp.shape(axes)}"
 
 
 def _in_chunks(function: Callable, lines: Any, height: int) -> Any:

@@ -128,7 +128,7 @@ def sns_sinkhorn(
 
     *Cost.* A step is four products with an n x m matrix, two more for every point tried beyond the first and two for
     every conjugate-gradient step; exponentials are taken when epsilon changes or scalings are absorbed.
-    Memory beside the cost: some two arrays of its shape, three more while a system is factored.
+    Memory beside the cost: two to three arrays of its shape, one more while a system is factored.
 
     *Batches.* Under ``jax.vmap`` lanes give the same answers as alone; all wait for the slowest, and a lane whose
     systems need factoring makes every lane pay for it in that step.

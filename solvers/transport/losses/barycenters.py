@@ -19,6 +19,7 @@ from ...core.precision import matmul
 from ...core.solution import Solution, Status, StatusCode
 from ...core.typing import Array, Float, Progress, Scalar
 from ..costs.cost import Cost, as_cost
+from ..costs.grid import Grid
 from ..costs.pointcloud import stored_if_small
 from ..entropic.derivatives import mended
 from ..problem import Goal, TransportStatus, default_tol, first_fault, rounding_floor
@@ -106,7 +107,7 @@ def barycenter(
         Costs ``(n, m)`` from the points of the measures to those of the barycenter. A pair ``(C, C_bb)`` of arrays says
         those within the support too, (m, m) and symmetric; if not `debiased` one array C will do. Differentiable.
     a : Float[Array, "k n"]
-        The measures, each non-negative and of sum one. Differentiable.
+        The measures, each non-negative and of sum one; images in their shape for a `Grid`. Differentiable.
     epsilon : scalar
         Regularisation, in the units of the cost; positive. Traced, differentiable.
     shares : Float[Array, "k"], optional
@@ -175,10 +176,8 @@ def barycenter(
     """
     name = "barycenter"
     cost, within = _costs(name, cost, debiased)
-    a = checks.float_array(name, "a", a, ndim=2, dtype=cost.dtype).astype(cost.dtype)
-    k, n = a.shape
-    if n != cost.shape[0] or k == 0:
-        checks.fail(name, "a", f"(k, {cost.shape[0]}), a measure a row, k >= 1", a.shape)
+    a = _measures(name, a, cost)
+    k = len(a)
     share = jnp.full(k, 1 / k, a.dtype) if shares is None else checks.float_array(name, "shares", shares, ndim=1)
     if share.shape != (k,):
         checks.fail(name, "shares", f"({k},), one for each measure", share.shape)
@@ -204,6 +203,18 @@ def _costs(name: str, cost: Any, debiased: bool) -> tuple[Cost, Cost | None]:
             checks.fail(name, "cost", expected, f"one array {cost.shape}")
     within = cost.within(name)[1] if debiased else None
     return as_cost(stored_if_small(cost)), None if within is None else as_cost(stored_if_small(within))
+
+
+def _measures(name: str, a: Any, cost: Cost) -> Float[Array, "k n"]:
+    """Return the measures, a row each, or raise; those of a `Grid` may be images."""
+    a = checks.float_array(name, "a", a, dtype=cost.dtype).astype(cost.dtype)
+    image = cost.image_shapes[0] if isinstance(cost, Grid) else ()
+    if a.ndim > 1 and a.shape[1:] == image:
+        a = a.reshape(len(a), -1)
+    if a.ndim != 2 or a.shape[1] != cost.shape[0] or len(a) == 0:
+        images = f" or an image {image} each" if len(image) > 1 else ""
+        checks.fail(name, "a", f"(k, {cost.shape[0]}), a measure a row{images}, k >= 1", a.shape)
+    return a
 
 
 def sweep(g: Array, own: Array, data: Data) -> Swept:

@@ -287,19 +287,19 @@ def _fit(start, x, y, epsilon, strength, rate, limits: Limits) -> MapSolution:
     uniform_x, uniform_y = (jnp.full(len(z), 1 / len(z), x.dtype) for z in (x, y))
 
     def within(z, weights):
-        return solve_symmetric((PointCloud(z, z), weights, weights, epsilon), inner, "approximate").regularized_cost
+        return solve_symmetric((PointCloud(z, z), weights, weights, epsilon), inner, "approximate")
 
-    of_x, of_y = within(x, uniform_x), within(y, uniform_y)
+    alone = within(x, uniform_x)
+    of_x, of_y = alone.regularized_cost, within(y, uniform_y).regularized_cost
     first = sns_sinkhorn(PointCloud(x, y), **settings)
     initial = first.regularized_cost - (of_x + of_y) / 2
-    back = sns_sinkhorn(PointCloud(x, x), **settings).value
     optimiser = optax.adam(1.0)
 
     def loss(model, state: Training):
         moved = model(x)
         towards = sns_sinkhorn(PointCloud(moved, y), init=state.towards, **settings)
         along = sns_sinkhorn(PointCloud(x, moved), init=state.back, **settings)
-        of_moved = within(moved, uniform_x)
+        of_moved = within(moved, uniform_x).regularized_cost
         divergence = towards.regularized_cost - (of_moved + of_y) / 2
         # (1)
         gap = jnp.mean(jnp.sum((x - moved) ** 2, 1)) - (along.regularized_cost - (of_moved + of_x) / 2)
@@ -315,7 +315,7 @@ def _fit(start, x, y, epsilon, strength, rate, limits: Limits) -> MapSolution:
         return Training(moved, optimiser_state, *lax.stop_gradient((towards, along, parts)), state.step + 1)
 
     zero = jnp.zeros((), x.dtype)
-    state = Training(start, optimiser.init(start), first.value, back, (initial, zero), jnp.zeros((), jnp.int32))
+    state = Training(start, optimiser.init(start), first.value, alone.value, (initial, zero), jnp.zeros((), jnp.int32))
     unit = jnp.maximum(jnp.abs(initial), jnp.finfo(x.dtype).eps * epsilon)
     run = iterate(
         step,

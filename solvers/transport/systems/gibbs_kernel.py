@@ -110,7 +110,9 @@ def absorb(problem: Problem, kernel: Kernel, f, g, epsilon) -> Kernel:
             return row_update(problem, columns, epsilon), columns
 
         f_now, g_now = lax.cond(trips > 0, log_domain, lambda: (f, g))
-        K = problem.cost.kernel(f_now, g_now, problem.rows, problem.columns, epsilon, problem.shift)  # (1)
+        now = trips >= 0  # always: what the kernel makes of costs, rows and shift is no array made before the loop
+        rows, shift = problem.rows & now, lax.select(now, problem.shift, jnp.zeros_like(problem.shift))
+        K = problem.cost.kernel(f_now, g_now, rows, problem.columns, epsilon, shift)  # (1)
         ones = jnp.ones_like(f), jnp.ones_like(g)
         new = Kernel(K, f_now, g_now, *ones, ones[0], epsilon)
         new = rescale(problem, new, new.alpha)
