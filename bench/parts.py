@@ -33,7 +33,7 @@ def add_options(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
     parser.add_argument("--seconds", type=float, default=14400, help="start no new part after this long")
     parser.add_argument("--solvers", default="", help="comma-separated names: only these contestants")
     parser.add_argument("--resume", action="store_true", help="only what the file lacks")
-    parser.add_argument("--slice", default="", help="k/n: every n-th problem, from the k-th on; 0/16 with --quick")
+    parser.add_argument("--slice", default="", help="k/n: every n-th problem, from the k-th on; 0/24 with --quick")
     parser.add_argument("--merge", nargs="+", type=Path, default=[], help="unite the files of these folders")
     parser.add_argument("--report", action="store_true", help="print what the file says, run nothing")
     parser.add_argument("--part", default="", help="names of problems to do in this process")
@@ -55,7 +55,7 @@ def wanted(options, file: str, name: str) -> Callable[[str], bool]:
 def race_all(options, script: str, file: str, sizes: dict[str, int]):
     """Run the script on the chosen names, the smallest first, a part a process."""
     begin = time.monotonic()
-    k, n = map(int, (options.slice or ("0/16" if options.quick else "0/1")).split("/"))
+    k, n = map(int, (options.slice or ("0/24" if options.quick else "0/1")).split("/"))
     names = sorted(sizes, key=lambda name: (sizes[name], name))[k::n]
     names = [name for name in names if not options.only or name in options.only]
     small = [name for name in names if sizes[name] <= LARGE]

@@ -9,6 +9,9 @@ family's benchmark can be repeated alone: ``python bench/linear.py --quick``. On
 """
 
 import argparse
+import contextlib
+import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -43,6 +46,19 @@ FAMILIES = (
 )
 
 
+def ended_code(command: list[str], limit: float | None) -> int | None:
+    """Run a script and return its exit status, or None where it took too long; no process of it is left behind."""
+    process = subprocess.Popen(command, start_new_session=True)
+    try:
+        return process.wait(timeout=limit)
+    except subprocess.TimeoutExpired:
+        return None
+    finally:
+        with contextlib.suppress(ProcessLookupError):  # races in parts have processes of their own
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
 def main() -> int:
     """Run the chosen scripts; return 0 when all of them did."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -64,11 +80,8 @@ def main() -> int:
     for name in chosen:
         print(f"\n== {name} {' '.join(flags)}", flush=True)
         start = time.monotonic()
-        try:
-            code = subprocess.run([sys.executable, HERE / f"{name}.py", *flags], timeout=options.limit).returncode
-            how = f"failed with exit status {code}" if code else DONE
-        except subprocess.TimeoutExpired:
-            how = "ended by --limit"
+        code = ended_code([sys.executable, str(HERE / f"{name}.py"), *flags], options.limit)
+        how = "ended by --limit" if code is None else f"failed with exit status {code}" if code else DONE
         ended.append((name, how, time.monotonic() - start))
     print()
     for name, how, seconds in ended:

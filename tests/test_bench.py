@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import time
 from pathlib import Path
 
 import jax
@@ -161,7 +162,10 @@ def test_quick_results_do_not_replace_the_committed_ones(harness, tmp_path):
 
 def test_the_run_goes_on_after_a_script_that_fails_or_is_too_slow(harness, tmp_path, monkeypatch, capfd):
     run = importlib.import_module("run")
-    scripts = {"slow": "import time; time.sleep(99)", "bad": "raise SystemExit(3)", "good": "print('ran')"}
+    log = tmp_path / "log"
+    part = f"import time\nfor _ in range(990): print(file=open({str(log)!r}, 'a')); time.sleep(0.1)"
+    slow = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {part!r}])"
+    scripts = {"slow": slow, "bad": "raise SystemExit(3)", "good": "print('ran')"}
     for name, text in scripts.items():
         (tmp_path / f"{name}.py").write_text(text)
     monkeypatch.setattr(run, "HERE", tmp_path)
@@ -171,3 +175,6 @@ def test_the_run_goes_on_after_a_script_that_fails_or_is_too_slow(harness, tmp_p
     said = capfd.readouterr().out
     for words in ("ended by --limit", "failed with exit status 3", "ran", "done in"):
         assert words in said
+    length = log.stat().st_size if log.exists() else 0
+    time.sleep(0.5)
+    assert length == (log.stat().st_size if log.exists() else 0), "a process of the script that was ended goes on"
