@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from solvers.pde import Box, Dirichlet, Neumann, Observe, PDEProblem, Robin, gp_solve
+from solvers.pde import Box, Dirichlet, Neumann, Observe, PDEProblem, Robin, SpectralMixture, gp_solve
 
 from ..conftest import FLOAT, needs_x64
 
@@ -281,7 +281,8 @@ def test_the_prior_of_faces_of_one_size_is_that_of_any():
     found = completion.completed(problem, (((2, 0), (0, 2)),))
     lines = [[line(found.problem, 0, d, n, 2, True, FLOAT) for d, n in enumerate((5, 6))]]
     spaces = completion.face_spaces(found, lines, FLOAT)
-    kernel = face_prior.kernel_of(jnp.asarray(0.4, FLOAT), jnp.asarray(1.3, FLOAT), 2, FLOAT)
+    shares, lengths = jnp.asarray(face_prior.TAIL, FLOAT).T
+    kernel = SpectralMixture(1.3 * shares, jnp.zeros_like(lengths), 0.4 * lengths)
     whole = face_prior.covariance(spaces, lines, kernel)
     part = face_prior.covariance(spaces[:2], lines, kernel)
     assert [s.size for s in spaces] == [6, 6, 5, 5]
