@@ -1,9 +1,9 @@
 """What the first call costs: tracing, lowering and XLA's compilation, on small data, in CPU seconds.
 
-CPU seconds are those of all threads together: what one core that does nothing else needs; no other load changes them
-much. Two parts. `contract`: every solver of the contract, alone, under vmap and in a gradient. `examples`: the
-docstring example of every public name, all that it compiles and runs: what somebody waits for who pastes it into a new
-process.
+CPU seconds are those of all threads together: what one core needs. Other work beside it inflates them, less than it
+does seconds on the clock: by up to 40 % on two hardware threads of a core. Two parts. `contract`: every solver of the
+contract, alone, under vmap and in a gradient. `examples`: the docstring example of every public name, all that it
+compiles and runs: what somebody waits for who pastes it into a new process.
 
 ``python bench/compile_time.py`` takes some twenty minutes on two cores and writes ``bench/results/compile_time.json``;
 ``--quick`` compiles once instead of three times, ``--slice 0/4`` measures a quarter, ``--only sor`` what has that in

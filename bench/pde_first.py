@@ -2,8 +2,8 @@
 
 Used by `bench/pde.py --only "first call"`. CPU seconds of the whole first call (the imports are done), median of fresh
 processes on one thread, without a cache of compiled programs; and what does not depend on the machine: the kernels that
-XLA's CPU backend compiles, a module each, which most of those seconds are, and the equations that JAX traced. As a
-script, ``python bench/pde_first.py NAME [count]``, it is one such process.
+XLA's CPU backend compiles, a module each (JAX 0.10 writes them out, 0.12 does not), most of those seconds, and the
+equations that JAX traced. As a script, ``python bench/pde_first.py NAME [count]``, it is one such process.
 """
 
 import json
@@ -107,7 +107,7 @@ def first_call(name, repeat):
         modules = len(list(Path(folder).glob("*.ir-with-opt.ll")))
     middle = {key: float(np.median([run[key] for run in runs])) for key in ("cpu_seconds", "seconds")}
     return {"problem": f"first call in 2-D: {name}", "method": "gp_solve", **runs[-1], **middle,
-            "modules": modules, **counted}  # fmt: skip
+            "modules": modules or None, **counted}  # fmt: skip
 
 
 def first_jobs(quick):

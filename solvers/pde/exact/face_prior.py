@@ -121,14 +121,14 @@ def chosen(spaces, lines, magnitude, jacobian, extra, misfit, rank: int) -> Face
     tails, shares = np.multiply.outer(LENGTHS, [t[1] for t in TAIL]), jnp.asarray([t[0] for t in TAIL], dtype)
     believed = ((np.log(LENGTHS) - log(LENGTH)) / LENGTH_SPREAD) ** 2
 
-    def unit_of(lengths):
+    def unscaled(lengths):
         """Return the covariance for a scale of one."""
         return covariance(spaces, lines, SpectralMixture(shares, jnp.zeros_like(lengths), lengths))
 
     def density_at(length):
         """Return the log density at every scale."""
         lengths, believed = length
-        seen = matmul(a, matmul(unit_of(lengths), a.T))
+        seen = matmul(a, matmul(unscaled(lengths), a.T))
         values, vectors = jnp.linalg.eigh(seen)
         seen = matmul(r, vectors)
         spread = 1 + scales[:, None] ** 2 * jnp.maximum(values, 0)[None]
@@ -139,7 +139,7 @@ def chosen(spaces, lines, magnitude, jacobian, extra, misfit, rank: int) -> Face
     tried = jnp.asarray(tails, dtype)
     best = jnp.argmax(lax.map(density_at, (tried, jnp.asarray(believed, dtype))))
     lengths, scale = (jnp.repeat(tried, SCALES.size, 0)[best], jnp.tile(scales, LENGTHS.size)[best])
-    varied, fixed = scale**2 * unit_of(lengths), jnp.outer(level, level)
+    varied, fixed = scale**2 * unscaled(lengths), jnp.outer(level, level)
     kernel = SpectralMixture(shares * scale ** (2 / ndim), jnp.zeros_like(lengths), lengths)
     share = jnp.trace(varied) / (jnp.trace(varied) + jnp.trace(fixed))
     return lax.stop_gradient(FacePrior(_root(varied + fixed)[:, -rank:], kernel, share))
